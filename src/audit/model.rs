@@ -1,0 +1,184 @@
+//! What a record says.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Everything that is recorded. The names are part of `docs/formats/audit-v1.md`; add, never rename.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// The daemon came up.
+    DaemonStart,
+    /// The daemon went down in order.
+    DaemonStop,
+    /// The schema was changed.
+    DbMigrate,
+    /// A token was asked for at the token endpoint.
+    TokenIssue,
+    /// A request was refused for want of a valid credential (counted, rate-limited).
+    AuthFail,
+    /// An application was made.
+    AppCreate,
+    /// An application was deleted.
+    AppDelete,
+    /// Applications were listed.
+    AppList,
+    /// A secret was created.
+    SecretCreate,
+    /// Secrets' metadata were read.
+    SecretList,
+    /// A secret's metadata were read.
+    SecretShow,
+    /// A secret's value was released.
+    SecretReveal,
+    /// A new version was stored.
+    SecretReplace,
+    /// A secret was deleted.
+    SecretDelete,
+    /// Values were sealed for a caller that keeps them.
+    SealExternal,
+    /// Values were opened for a caller that keeps them.
+    OpenExternal,
+    /// A data key was made.
+    DataKeyCreate,
+    /// A KEK version was made.
+    KekRotate,
+    /// KEKs were listed.
+    KekList,
+    /// A rewrap was started.
+    RewrapStart,
+    /// A rewrap ended.
+    RewrapEnd,
+    /// A job was asked to stop.
+    JobCancel,
+    /// A signing or MAC key was made.
+    KeyCreate,
+    /// A stored value failed its integrity check.
+    IntegrityIncident,
+    /// A key on the device is missing or unfit.
+    KeyIncident,
+    /// The audit log was read.
+    AuditRead,
+}
+
+impl Action {
+    /// Every action, for the documentation.
+    pub const ALL: [Self; 26] = [
+        Self::DaemonStart,
+        Self::DaemonStop,
+        Self::DbMigrate,
+        Self::TokenIssue,
+        Self::AuthFail,
+        Self::AppCreate,
+        Self::AppDelete,
+        Self::AppList,
+        Self::SecretCreate,
+        Self::SecretList,
+        Self::SecretShow,
+        Self::SecretReveal,
+        Self::SecretReplace,
+        Self::SecretDelete,
+        Self::SealExternal,
+        Self::OpenExternal,
+        Self::DataKeyCreate,
+        Self::KekRotate,
+        Self::KekList,
+        Self::RewrapStart,
+        Self::RewrapEnd,
+        Self::JobCancel,
+        Self::KeyCreate,
+        Self::IntegrityIncident,
+        Self::KeyIncident,
+        Self::AuditRead,
+    ];
+
+    /// The name in the record.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::DaemonStart => "daemon.start",
+            Self::DaemonStop => "daemon.stop",
+            Self::DbMigrate => "db.migrate",
+            Self::TokenIssue => "token.issue",
+            Self::AuthFail => "auth.fail",
+            Self::AppCreate => "app.create",
+            Self::AppDelete => "app.delete",
+            Self::AppList => "app.list",
+            Self::SecretCreate => "secret.create",
+            Self::SecretList => "secret.list",
+            Self::SecretShow => "secret.show",
+            Self::SecretReveal => "secret.reveal",
+            Self::SecretReplace => "secret.replace",
+            Self::SecretDelete => "secret.delete",
+            Self::SealExternal => "external.seal",
+            Self::OpenExternal => "external.open",
+            Self::DataKeyCreate => "datakey.create",
+            Self::KekRotate => "kek.rotate",
+            Self::KekList => "kek.list",
+            Self::RewrapStart => "rewrap.start",
+            Self::RewrapEnd => "rewrap.end",
+            Self::JobCancel => "job.cancel",
+            Self::KeyCreate => "key.create",
+            Self::IntegrityIncident => "incident.integrity",
+            Self::KeyIncident => "incident.key",
+            Self::AuditRead => "audit.read",
+        }
+    }
+}
+
+/// What is about to happen, or has happened.
+#[derive(Clone, Debug)]
+pub struct Event {
+    pub(super) action: Action,
+    pub(super) object_kind: &'static str,
+    pub(super) object_id: String,
+    pub(super) details: Vec<(&'static str, String)>,
+}
+
+impl Event {
+    /// An action on an object, for example `(SecretReveal, "secret", id)`.
+    pub fn new(action: Action, object_kind: &'static str, object_id: impl Into<String>) -> Self {
+        Self { action, object_kind, object_id: object_id.into(), details: Vec::new() }
+    }
+
+    /// Adds a detail: a name or a number, never a value.
+    #[must_use]
+    pub fn detail(mut self, key: &'static str, value: impl Into<String>) -> Self {
+        self.details.push((key, value.into()));
+        self
+    }
+}
+
+/// Collects what the work learns for the outcome record.
+#[derive(Clone, Default)]
+pub struct Note(Arc<Mutex<Vec<(&'static str, String)>>>);
+
+impl Note {
+    /// Adds a detail: a name or a number, never a value.
+    pub fn add(&self, key: &'static str, value: impl Into<String>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push((key, value.into()));
+    }
+
+    pub(super) fn take(&self) -> Vec<(&'static str, String)> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// How it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Done.
+    Success,
+    /// Refused before anything was done; the code says why.
+    Denied(&'static str),
+    /// Failed; the code says why.
+    Failure(&'static str),
+    /// Nobody knows: the process died or the caller went away in between.
+    Unknown,
+}
+
+/// A record as it is served: its number and its exact bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// 1, 2, ... without gaps over all tenants.
+    pub seq: u64,
+    /// One line of JSON, without the line end.
+    pub body: String,
+}

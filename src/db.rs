@@ -1,0 +1,188 @@
+//! The database: SQLite inside the daemon, or PostgreSQL beside it, behind one connection type.
+//!
+//! [`Db::read`] and [`Db::write`] run a closure on a thread that owns a connection; a write returns
+//! only after its commit is durable. On SQLite one thread writes, and the writes that wait at the
+//! same time share one transaction (each in a savepoint of its own) and so one fsync. Stores are
+//! plain functions on [`Conn`]; [`with_conn!`] expands one diesel expression for both engines.
+
+mod connect;
+mod lanes;
+pub mod migrate;
+pub mod schema;
+
+use std::sync::Arc;
+
+use diesel::{PgConnection, SqliteConnection};
+
+pub use connect::{Engine, OpenOptions, Url};
+pub use lanes::DbStatus;
+
+/// A connection of either engine.
+pub enum Conn {
+    /// SQLite.
+    Sqlite(SqliteConnection),
+    /// PostgreSQL.
+    Postgres(PgConnection),
+}
+
+/// Expands one diesel expression once per engine: `with_conn!(conn, |c| query.execute(c))`.
+#[macro_export]
+macro_rules! with_conn {
+    ($conn:expr, |$c:ident| $body:expr) => {
+        match $conn {
+            $crate::db::Conn::Sqlite($c) => $body,
+            $crate::db::Conn::Postgres($c) => $body,
+        }
+    };
+}
+
+/// Why a database call failed, sorted by what the caller can do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum DbError {
+    /// The database does not answer, is full, or is locked for too long. Nothing was written. Retry later.
+    #[error("database unavailable")]
+    Unavailable(#[source] Option<diesel::result::Error>),
+    /// The connection broke at commit: written or not, nobody knows. Look before repeating.
+    #[error("outcome of a write unknown")]
+    Unknown(#[source] diesel::result::Error),
+    /// A unique rule was broken: somebody else was first.
+    #[error("a row of that key exists")]
+    Duplicate,
+    /// A row that this program cannot have written, by table and id.
+    #[error("impossible row in {table}: {id}")]
+    Impossible {
+        /// The table.
+        table: &'static str,
+        /// The row's key.
+        id: String,
+    },
+    /// The database refused a statement: a bug here, or a foreign schema.
+    #[error("database refused a statement")]
+    Refused(#[source] diesel::result::Error),
+}
+
+impl DbError {
+    /// A row that cannot be.
+    pub fn impossible(table: &'static str, id: &str) -> Self {
+        Self::Impossible { table, id: id.to_owned() }
+    }
+}
+
+impl From<diesel::result::Error> for DbError {
+    fn from(error: diesel::result::Error) -> Self {
+        use diesel::result::{DatabaseErrorKind as Kind, Error};
+        match error {
+            Error::DatabaseError(Kind::UniqueViolation, _) => Self::Duplicate,
+            Error::DatabaseError(Kind::ClosedConnection | Kind::SerializationFailure, _)
+            | Error::BrokenTransactionManager => Self::Unavailable(Some(error)),
+            Error::DatabaseError(Kind::Unknown, ref info) if connect::is_outage(info.message()) => {
+                Self::Unavailable(Some(error))
+            }
+            other => Self::Refused(other),
+        }
+    }
+}
+
+/// The database. Cheap to clone.
+#[derive(Clone)]
+pub struct Db {
+    lanes: Arc<lanes::Lanes>,
+}
+
+impl Db {
+    /// Opens the database, takes the single-daemon lock on SQLite, and checks the schema: SQLite is
+    /// migrated at once, PostgreSQL only by `lacre db migrate`.
+    ///
+    /// # Errors
+    /// [`OpenError`] says what to do.
+    pub fn open(url: &Url, options: &OpenOptions) -> Result<Self, OpenError> {
+        Ok(Self { lanes: Arc::new(lanes::Lanes::open(url, options)?) })
+    }
+
+    /// Runs `query` on a reading connection.
+    ///
+    /// # Errors
+    /// What `query` returns, or [`DbError::Unavailable`].
+    pub async fn read<T, E, F>(&self, query: F) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<DbError> + Send + 'static,
+        F: FnOnce(&mut Conn) -> Result<T, E> + Send + 'static,
+    {
+        self.lanes.read(query).await
+    }
+
+    /// Runs `work` in a write transaction and returns after the commit is durable. An error from
+    /// `work` rolls its changes back and nothing else.
+    ///
+    /// # Errors
+    /// What `work` returns, [`DbError::Unavailable`], or [`DbError::Unknown`] if the commit broke.
+    pub async fn write<T, E, F>(&self, work: F) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<DbError> + Send + 'static,
+        F: FnOnce(&mut Conn) -> Result<T, E> + Send + 'static,
+    {
+        self.lanes.write(work).await
+    }
+
+    /// Which engine, and whether it answers.
+    pub fn status(&self) -> DbStatus {
+        self.lanes.status()
+    }
+
+    /// Which engine.
+    pub fn engine(&self) -> Engine {
+        self.lanes.engine()
+    }
+
+    /// Waits for queued work and closes the connections.
+    pub fn close(&self) {
+        self.lanes.close();
+    }
+}
+
+/// Why the database could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another daemon has this SQLite file open.
+    #[error("another daemon is using {path} (its lock is held)")]
+    InUse {
+        /// The database file.
+        path: String,
+    },
+    /// The schema was made by a newer version of this program.
+    #[error(
+        "the database has migration {found}, which this version does not know: it was made by a newer lacre"
+    )]
+    NewerSchema {
+        /// The unknown migration.
+        found: String,
+    },
+    /// Migrations are pending, and this engine is migrated by hand only.
+    #[error("{count} migration(s) pending: run `lacre db migrate`")]
+    MigrationsPending {
+        /// How many.
+        count: usize,
+    },
+    /// The file is not a database of this program.
+    #[error("{path} is not a lacre database: {reason}")]
+    Foreign {
+        /// The database file.
+        path: String,
+        /// What it looks like.
+        reason: String,
+    },
+    /// The file or server cannot be reached.
+    #[error("cannot open the database: {reason}")]
+    Unreachable {
+        /// What the driver said, without the password of the URL.
+        reason: String,
+    },
+    /// The URL is not understood.
+    #[error("not a database URL: {reason}")]
+    BadUrl {
+        /// What is wrong with it.
+        reason: String,
+    },
+}

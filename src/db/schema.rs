@@ -1,0 +1,131 @@
+//! The tables as diesel sees them: kept by hand, equal on both engines (a test compares).
+//! Owners: vault (tenants, keks, secrets, secret_versions, jobs, idempotency_keys), audit
+//! (audit_head, audit_records), keys (signing_keys), issuer (applications).
+
+#![expect(missing_docs, reason = "diesel's macro makes undocumented items; migrations document the columns")]
+
+diesel::table! {
+    tenants (id) { id -> Text, created_at -> BigInt, }
+}
+
+diesel::table! {
+    keks (tenant_id, version) {
+        tenant_id -> Text,
+        version -> BigInt,
+        kek_id -> Binary,
+        key_ref -> Binary,
+        state -> Text,
+        wraps_reserved -> BigInt,
+        created_at -> BigInt,
+        activated_at -> Nullable<BigInt>,
+        destroyed_at -> Nullable<BigInt>,
+    }
+}
+
+diesel::table! {
+    secrets (id) {
+        id -> Text,
+        tenant_id -> Text,
+        name -> Text,
+        kind -> Text,
+        labels -> Text,
+        current_version -> BigInt,
+        expires_at -> Nullable<BigInt>,
+        created_at -> BigInt,
+        updated_at -> BigInt,
+        row_version -> BigInt,
+    }
+}
+
+diesel::table! {
+    secret_versions (secret_id, version) {
+        secret_id -> Text,
+        version -> BigInt,
+        tenant_id -> Text,
+        encoding -> Text,
+        value_len -> BigInt,
+        kek_version -> BigInt,
+        wrapped_dek -> Binary,
+        iv -> Binary,
+        ciphertext -> Binary,
+        tag -> Binary,
+        created_at -> BigInt,
+    }
+}
+
+diesel::table! {
+    jobs (id) {
+        id -> Text,
+        tenant_id -> Text,
+        kind -> Text,
+        state -> Text,
+        target -> BigInt,
+        total -> BigInt,
+        done -> BigInt,
+        failed -> BigInt,
+        position -> Text,
+        last_error -> Nullable<Text>,
+        lease_owner -> Nullable<Text>,
+        lease_until -> BigInt,
+        lease_epoch -> BigInt,
+        created_at -> BigInt,
+        updated_at -> BigInt,
+    }
+}
+
+diesel::table! {
+    idempotency_keys (tenant_id, principal, key) {
+        tenant_id -> Text,
+        principal -> Text,
+        key -> Text,
+        operation -> Text,
+        body_mac -> Binary,
+        result_id -> Text,
+        expires_at -> BigInt,
+    }
+}
+
+diesel::table! {
+    audit_head (id) { id -> BigInt, seq -> BigInt, hash -> Binary, }
+}
+
+diesel::table! {
+    audit_records (seq) {
+        seq -> BigInt,
+        at -> BigInt,
+        tenant_id -> Text,
+        action -> Text,
+        body -> Text,
+    }
+}
+
+diesel::table! {
+    signing_keys (id) {
+        id -> Text,
+        tenant_id -> Text,
+        purpose -> Text,
+        alg -> Text,
+        key_ref -> Binary,
+        kid -> Nullable<Text>,
+        jwk -> Nullable<Text>,
+        state -> Text,
+        created_at -> BigInt,
+        activated_at -> Nullable<BigInt>,
+    }
+}
+
+diesel::table! {
+    applications (client_id) {
+        client_id -> Text,
+        tenant_id -> Text,
+        name -> Text,
+        kind -> Text,
+        secret_mac -> Binary,
+        scopes -> Text,
+        settings -> Text,
+        created_at -> BigInt,
+        row_version -> BigInt,
+    }
+}
+
+diesel::allow_tables_to_appear_in_same_query!(secrets, secret_versions, keks, tenants);

@@ -1,0 +1,179 @@
+//! Who is calling, for which tenant, with which rights.
+//!
+//! A [`Caller`] is made by the HTTP extractor after authentication, or by the daemon for its own
+//! background work; a service that takes `&Caller` cannot be reached without one. The tenant comes
+//! from here and never from a path, a query or a body.
+
+use std::fmt;
+
+use crate::ids::{ClientId, RequestId, TenantId};
+
+/// One right. Metadata and values are separate on purpose: an administrator sees that a secret
+/// exists without being able to read it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Scope {
+    /// List secrets and read their metadata.
+    SecretsMetadata,
+    /// Read secret values.
+    SecretsRead,
+    /// Create, replace and delete secrets.
+    SecretsWrite,
+    /// Seal, open and make data keys for ciphertext that the caller keeps.
+    CryptoUse,
+    /// See, rotate and rewrap key-encryption keys; see and cancel jobs.
+    KeysAdmin,
+    /// Read the audit log.
+    AuditRead,
+    /// Create, list and delete applications.
+    AppsAdmin,
+}
+
+impl Scope {
+    /// Every scope, in the order of the documentation.
+    pub const ALL: [Self; 7] = [
+        Self::SecretsMetadata,
+        Self::SecretsRead,
+        Self::SecretsWrite,
+        Self::CryptoUse,
+        Self::KeysAdmin,
+        Self::AuditRead,
+        Self::AppsAdmin,
+    ];
+
+    /// The scope's token in OAuth (RFC 6749, section 3.3).
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SecretsMetadata => "secrets:metadata",
+            Self::SecretsRead => "secrets:read",
+            Self::SecretsWrite => "secrets:write",
+            Self::CryptoUse => "crypto:use",
+            Self::KeysAdmin => "keys:admin",
+            Self::AuditRead => "audit:read",
+            Self::AppsAdmin => "apps:admin",
+        }
+    }
+
+    /// The scope of that name, if there is one.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|scope| scope.name() == name)
+    }
+
+    const fn bit(self) -> u32 {
+        1 << self as u32
+    }
+}
+
+/// A set of scopes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ScopeSet(u32);
+
+impl ScopeSet {
+    /// The empty set.
+    pub const NONE: Self = Self(0);
+
+    /// Every scope there is.
+    pub fn all() -> Self {
+        Scope::ALL.into_iter().collect()
+    }
+
+    /// Whether `scope` is in the set.
+    pub const fn contains(self, scope: Scope) -> bool {
+        self.0 & scope.bit() != 0
+    }
+
+    /// Whether every scope of `other` is in the set.
+    pub const fn contains_all(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Whether the set is empty.
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// The members, in the order of [`Scope::ALL`].
+    pub fn iter(self) -> impl Iterator<Item = Scope> {
+        Scope::ALL.into_iter().filter(move |scope| self.contains(*scope))
+    }
+
+    /// Reads a space-separated list (RFC 6749, section 3.3); `None` names an unknown scope.
+    pub fn parse(text: &str) -> Option<Self> {
+        text.split_ascii_whitespace().map(Scope::parse).collect()
+    }
+}
+
+impl FromIterator<Scope> for ScopeSet {
+    fn from_iter<I: IntoIterator<Item = Scope>>(scopes: I) -> Self {
+        Self(scopes.into_iter().fold(0, |set, scope| set | scope.bit()))
+    }
+}
+
+impl fmt::Display for ScopeSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.iter().map(Scope::name).collect();
+        f.write_str(&names.join(" "))
+    }
+}
+
+/// Who acts: the audit log's `actor`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Principal {
+    /// A machine application, authenticated by a token of Lacre's issuer.
+    Application(ClientId),
+    /// A local process, authenticated by the Unix socket's peer credentials.
+    LocalUser(u32),
+    /// A service, authenticated by its TLS client certificate (the name its rule gives it).
+    Certificate(String),
+    /// The daemon itself: start, background jobs, command line on the daemon's host.
+    System(&'static str),
+    /// Nobody yet: a failed or pending authentication.
+    Anonymous,
+}
+
+impl fmt::Display for Principal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Application(id) => write!(f, "app:{id}"),
+            Self::LocalUser(uid) => write!(f, "uid:{uid}"),
+            Self::Certificate(name) => write!(f, "cert:{name}"),
+            Self::System(part) => write!(f, "system:{part}"),
+            Self::Anonymous => f.write_str("anonymous"),
+        }
+    }
+}
+
+/// The caller does not hold the right that the operation needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the scope `{}` is needed", .0.name())]
+pub struct MissingScope(pub Scope);
+
+/// An authenticated caller and the request it makes.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// Who acts.
+    pub principal: Principal,
+    /// For which tenant; every row a service touches is of this tenant.
+    pub tenant: TenantId,
+    /// With which rights.
+    pub scopes: ScopeSet,
+    /// In which request.
+    pub request: RequestId,
+}
+
+impl Caller {
+    /// The daemon's own work for a tenant.
+    pub fn system(part: &'static str, tenant: TenantId) -> Self {
+        Self {
+            principal: Principal::System(part),
+            tenant,
+            scopes: ScopeSet::all(),
+            request: RequestId::generate(),
+        }
+    }
+
+    /// # Errors
+    /// [`MissingScope`] if the caller does not hold `scope`.
+    pub fn require(&self, scope: Scope) -> Result<(), MissingScope> {
+        if self.scopes.contains(scope) { Ok(()) } else { Err(MissingScope(scope)) }
+    }
+}

@@ -1,0 +1,207 @@
+//! Names and identifiers: one type each, one constructor that can fail, made by the application.
+//!
+//! Row ids are UUIDv7 text, so that they sort by creation and no database sequence is needed.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// The text is not a valid name or id of the wanted kind.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a valid {what}")]
+pub struct BadName {
+    /// Which kind of name was wanted.
+    pub what: &'static str,
+}
+
+macro_rules! uuid_id {
+    ($(#[$doc:meta])* $name:ident, $what:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            /// A fresh id (UUIDv7, RFC 9562).
+            pub fn generate() -> Self {
+                Self(Uuid::now_v7().to_string())
+            }
+
+            /// Accepts the canonical lower-case UUID form only, so that one id has one spelling.
+            ///
+            /// # Errors
+            /// [`BadName`] for anything else.
+            pub fn parse(text: &str) -> Result<Self, BadName> {
+                match Uuid::try_parse(text) {
+                    Ok(uuid) if uuid.to_string() == text => Ok(Self(text.to_owned())),
+                    _ => Err(BadName { what: $what }),
+                }
+            }
+
+            /// The id as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = BadName;
+            fn try_from(text: String) -> Result<Self, BadName> {
+                Self::parse(&text)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> String {
+                id.0
+            }
+        }
+    };
+}
+
+uuid_id!(
+    /// A secret in the vault.
+    SecretId,
+    "secret id"
+);
+uuid_id!(
+    /// A background job.
+    JobId,
+    "job id"
+);
+uuid_id!(
+    /// A signing key's row; not its `kid`, which is a thumbprint.
+    SigningKeyId,
+    "signing key id"
+);
+
+/// A tenant: 1 to 64 characters of `a-z 0-9 -`, not beginning or ending with `-`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct TenantId(String);
+
+impl TenantId {
+    /// # Errors
+    /// [`BadName`] if the text breaks the rule of the type.
+    pub fn parse(text: &str) -> Result<Self, BadName> {
+        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        let edges = text.starts_with('-') || text.ends_with('-');
+        if text.is_empty() || text.len() > 64 || edges || !text.chars().all(allowed) {
+            return Err(BadName { what: "tenant id" });
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for TenantId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl TryFrom<String> for TenantId {
+    type Error = BadName;
+    fn try_from(text: String) -> Result<Self, BadName> {
+        Self::parse(&text)
+    }
+}
+
+impl From<TenantId> for String {
+    fn from(id: TenantId) -> String {
+        id.0
+    }
+}
+
+/// An application's client id: 1 to 64 characters of `A-Z a-z 0-9 . _ -` (a subset of RFC 6749, appendix A.1).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ClientId(String);
+
+impl ClientId {
+    /// A fresh id of 20 characters.
+    pub fn generate() -> Self {
+        let simple = Uuid::now_v7().simple().to_string();
+        Self(format!("app-{}", &simple[12..]))
+    }
+
+    /// # Errors
+    /// [`BadName`] if the text breaks the rule of the type.
+    pub fn parse(text: &str) -> Result<Self, BadName> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        if text.is_empty() || text.len() > 64 || !text.chars().all(allowed) {
+            return Err(BadName { what: "client id" });
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ClientId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl TryFrom<String> for ClientId {
+    type Error = BadName;
+    fn try_from(text: String) -> Result<Self, BadName> {
+        Self::parse(&text)
+    }
+}
+
+impl From<ClientId> for String {
+    fn from(id: ClientId) -> String {
+        id.0
+    }
+}
+
+/// The id of one request, the same in log, audit, error body and `X-Request-Id`.
+/// 1 to 64 characters of `A-Z a-z 0-9 . _ -`; anything else a client sends is replaced by a fresh one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(transparent)]
+pub struct RequestId(String);
+
+impl RequestId {
+    /// A fresh id.
+    pub fn generate() -> Self {
+        Self(Uuid::now_v7().simple().to_string())
+    }
+
+    /// The client's own id where it is well formed, else a fresh one.
+    pub fn accept_or_generate(offered: Option<&str>) -> Self {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        match offered {
+            Some(text) if (1..=64).contains(&text.len()) && text.chars().all(allowed) => {
+                Self(text.to_owned())
+            }
+            _ => Self::generate(),
+        }
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}

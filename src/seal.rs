@@ -1,0 +1,273 @@
+//! The only door to key material.
+//!
+//! Everything above asks a [`Sealer`] to seal, open, sign, mac and to tell a public key. Keys are
+//! named, never handed out; no call returns one. Making and destroying keys is [`KeyAdmin`], a
+//! separate handle. Promises: a [`Sealed`] opens only under the [`Context`] it was made with, and
+//! after an error nothing has changed on the device, except [`SealError::Unknown`], which says so.
+//!
+//! Not here: who may ask (`identity`), where sealed bytes are kept (`vault`), when keys change
+//! (`keys`). Start reading at [`backend::Backend`], then `envelope.rs`, then `worker.rs`.
+
+pub mod backend;
+mod context;
+mod device;
+mod envelope;
+pub mod guarded;
+mod key;
+mod latch;
+pub mod pkcs11;
+mod worker;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use context::Context;
+pub use device::{DeviceState, DeviceStatus, start};
+pub use envelope::{BadSealed, Sealed, WrappedKey};
+pub use guarded::{Arena, SecretBuf};
+pub use key::{Alg, Fingerprint, Kek, KekId, KeyId, KeyRef, KeySpec, PublicKey, Signature};
+
+use backend::BackendError;
+use worker::{Lanes, Priority};
+
+/// Why a sealing call failed, sorted by what the caller can do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum SealError {
+    /// The bytes were not made under this context, or were altered; the device itself is well (its
+    /// canary opened). Retrying is pointless, and somebody should look at the row.
+    #[error("sealed value rejected")]
+    Rejected,
+    /// The device does not hold this key. Nothing is generated in its place.
+    #[error("the device does not hold key {key}")]
+    KeyMissing {
+        /// The key that was asked for.
+        key: KeyId,
+    },
+    /// The key is there and must not be used: two objects answer to its id, its fingerprint is
+    /// another one, or its attributes were weakened.
+    #[error("key {key} is unfit for use: {reason}")]
+    KeyUnfit {
+        /// The key that was asked for.
+        key: KeyId,
+        /// Which rule it breaks.
+        reason: String,
+    },
+    /// The device did not answer; nothing was changed. Retry after the given time.
+    #[error("device unavailable: {reason}")]
+    Unavailable {
+        /// When a retry makes sense.
+        retry_after: Duration,
+        /// What is wrong, for the log and `lacre status`.
+        reason: String,
+    },
+    /// More work is queued than the device or the guarded memory can take. Retry after the given time.
+    #[error("too much work queued for {what}")]
+    Busy {
+        /// Which resource ran out.
+        what: &'static str,
+        /// When a retry makes sense.
+        retry_after: Duration,
+    },
+    /// The device may or may not have done it. Look before repeating.
+    #[error("outcome of {operation} unknown")]
+    Unknown {
+        /// What was asked for.
+        operation: &'static str,
+        /// What the device said.
+        #[source]
+        source: BackendError,
+    },
+    /// The value does not fit the limits of guarded memory (1 MiB).
+    #[error("a value of {len} bytes is too large")]
+    TooLarge {
+        /// Its length.
+        len: usize,
+    },
+    /// The device refused a request that it should have taken: a bug here or a strange device.
+    #[error("device refused {operation}")]
+    Refused {
+        /// What was asked for.
+        operation: &'static str,
+        /// What the device said.
+        #[source]
+        source: BackendError,
+    },
+}
+
+impl SealError {
+    /// For how long a client should wait before it asks again; `None` where waiting does not help.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Unavailable { retry_after, .. } | Self::Busy { retry_after, .. } => Some(*retry_after),
+            _ => None,
+        }
+    }
+}
+
+/// Plaintext that was just opened: guarded memory, readable through a closure, wiped on drop.
+///
+/// Neither `Clone` nor `Debug` nor `Serialize`, on purpose.
+pub struct Opened(pub(crate) SecretBuf);
+
+impl Opened {
+    /// Lets `read` see the plaintext. What it copies out is its own responsibility.
+    pub fn with<T>(&self, read: impl FnOnce(&[u8]) -> T) -> T {
+        self.0.with(read)
+    }
+
+    /// Length of the plaintext in bytes.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether the plaintext is empty.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Uses keys. Cheap to clone.
+#[derive(Clone)]
+pub struct Sealer {
+    lanes: Arc<Lanes>,
+    arena: Arena,
+}
+
+impl Sealer {
+    /// Seals `plaintext` for `context`: a fresh DEK encrypts it, `kek` wraps the DEK in the device.
+    ///
+    /// # Errors
+    /// See [`SealError`]; nothing is kept of a failed call.
+    pub async fn seal(
+        &self,
+        kek: &Kek,
+        context: &Context<'_>,
+        plaintext: &[u8],
+    ) -> Result<Sealed, SealError> {
+        let dek = self.arena.random(envelope::DEK_LEN).await?;
+        let payload = envelope::encrypt(&dek, context, plaintext)?;
+        let aad = context.wrap_aad(kek);
+        let (wrapped, _dek) = self.lanes.wrap(kek, dek, aad, Priority::Foreground, context.flow()).await?;
+        Ok(Sealed { key: WrappedKey::new(kek, wrapped), payload })
+    }
+
+    /// Opens what [`Sealer::seal`] made. `context` is what the caller asked for, never what the
+    /// row says; `kek` is the KEK version that `sealed` names, looked up among the tenant's own.
+    ///
+    /// # Errors
+    /// [`SealError::Rejected`] if anything about the value, its place or its KEK is not what it was.
+    pub async fn open(&self, kek: &Kek, context: &Context<'_>, sealed: &Sealed) -> Result<Opened, SealError> {
+        let dek = self.unwrap(kek, context, &sealed.key, Priority::Foreground).await?;
+        let mut plain = self.arena.take(sealed.payload.ciphertext_len()).await?;
+        envelope::decrypt(&dek, context, &sealed.payload, &mut plain)?;
+        Ok(Opened(plain))
+    }
+
+    /// Wraps the DEK of a sealed value under another KEK version; the payload stays as it is.
+    /// Runs behind all foreground work.
+    ///
+    /// # Errors
+    /// As [`Sealer::open`] for the old wrap and [`Sealer::seal`] for the new one.
+    pub async fn rewrap(
+        &self,
+        from: &Kek,
+        to: &Kek,
+        context: &Context<'_>,
+        key: &WrappedKey,
+    ) -> Result<WrappedKey, SealError> {
+        let dek = self.unwrap(from, context, key, Priority::Background).await?;
+        let aad = context.wrap_aad(to);
+        let (wrapped, _dek) = self.lanes.wrap(to, dek, aad, Priority::Background, context.flow()).await?;
+        Ok(WrappedKey::new(to, wrapped))
+    }
+
+    /// Signs `message` (hashed here) and returns the JOSE form: `r || s` of fixed width for ECDSA
+    /// (RFC 7518, section 3.4), the signature octets for RSA.
+    ///
+    /// # Errors
+    /// See [`SealError`].
+    pub async fn sign(&self, key: &KeyRef, alg: Alg, message: &[u8]) -> Result<Signature, SealError> {
+        self.lanes.sign(key, alg, message).await
+    }
+
+    /// HMAC-SHA256 of `message` under a key in the device.
+    ///
+    /// # Errors
+    /// See [`SealError`].
+    pub async fn mac(&self, key: &KeyRef, message: &[u8]) -> Result<[u8; 32], SealError> {
+        self.lanes.mac(key, message).await
+    }
+
+    /// The public half of a signing key, read from the device.
+    ///
+    /// # Errors
+    /// See [`SealError`].
+    pub async fn public_key(&self, key: &KeyRef) -> Result<PublicKey, SealError> {
+        self.lanes.public_key(key).await
+    }
+
+    /// Fresh random bytes in guarded memory (the operating system's generator).
+    ///
+    /// # Errors
+    /// [`SealError::Busy`] if guarded memory is used up.
+    pub async fn random(&self, len: usize) -> Result<Opened, SealError> {
+        Ok(Opened(self.arena.random(len).await?))
+    }
+
+    async fn unwrap(
+        &self,
+        kek: &Kek,
+        context: &Context<'_>,
+        key: &WrappedKey,
+        priority: Priority,
+    ) -> Result<SecretBuf, SealError> {
+        let wrapped = key.wrapped_by(kek).ok_or(SealError::Rejected)?;
+        let slot = self.arena.take(envelope::DEK_SLOT_LEN).await?;
+        let aad = context.wrap_aad(kek);
+        self.lanes.unwrap(kek, wrapped, aad, slot, priority, context.flow()).await
+    }
+}
+
+/// Makes, destroys and inspects keys. Given by `daemon` to `vault`, `keys` and the command line only.
+#[derive(Clone)]
+pub struct KeyAdmin {
+    lanes: Arc<Lanes>,
+}
+
+impl KeyAdmin {
+    /// Makes the planned key on the device and returns it pinned: with the fingerprint (public key,
+    /// MAC or canary) that every later use checks. Making what is there already is a success, so a
+    /// step repeated after a crash converges; a second object of one id is never made.
+    ///
+    /// # Errors
+    /// See [`SealError`]; after [`SealError::Unknown`] call it again with the same planned key.
+    pub async fn generate(&self, planned: &KeyRef) -> Result<KeyRef, SealError> {
+        self.lanes.generate(planned).await
+    }
+
+    /// Destroys the key on the device. Destroying what is not there is a success.
+    ///
+    /// # Errors
+    /// See [`SealError`].
+    pub async fn destroy(&self, key: &KeyRef) -> Result<(), SealError> {
+        self.lanes.destroy(key).await
+    }
+
+    /// Reads the key's attributes back, checks that its id is unambiguous and its fingerprint the
+    /// pinned one, and reports every rule it breaks.
+    ///
+    /// # Errors
+    /// [`SealError::KeyMissing`] if it is not there; a key that breaks rules is not an error here.
+    pub async fn inspect(&self, key: &KeyRef) -> Result<KeyReport, SealError> {
+        self.lanes.inspect(key).await
+    }
+}
+
+/// What [`KeyAdmin::inspect`] found.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct KeyReport {
+    /// The device's attributes by their PKCS#11 name, as text.
+    pub attributes: Vec<(&'static str, String)>,
+    /// Rules that the key breaks; empty for a fit key.
+    pub deviations: Vec<String>,
+}

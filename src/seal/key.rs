@@ -1,0 +1,415 @@
+//! Names of keys and what is known about them without asking the device.
+//!
+//! A [`KeyRef`] is opaque above `seal`: it is kept as bytes and handed back. Inside it are the
+//! device's object id, the kind of key and the pin that tells this key from any other.
+
+use std::fmt;
+
+use sha2::{Digest, Sha256};
+
+/// A device object's id: 16 random bytes, chosen and recorded before the key is made (`CKA_ID`).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct KeyId([u8; 16]);
+
+impl KeyId {
+    /// The id's bytes.
+    pub const fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+}
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+impl fmt::Debug for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KeyId({self})")
+    }
+}
+
+/// A tenant's KEK over all its versions: 16 random bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct KekId([u8; 16]);
+
+impl KekId {
+    /// A fresh id.
+    ///
+    /// # Errors
+    /// If the operating system has no randomness to give.
+    pub fn generate() -> Result<Self, getrandom::Error> {
+        Ok(Self(random_bytes()?))
+    }
+
+    /// From stored bytes; `None` if they are not 16.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+
+    /// The id's bytes.
+    pub const fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+}
+
+impl fmt::Display for KekId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+impl fmt::Debug for KekId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KekId({self})")
+    }
+}
+
+fn random_bytes() -> Result<[u8; 16], getrandom::Error> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// What a key is for. One key, one purpose (SP 800-57 part 1, section 5.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KeySpec {
+    /// AES-256, wraps and unwraps DEKs, nothing else.
+    Kek,
+    /// ECDSA on P-256.
+    EcP256,
+    /// ECDSA on P-384.
+    EcP384,
+    /// RSA with 2048 bits.
+    Rsa2048,
+    /// RSA with 3072 bits.
+    Rsa3072,
+    /// RSA with 4096 bits.
+    Rsa4096,
+    /// HMAC-SHA256 with a 256-bit key.
+    HmacSha256,
+}
+
+impl KeySpec {
+    const ALL: [(Self, u8, &'static str); 7] = [
+        (Self::Kek, 1, "kek-aes256"),
+        (Self::EcP256, 2, "ec-p256"),
+        (Self::EcP384, 3, "ec-p384"),
+        (Self::Rsa2048, 4, "rsa-2048"),
+        (Self::Rsa3072, 5, "rsa-3072"),
+        (Self::Rsa4096, 6, "rsa-4096"),
+        (Self::HmacSha256, 7, "hmac-sha256"),
+    ];
+
+    fn code(self) -> u8 {
+        Self::ALL.into_iter().find(|(spec, ..)| *spec == self).map_or(0, |(_, code, _)| code)
+    }
+
+    fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|(_, known, _)| *known == code).map(|(spec, ..)| spec)
+    }
+
+    /// The name in reports and labels.
+    pub fn name(self) -> &'static str {
+        Self::ALL.into_iter().find(|(spec, ..)| *spec == self).map_or("?", |(.., name)| name)
+    }
+
+    /// Whether an operation with this key takes milliseconds: RSA goes through the slow lane.
+    pub(crate) const fn is_slow(self) -> bool {
+        matches!(self, Self::Rsa2048 | Self::Rsa3072 | Self::Rsa4096)
+    }
+
+    /// The length in bytes of one coordinate, for EC keys.
+    pub(crate) const fn field_len(self) -> Option<usize> {
+        match self {
+            Self::EcP256 => Some(32),
+            Self::EcP384 => Some(48),
+            _ => None,
+        }
+    }
+
+    /// The modulus length in bits, for RSA keys.
+    pub(crate) const fn modulus_bits(self) -> Option<u16> {
+        match self {
+            Self::Rsa2048 => Some(2048),
+            Self::Rsa3072 => Some(3072),
+            Self::Rsa4096 => Some(4096),
+            _ => None,
+        }
+    }
+}
+
+/// A signature algorithm by its JOSE name (RFC 7518, section 3.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Alg {
+    /// ECDSA P-256 with SHA-256.
+    Es256,
+    /// ECDSA P-384 with SHA-384.
+    Es384,
+    /// RSASSA-PKCS1-v1_5 with SHA-256.
+    Rs256,
+    /// RSASSA-PSS with SHA-256.
+    Ps256,
+}
+
+impl Alg {
+    /// The JOSE name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Es256 => "ES256",
+            Self::Es384 => "ES384",
+            Self::Rs256 => "RS256",
+            Self::Ps256 => "PS256",
+        }
+    }
+
+    /// Whether a key of that kind can make such a signature.
+    pub const fn fits(self, spec: KeySpec) -> bool {
+        match self {
+            Self::Es256 => matches!(spec, KeySpec::EcP256),
+            Self::Es384 => matches!(spec, KeySpec::EcP384),
+            Self::Rs256 | Self::Ps256 => spec.modulus_bits().is_some(),
+        }
+    }
+}
+
+/// How a KEK wraps DEKs, chosen once per KEK by a known-answer probe and written into every value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WrapMechanism {
+    /// AES-256-GCM with the wrap's AAD (SP 800-38D), `C_Encrypt`/`C_Decrypt`.
+    AesGcm,
+    /// AES key wrap (RFC 3394) of `DEK || SHA-256(AAD)`, `C_Encrypt`/`C_Decrypt`.
+    AesKw,
+    /// The same bytes as [`WrapMechanism::AesKw`], by `C_WrapKey`/`C_UnwrapKey`.
+    AesKwObject,
+}
+
+impl WrapMechanism {
+    const ALL: [(Self, u8, &'static str); 3] =
+        [(Self::AesGcm, 1, "A256GCM"), (Self::AesKw, 2, "A256KW"), (Self::AesKwObject, 3, "A256KW-OBJ")];
+
+    fn code(self) -> u8 {
+        Self::ALL.into_iter().find(|(mechanism, ..)| *mechanism == self).map_or(0, |(_, code, _)| code)
+    }
+
+    fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|(_, known, _)| *known == code).map(|(mechanism, ..)| mechanism)
+    }
+
+    /// The name in the sealed header.
+    pub fn name(self) -> &'static str {
+        Self::ALL.into_iter().find(|(mechanism, ..)| *mechanism == self).map_or("?", |(.., name)| name)
+    }
+
+    /// The mechanism of that name.
+    pub fn parse(name: &[u8]) -> Option<Self> {
+        Self::ALL.into_iter().find(|(.., known)| known.as_bytes() == name).map(|(mechanism, ..)| mechanism)
+    }
+}
+
+/// A DEK as the device wrapped it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct WrappedDek {
+    /// The mechanism that wrapped it.
+    pub mechanism: WrapMechanism,
+    /// The IV, as read back from the device; empty for key wrap.
+    pub iv: Vec<u8>,
+    /// Ciphertext and, for GCM, tag.
+    pub bytes: Vec<u8>,
+}
+
+/// What identifies a key beyond its id. Checked whenever the key is looked up on the device.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Pin {
+    /// Not generated yet.
+    Planned,
+    /// SHA-256 of the public key (see [`PublicKey::fingerprint`]), or of a MAC over a fixed text.
+    Fingerprint(Fingerprint),
+    /// A known value wrapped by this KEK: it opens, so this is the KEK; it opens, so the device is well.
+    Canary(WrappedDek),
+}
+
+/// SHA-256 over what makes a key recognisable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Fingerprint(pub [u8; 32]);
+
+/// A key on the device. Opaque: keep its bytes, hand them back.
+#[derive(Clone, PartialEq, Eq)]
+pub struct KeyRef {
+    pub(crate) id: KeyId,
+    pub(crate) spec: KeySpec,
+    pub(crate) pin: Pin,
+}
+
+impl KeyRef {
+    /// Names a key that is to be made. Record it before calling `KeyAdmin::generate`.
+    ///
+    /// # Errors
+    /// If the operating system has no randomness to give.
+    pub fn plan(spec: KeySpec) -> Result<Self, getrandom::Error> {
+        Ok(Self { id: KeyId(random_bytes()?), spec, pin: Pin::Planned })
+    }
+
+    /// The device object's id.
+    pub const fn id(&self) -> KeyId {
+        self.id
+    }
+
+    /// What the key is for.
+    pub const fn spec(&self) -> KeySpec {
+        self.spec
+    }
+
+    /// Whether the key was generated (and so has a fingerprint).
+    pub fn is_pinned(&self) -> bool {
+        self.pin != Pin::Planned
+    }
+
+    pub(crate) fn pinned(&self, pin: Pin) -> Self {
+        Self { id: self.id, spec: self.spec, pin }
+    }
+
+    /// The form in which the layers above keep it: version, spec, id, pin.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut out = vec![1, self.spec.code()];
+        out.extend_from_slice(&self.id.0);
+        match &self.pin {
+            Pin::Planned => out.push(0),
+            Pin::Fingerprint(Fingerprint(sum)) => {
+                out.push(1);
+                out.extend_from_slice(sum);
+            }
+            Pin::Canary(wrapped) => {
+                // IV and canary are a few dozen bytes: both lengths fit one byte.
+                let [iv_len, len] =
+                    [wrapped.iv.len(), wrapped.bytes.len()].map(|len| u8::try_from(len).unwrap_or(0));
+                out.extend_from_slice(&[2, wrapped.mechanism.code(), iv_len]);
+                out.extend_from_slice(&wrapped.iv);
+                out.push(len);
+                out.extend_from_slice(&wrapped.bytes);
+            }
+        }
+        out
+    }
+
+    /// Reads [`KeyRef::to_bytes`]; `None` if the bytes are anything else.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let [1, spec, rest @ ..] = bytes else { return None };
+        let (id, rest) = rest.split_at_checked(16)?;
+        let id = KeyId(id.try_into().ok()?);
+        let pin = match rest {
+            [0] => Pin::Planned,
+            [1, sum @ ..] => Pin::Fingerprint(Fingerprint(sum.try_into().ok()?)),
+            [2, mechanism, iv_len, rest @ ..] => {
+                let (iv, rest) = rest.split_at_checked(usize::from(*iv_len))?;
+                let (len, wrapped) = rest.split_first()?;
+                if wrapped.len() != usize::from(*len) {
+                    return None;
+                }
+                let mechanism = WrapMechanism::from_code(*mechanism)?;
+                Pin::Canary(WrappedDek { mechanism, iv: iv.to_vec(), bytes: wrapped.to_vec() })
+            }
+            _ => return None,
+        };
+        Some(Self { id, spec: KeySpec::from_code(*spec)?, pin })
+    }
+}
+
+impl fmt::Debug for KeyRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KeyRef({} {})", self.spec.name(), self.id)
+    }
+}
+
+/// One version of a tenant's KEK.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kek {
+    /// The KEK over all its versions.
+    pub id: KekId,
+    /// 1, 2, ...
+    pub version: u32,
+    /// The device object of this version.
+    pub key: KeyRef,
+}
+
+impl Kek {
+    /// The mechanism that the probe chose for this KEK; `None` before it was generated.
+    pub fn mechanism(&self) -> Option<WrapMechanism> {
+        match &self.key.pin {
+            Pin::Canary(wrapped) => Some(wrapped.mechanism),
+            _ => None,
+        }
+    }
+
+    /// The mechanism's name, empty before generation.
+    pub fn mechanism_name(&self) -> &'static str {
+        self.mechanism().map_or("", WrapMechanism::name)
+    }
+}
+
+/// A public key by its numbers, big endian, EC coordinates at full width, RSA without leading zeros.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PublicKey {
+    /// A point on P-256 or P-384.
+    Ec {
+        /// [`KeySpec::EcP256`] or [`KeySpec::EcP384`].
+        spec: KeySpec,
+        /// The x coordinate.
+        x: Vec<u8>,
+        /// The y coordinate.
+        y: Vec<u8>,
+    },
+    /// An RSA key.
+    Rsa {
+        /// The modulus.
+        n: Vec<u8>,
+        /// The public exponent.
+        e: Vec<u8>,
+    },
+}
+
+impl PublicKey {
+    /// SHA-256 over the length-prefixed numbers: what a signing key is pinned by.
+    pub fn fingerprint(&self) -> Fingerprint {
+        let (label, parts): (&[u8], [&[u8]; 2]) = match self {
+            Self::Ec { x, y, .. } => (b"lacre/pin/v1/ec", [x, y]),
+            Self::Rsa { n, e } => (b"lacre/pin/v1/rsa", [n, e]),
+        };
+        let mut sum = Sha256::new();
+        sum.update(label);
+        for part in parts {
+            sum.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
+            sum.update(part);
+        }
+        Fingerprint(sum.finalize().into())
+    }
+}
+
+/// A signature in JOSE form.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Signature(pub(crate) Vec<u8>);
+
+impl Signature {
+    /// The signature's octets.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Fingerprint, KeyRef, KeySpec, Pin, WrapMechanism, WrappedDek};
+
+    #[test]
+    fn a_key_ref_survives_its_bytes_with_every_pin() {
+        let planned = KeyRef::plan(KeySpec::Kek).unwrap();
+        let canary = WrappedDek { mechanism: WrapMechanism::AesGcm, iv: vec![7; 12], bytes: vec![9; 48] };
+        for pin in [Pin::Planned, Pin::Fingerprint(Fingerprint([3; 32])), Pin::Canary(canary)] {
+            let key = planned.pinned(pin);
+            let bytes = key.to_bytes();
+            assert!(KeyRef::from_bytes(&bytes) == Some(key));
+            assert!(KeyRef::from_bytes(&bytes[..bytes.len() - 1]).is_none());
+        }
+    }
+}
