@@ -49,7 +49,7 @@ pub struct Options {
     pub large_bytes: usize,
     /// Start although memory cannot be locked (development only).
     pub allow_unlocked: bool,
-    /// Refuse anything but memfd_secret.
+    /// Refuse anything but `memfd_secret`.
     pub require_secretmem: bool,
     /// How long a request waits for a free slot before it is refused as busy.
     #[serde(with = "crate::config::seconds")]
@@ -73,9 +73,9 @@ impl Default for Options {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
-    /// memfd_secret(2): not readable even through /proc/self/mem.
+    /// `memfd_secret(2)`: not readable even through `/proc/self/mem`.
     MemfdSecret,
-    /// Anonymous memory with mlock, MADV_DONTDUMP, MADV_WIPEONFORK.
+    /// Anonymous memory with mlock, `MADV_DONTDUMP`, `MADV_WIPEONFORK`.
     Mlock,
     /// Not locked: only with `allow_unlocked`.
     Unlocked,
@@ -115,7 +115,7 @@ pub enum ArenaError {
         /// What the kernel said.
         reason: String,
     },
-    /// memfd_secret is required and missing.
+    /// `memfd_secret` is required and missing.
     #[error("memfd_secret is required and this kernel does not offer it: {reason}")]
     NoSecretmem {
         /// What the kernel said.
@@ -468,7 +468,7 @@ mod tests {
     #[test]
     fn a_key_is_readable_until_its_deadline() {
         let arena = arena(1);
-        let mut key = Dek::new(arena.try_take(32).unwrap(), Duration::from_secs(60));
+        let mut key = Dek::new(arena.try_take(32).unwrap(), Duration::from_mins(1));
 
         assert_eq!(key.with(<[u8]>::len), Ok(32));
         assert_eq!(key.with(<[u8]>::len), Ok(32));

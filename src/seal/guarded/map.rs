@@ -25,8 +25,8 @@ pub(super) enum MapError {
     /// The kernel gave no address space.
     #[error("no address space: {0}")]
     Reserve(io::Error),
-    /// There is no memfd_secret: an old kernel, switched off, or forbidden by a seccomp profile.
-    #[error("no memfd_secret: {0}")]
+    /// There is no `memfd_secret`: an old kernel, switched off, or forbidden by a seccomp profile.
+    #[error("no `memfd_secret`: {0}")]
     NoSecretmem(io::Error),
     /// The pages cannot be locked, or not be kept out of dumps and children.
     #[error("pages cannot be locked: {0}")]
@@ -163,7 +163,7 @@ pub(super) fn page_size() -> usize {
     usize::try_from(size).unwrap_or(4096)
 }
 
-/// A file of secret memory (memfd_secret(2); neither libc nor rustix has a wrapper for it).
+/// A file of secret memory (`memfd_secret(2)`; neither libc nor rustix has a wrapper for it).
 fn secret_file(len: usize) -> Result<OwnedFd, MapError> {
     // SAFETY: takes one integer, touches no memory of this process.
     let fd = unsafe { libc::syscall(libc::SYS_memfd_secret, libc::O_CLOEXEC as c_uint) };
