@@ -233,6 +233,9 @@ fn without_secret_memory_the_arena_is_locked_and_says_so() {
     assert!(said[1].contains(r#""mode":"mlock""#), "{said:?}");
     let locked: usize = said[2].split_whitespace().nth(1).unwrap().parse().unwrap();
     assert!(locked >= 1024, "{said:?}");
+    for (flag, meaning) in [("lo", "locked"), ("dd", "not dumped"), ("wf", "wiped on fork")] {
+        assert!(said[3].split_whitespace().any(|word| word == flag), "{meaning}: {said:?}");
+    }
     let log = String::from_utf8_lossy(&output.stderr);
     assert!(log.contains("WARN") && log.contains("guarded memory is weaker than it could be"), "{log}");
 }

@@ -9,20 +9,21 @@
 //!
 //! Not here: what a caller copies out of `with`, and the registers and stack of the cipher it calls.
 //! `std::mem::forget` on a buffer loses its slot until the process ends, but shows it to nobody.
-//! Start at [`Arena::new`]; the system calls are in `map.rs`, keys with a deadline in `dek.rs`, and
+//! Start at [`Arena::new`]; the limits are in `pool.rs`, the system calls in `map.rs`, keys with a deadline in `dek.rs`, and
 //! what must not compile in `misuse.rs`.
 
 mod dek;
 mod map;
 #[cfg(doctest)]
 mod misuse;
+mod pool;
 
 use std::mem;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::Resource;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::SemaphorePermit;
 use zeroize::Zeroize;
 
 use crate::seal::SealError;
@@ -30,6 +31,7 @@ use crate::seal::SealError;
 pub use dek::{Dek, Expired};
 
 use map::{Cell, MapError};
+use pool::{Pool, Share};
 
 /// The largest value, and what its envelope adds to it.
 const LARGEST: usize = (1 << 20) + (64 << 10);
@@ -309,87 +311,6 @@ impl Drop for SecretBuf {
             }
         }
     }
-}
-
-/// What a buffer takes out of the pool.
-#[derive(Clone, Copy)]
-enum Share {
-    Slot,
-    Large { pages: u32 },
-}
-
-/// The arena's memory and the counts that bound it.
-struct Pool {
-    mode: Mode,
-    page: usize,
-    wait: Duration,
-    slots: usize,
-    // INVARIANT: idle cells hold zeros, and there are at least as many as `free` has permits.
-    idle: Mutex<Vec<Cell>>,
-    free: Semaphore,
-    large: usize,
-    large_free: Semaphore,
-    large_pages: usize,
-    large_pages_free: Semaphore,
-}
-
-impl Pool {
-    fn map(mode: Mode, options: &Options) -> Result<Self, MapError> {
-        let page = map::page_size();
-        let slots = options.slots.max(1);
-        let idle = map::cells(mode, slots, page)?;
-        let large = options.large_buffers.min(Semaphore::MAX_PERMITS);
-        let large_pages = lockable(mode, options)? / page;
-        Ok(Self {
-            mode,
-            page,
-            wait: options.wait,
-            slots,
-            idle: Mutex::new(idle),
-            free: Semaphore::new(slots),
-            large,
-            large_free: Semaphore::new(large),
-            large_pages,
-            large_pages_free: Semaphore::new(large_pages),
-        })
-    }
-
-    fn share(&self, len: usize) -> Result<Share, SealError> {
-        if len <= self.page {
-            return Ok(Share::Slot);
-        }
-        let pages = len.div_ceil(self.page);
-        if len > LARGEST || pages > self.large_pages || self.large == 0 {
-            return Err(SealError::TooLarge { len });
-        }
-        u32::try_from(pages).map(|pages| Share::Large { pages }).map_err(|_| SealError::TooLarge { len })
-    }
-
-    fn idle(&self) -> MutexGuard<'_, Vec<Cell>> {
-        // Nothing panics under this lock, and a list of cells is whole after every step anyway.
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The part of `large_bytes` that can be locked on top of the slots, tried out now so that a limit
-/// shows at start. One largest value must fit; below that, starting would only postpone the failure.
-fn lockable(mode: Mode, options: &Options) -> Result<usize, MapError> {
-    let page = map::page_size();
-    let wanted = options.large_bytes / page * page;
-    if wanted == 0 || options.large_buffers == 0 {
-        return Ok(0);
-    }
-    let mut bytes = wanted;
-    while let Err(error) = map::could_lock(mode, bytes) {
-        bytes = bytes / 2 / page * page;
-        if bytes < LARGEST.min(wanted) {
-            return Err(error);
-        }
-    }
-    if bytes < wanted {
-        tracing::warn!(wanted, bytes, "the limit on locked memory leaves less room for large values");
-    }
-    Ok(bytes)
 }
 
 /// What to try after `mode`, if anything else is allowed.

@@ -84,6 +84,14 @@ fn writable_ranges() -> Vec<Range<usize>> {
     maps.lines().filter_map(range).collect()
 }
 
+/// The kernel's flags of the pages at `address` (proc(5), `VmFlags` in smaps).
+pub fn page_flags(address: usize) -> String {
+    let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let start = format!("{address:x}-");
+    let mut lines = smaps.lines().skip_while(|line| !line.starts_with(&start));
+    lines.find(|line| line.starts_with("VmFlags:")).unwrap().to_owned()
+}
+
 /// Reads one byte past a buffer of one page, to die of it.
 pub fn read_past_the_page(page: &[u8]) -> u8 {
     // SAFETY: none, on purpose. The address is the guard page behind a slot and the read must kill

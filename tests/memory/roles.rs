@@ -130,6 +130,8 @@ fn start_without_secretmem() {
     say(&serde_json::to_string(&arena.status()).unwrap());
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     say(status.lines().find(|line| line.starts_with("VmLck:")).unwrap());
+    let buf = arena.try_take(32).unwrap();
+    say(&buf.with(|bytes| probe::page_flags(bytes.as_ptr() as usize)));
 }
 
 fn fork(secretmem: bool) {
