@@ -16,6 +16,8 @@ pub mod guarded;
 mod key;
 mod latch;
 pub mod pkcs11;
+mod queue;
+mod recovery;
 mod worker;
 
 use std::sync::Arc;
@@ -28,7 +30,14 @@ pub use guarded::{Arena, ArenaError, SecretBuf};
 pub use key::{Alg, Fingerprint, Kek, KekId, KeyId, KeyRef, KeySpec, PublicKey, Signature};
 
 use backend::BackendError;
+use guarded::Dek;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use worker::{Lanes, Priority};
+
+/// A plain DEK lives no longer than this; the buffer itself enforces it (reliability.md, ME-8).
+const DEK_LIFETIME: Duration = Duration::from_millis(50);
+/// A host so busy that the event loop came late gets another DEK, this many times.
+const DEK_TRIES: usize = 3;
 
 /// Why a sealing call failed, sorted by what the caller can do about it.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +104,14 @@ pub enum SealError {
 }
 
 impl SealError {
+    /// The operating system's generator failed: nothing can be sealed.
+    pub(crate) fn no_randomness() -> Self {
+        Self::Unavailable {
+            retry_after: Duration::from_secs(5),
+            reason: "the operating system gives no randomness".to_owned(),
+        }
+    }
+
     /// For how long a client should wait before it asks again; `None` where waiting does not help.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -131,9 +148,17 @@ impl Opened {
 pub struct Sealer {
     lanes: Arc<Lanes>,
     arena: Arena,
+    /// Calls that may hold guarded buffers at the same time. Each needs two slots, so with half as
+    /// many calls as slots none waits for another that waits for it.
+    room: Arc<Semaphore>,
 }
 
 impl Sealer {
+    pub(crate) fn new(lanes: Arc<Lanes>, arena: Arena) -> Self {
+        let room = Arc::new(Semaphore::new((arena.status().slots / 2).max(1)));
+        Self { lanes, arena, room }
+    }
+
     /// Seals `plaintext` for `context`: a fresh DEK encrypts it, `kek` wraps the DEK in the device.
     ///
     /// # Errors
@@ -144,11 +169,19 @@ impl Sealer {
         context: &Context<'_>,
         plaintext: &[u8],
     ) -> Result<Sealed, SealError> {
-        let dek = self.arena.random(envelope::DEK_LEN).await?;
-        let payload = envelope::encrypt(&dek, context, plaintext)?;
-        let aad = context.wrap_aad(kek);
-        let (wrapped, _dek) = self.lanes.wrap(kek, dek, aad, Priority::Foreground, context.flow()).await?;
-        Ok(Sealed { key: WrappedKey::new(kek, wrapped), payload })
+        let _room = self.enter().await?;
+        let mut body = self.arena.take(plaintext.len()).await?;
+        for _ in 0..DEK_TRIES {
+            let dek = self.arena.take(envelope::DEK_LEN).await?;
+            let turn = (Priority::Foreground, context.flow());
+            let (wrapped, dek) = self.lanes.wrap(kek, dek, context.wrap_aad(kek), true, turn).await?;
+            match envelope::encrypt(&mut Dek::new(dek, DEK_LIFETIME), context, plaintext, &mut body) {
+                Err(envelope::Failure::Expired) => {}
+                Err(envelope::Failure::Seal(error)) => return Err(error),
+                Ok(payload) => return Ok(Sealed { key: WrappedKey::new(kek, wrapped), payload }),
+            }
+        }
+        Err(overloaded())
     }
 
     /// Opens what [`Sealer::seal`] made. `context` is what the caller asked for, never what the
@@ -157,10 +190,17 @@ impl Sealer {
     /// # Errors
     /// [`SealError::Rejected`] if anything about the value, its place or its KEK is not what it was.
     pub async fn open(&self, kek: &Kek, context: &Context<'_>, sealed: &Sealed) -> Result<Opened, SealError> {
-        let dek = self.unwrap(kek, context, &sealed.key, Priority::Foreground).await?;
+        let _room = self.enter().await?;
         let mut plain = self.arena.take(sealed.payload.ciphertext_len()).await?;
-        envelope::decrypt(&dek, context, &sealed.payload, &mut plain)?;
-        Ok(Opened(plain))
+        for _ in 0..DEK_TRIES {
+            let dek = self.unwrap(kek, context, &sealed.key, Priority::Foreground).await?;
+            match envelope::decrypt(&mut Dek::new(dek, DEK_LIFETIME), context, &sealed.payload, &mut plain) {
+                Err(envelope::Failure::Expired) => {}
+                Err(envelope::Failure::Seal(error)) => return Err(error),
+                Ok(()) => return Ok(Opened(plain)),
+            }
+        }
+        Err(overloaded())
     }
 
     /// Wraps the DEK of a sealed value under another KEK version; the payload stays as it is.
@@ -175,9 +215,10 @@ impl Sealer {
         context: &Context<'_>,
         key: &WrappedKey,
     ) -> Result<WrappedKey, SealError> {
+        let _room = self.enter().await?;
         let dek = self.unwrap(from, context, key, Priority::Background).await?;
-        let aad = context.wrap_aad(to);
-        let (wrapped, _dek) = self.lanes.wrap(to, dek, aad, Priority::Background, context.flow()).await?;
+        let turn = (Priority::Background, context.flow());
+        let (wrapped, _dek) = self.lanes.wrap(to, dek, context.wrap_aad(to), false, turn).await?;
         Ok(WrappedKey::new(to, wrapped))
     }
 
@@ -221,11 +262,20 @@ impl Sealer {
         key: &WrappedKey,
         priority: Priority,
     ) -> Result<SecretBuf, SealError> {
-        let wrapped = key.wrapped_by(kek).ok_or(SealError::Rejected)?;
+        let wrapped = key.wrapped_by(kek).ok_or(SealError::Rejected)?.clone();
         let slot = self.arena.take(envelope::DEK_SLOT_LEN).await?;
-        let aad = context.wrap_aad(kek);
-        self.lanes.unwrap(kek, wrapped, aad, slot, priority, context.flow()).await
+        let turn = (priority, context.flow());
+        self.lanes.unwrap(kek, wrapped, context.wrap_aad(kek), slot, turn).await
     }
+
+    async fn enter(&self) -> Result<SemaphorePermit<'_>, SealError> {
+        let entered = tokio::time::timeout(self.lanes.deadline, self.room.acquire()).await;
+        entered.ok().and_then(Result::ok).ok_or_else(overloaded)
+    }
+}
+
+fn overloaded() -> SealError {
+    SealError::Busy { what: "guarded memory", retry_after: Duration::from_secs(1) }
 }
 
 /// Makes, destroys and inspects keys. Given by `daemon` to `vault`, `keys` and the command line only.

@@ -1,10 +1,16 @@
 //! A device as the daemon sees it: started once, watched, closed.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::seal::guarded::Arena;
-use crate::seal::{KeyAdmin, SealError, Sealer, pkcs11};
+use crate::seal::latch::Latch;
+use crate::seal::pkcs11::{self, Selection, Token};
+use crate::seal::recovery::{self, Watch};
+use crate::seal::worker::{Lanes, Sizes};
+use crate::seal::{KeyAdmin, SealError, Sealer};
 
 /// How the device is driven (`[seal]` in the configuration).
 #[derive(Clone, Debug, serde::Deserialize)]
@@ -98,6 +104,12 @@ pub enum StartError {
     /// The configuration names no token, or a `pkcs11:` URI that does not parse.
     #[error("token selection: {0}")]
     Selection(String),
+    /// The operating system gives no threads.
+    #[error("no threads for the device: {reason}")]
+    Threads {
+        /// What it said.
+        reason: String,
+    },
     /// The latch directory cannot be used.
     #[error("latch directory {path}: {reason}")]
     Latch {
@@ -114,6 +126,9 @@ pub struct Device {
     pub sealer: Sealer,
     /// Makes and destroys keys.
     pub admin: KeyAdmin,
+    lanes: Arc<Lanes>,
+    watch: Watch,
+    module: String,
 }
 
 /// Loads the module, starts the lanes and tries to bring the device up. Returns with the device up,
@@ -122,13 +137,48 @@ pub struct Device {
 /// # Errors
 /// [`StartError`] for what no waiting heals.
 pub fn start(config: &Config, arena: &Arena) -> Result<Device, StartError> {
-    todo!()
+    let selection = Selection::new(&config.pkcs11, arena)?;
+    let module = selection.module.display().to_string();
+    let latch_dir = config.latch_dir.clone().unwrap_or_else(|| PathBuf::from("latch"));
+    let latch = Latch::open(&latch_dir).map_err(|error| StartError::Latch {
+        path: latch_dir.display().to_string(),
+        reason: error.to_string(),
+    })?;
+    let token = Token::load(selection, latch, arena)?;
+    let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+    let sizes = Sizes {
+        fast: config.fast_threads,
+        slow: config.slow_threads.unwrap_or(cores),
+        queue: config.queue,
+        deadline: config.deadline,
+    };
+    let threads = |error: std::io::Error| StartError::Threads { reason: error.to_string() };
+    let lanes = Lanes::start(token, &sizes).map_err(threads)?;
+    recovery::first_round(&lanes);
+    let watch = Watch::start(&lanes).map_err(threads)?;
+    Ok(Device {
+        sealer: Sealer::new(Arc::clone(&lanes), arena.clone()),
+        admin: KeyAdmin { lanes: Arc::clone(&lanes) },
+        lanes,
+        watch,
+        module,
+    })
 }
 
 impl Device {
     /// The present status; never waits for the device.
     pub fn status(&self) -> DeviceStatus {
-        todo!()
+        let known = self.lanes.token.known();
+        DeviceStatus {
+            state: self.lanes.breaker.device_state(),
+            module: self.module.clone(),
+            library: known.library,
+            token_label: known.label,
+            token_serial: known.serial,
+            epoch: self.lanes.token.epoch(),
+            queued: self.lanes.queued(),
+            stuck_threads: self.lanes.counters.stuck.load(Ordering::Relaxed),
+        }
     }
 
     /// What the token can do, measured: for `lacre doctor`.
@@ -136,19 +186,26 @@ impl Device {
     /// # Errors
     /// If the device does not answer.
     pub async fn capabilities(&self) -> Result<serde_json::Value, SealError> {
-        todo!()
+        self.lanes.capabilities().await
     }
 
-    /// Allows login again after a wrong PIN was replaced. `force` also for the same PIN.
+    /// Allows login again after a wrong PIN was replaced. `force` also for the same PIN, and for
+    /// another token under the same name.
     ///
     /// # Errors
-    /// If the latch cannot be written.
+    /// If the token is not there or the latch cannot be written.
     pub fn unlatch(&self, force: bool) -> std::io::Result<()> {
-        todo!()
+        self.lanes.token.unlatch(force)
     }
 
-    /// Finishes queued work, logs out and finalises the module.
+    /// Finishes queued work, closes all sessions (which logs out) and finalises the module. A call
+    /// that hangs inside the module is waited for, for a few seconds, and then left behind.
     pub fn close(&self) {
-        todo!()
+        self.watch.stop();
+        self.lanes.close();
+        self.lanes.join(Duration::from_secs(3));
+        if let Err(problem) = self.lanes.token.take_down() {
+            tracing::warn!(?problem, "PKCS#11 module left as it is");
+        }
     }
 }

@@ -4,6 +4,7 @@
 //! device's object id, the kind of key and the pin that tells this key from any other.
 
 use std::fmt;
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
@@ -197,6 +198,14 @@ impl WrapMechanism {
         Self::ALL.into_iter().find(|(_, known, _)| *known == code).map(|(mechanism, ..)| mechanism)
     }
 
+    /// Lengths of IV and wrapped bytes: 32 + 16 for GCM; 64 + 8 for key wrap of DEK and hash.
+    pub(crate) const fn lengths(self) -> (usize, usize) {
+        match self {
+            Self::AesGcm => (12, 48),
+            Self::AesKw | Self::AesKwObject => (0, 72),
+        }
+    }
+
     /// The name in the sealed header.
     pub fn name(self) -> &'static str {
         Self::ALL.into_iter().find(|(mechanism, ..)| *mechanism == self).map_or("?", |(.., name)| name)
@@ -239,7 +248,8 @@ pub struct Fingerprint(pub [u8; 32]);
 pub struct KeyRef {
     pub(crate) id: KeyId,
     pub(crate) spec: KeySpec,
-    pub(crate) pin: Pin,
+    /// Shared, because every request clones the key it uses.
+    pub(crate) pin: Arc<Pin>,
 }
 
 impl KeyRef {
@@ -248,7 +258,7 @@ impl KeyRef {
     /// # Errors
     /// If the operating system has no randomness to give.
     pub fn plan(spec: KeySpec) -> Result<Self, getrandom::Error> {
-        Ok(Self { id: KeyId(random_bytes()?), spec, pin: Pin::Planned })
+        Ok(Self { id: KeyId(random_bytes()?), spec, pin: Arc::new(Pin::Planned) })
     }
 
     /// The device object's id.
@@ -263,18 +273,18 @@ impl KeyRef {
 
     /// Whether the key was generated (and so has a fingerprint).
     pub fn is_pinned(&self) -> bool {
-        self.pin != Pin::Planned
+        *self.pin != Pin::Planned
     }
 
     pub(crate) fn pinned(&self, pin: Pin) -> Self {
-        Self { id: self.id, spec: self.spec, pin }
+        Self { id: self.id, spec: self.spec, pin: Arc::new(pin) }
     }
 
     /// The form in which the layers above keep it: version, spec, id, pin.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut out = vec![1, self.spec.code()];
         out.extend_from_slice(&self.id.0);
-        match &self.pin {
+        match &*self.pin {
             Pin::Planned => out.push(0),
             Pin::Fingerprint(Fingerprint(sum)) => {
                 out.push(1);
@@ -312,7 +322,7 @@ impl KeyRef {
             }
             _ => return None,
         };
-        Some(Self { id, spec: KeySpec::from_code(*spec)?, pin })
+        Some(Self { id, spec: KeySpec::from_code(*spec)?, pin: Arc::new(pin) })
     }
 }
 
@@ -336,7 +346,7 @@ pub struct Kek {
 impl Kek {
     /// The mechanism that the probe chose for this KEK; `None` before it was generated.
     pub fn mechanism(&self) -> Option<WrapMechanism> {
-        match &self.key.pin {
+        match &*self.key.pin {
             Pin::Canary(wrapped) => Some(wrapped.mechanism),
             _ => None,
         }

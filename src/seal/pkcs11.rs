@@ -1,8 +1,29 @@
-//! PKCS#11 (stub, being written).
+//! The PKCS#11 device: any module that a vendor ships, driven by its token's label, serial or URI.
+//!
+//! `select` decides which module, token and PIN source are meant; `token` loads, logs in and recovers;
+//! `session` is the [`Backend`](crate::seal::backend::Backend); `objects` finds and checks keys;
+//! `wrap` chooses how DEKs are wrapped; `raw` is the C interface; `error` says what return values
+//! mean; `report` measures what the token can do. Read `hsm.md` of the project before changing any.
+
+mod error;
+mod objects;
+mod raw;
+mod report;
+mod select;
+mod session;
+mod token;
+mod wrap;
+
 use std::path::PathBuf;
 
-/// `[seal.pkcs11]`; `hsm-config/` has annotated examples. One of `token`, `serial` and `uri` chooses the token.
-#[derive(Clone, Debug, serde::Deserialize)]
+pub(crate) use report::capabilities;
+pub(crate) use select::Selection;
+pub(crate) use session::Session;
+pub(crate) use token::{Token, TokenProblem};
+
+/// `[seal.pkcs11]`; `hsm-config/` has annotated examples. One of `token`, `serial` and `uri` chooses
+/// the token.
+#[derive(Clone, Debug, Default, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Path of the vendor's library; may come from the URI's `module-path`.
@@ -17,8 +38,28 @@ pub struct Config {
     /// A `pkcs11:` URI (RFC 7512).
     #[serde(default)]
     pub uri: Option<String>,
-    /// Where the PIN comes from: `file:/path` (mode 0400 or 0600), `credential:NAME` (systemd), `prompt`.
-    /// May come from the URI's `pin-source`. Never the PIN itself.
+    /// Where the PIN comes from: `file:/path` (readable by its owner only), `credential:NAME`
+    /// (systemd), `prompt`. May come from the URI's `pin-source`. Never the PIN itself.
     #[serde(default)]
     pub pin_source: Option<String>,
+    /// How new KEKs wrap: `auto` (by probe, the default), `A256GCM`, `A256KW` or `A256KW-OBJ`.
+    #[serde(default)]
+    pub wrap: Option<String>,
+    /// Who makes the IV of GCM: `host` (default) or `device`, for devices that refuse a given one.
+    #[serde(default)]
+    pub gcm_iv: GcmIv,
+    /// systemd's `$CREDENTIALS_DIRECTORY`; filled by the configuration's reader, not by the file.
+    #[serde(skip)]
+    pub credentials_dir: Option<PathBuf>,
+}
+
+/// Who makes the IV of AES-GCM. The IV is read back after the call in both cases.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GcmIv {
+    /// Random from the operating system; a device that writes its own over it is believed.
+    #[default]
+    Host,
+    /// The buffer is handed over as zeros and must come back changed.
+    Device,
 }

@@ -1,49 +1,597 @@
-//! stub
-use super::key::WrappedDek;
-use super::*;
-pub enum Priority {
-    Foreground,
-    Background,
+//! Threads that own device sessions, in three lanes, and the way a request takes through them.
+//!
+//! Fast (EC, AES, HMAC), slow (RSA) and admin (make, destroy, inspect) lanes, so that a 4 ms RSA-4096
+//! never stands before a 40 us ES256. A thread takes a job, then what is already queued, up to 16 and
+//! for about a millisecond, and answers all of it at once: waking the event loop once per signature
+//! costs a quarter of the throughput (hsm.md 2.10). It never waits for more to come.
+//!
+//! Per job: skip it if its caller has gone or its deadline has passed; call; on a void session open
+//! again and retry once; on a device that is away report to `recovery`, which opens the breaker.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use sha2::{Digest, Sha256, Sha384};
+use tokio::sync::oneshot;
+use zeroize::Zeroizing;
+
+use crate::seal::backend::{Backend, BackendError};
+use crate::seal::envelope::DEK_LEN;
+use crate::seal::guarded::SecretBuf;
+use crate::seal::key::{Alg, Kek, KeyRef, PublicKey, Signature, WrappedDek};
+use crate::seal::pkcs11::{Session, Token};
+use crate::seal::queue::Queue;
+use crate::seal::recovery::Breaker;
+use crate::seal::{KeyReport, SealError};
+
+pub(crate) use crate::seal::queue::Priority;
+
+/// Jobs answered together at the most.
+const BATCH: usize = 16;
+/// A batch is answered after this time even if more is queued.
+const BATCH_TIME: Duration = Duration::from_millis(1);
+/// How often an idle thread looks whether it was abandoned.
+const IDLE: Duration = Duration::from_millis(500);
+
+/// What a lane can be asked for. Self-contained: no handle, pointer or borrowed buffer crosses, so
+/// that the same requests can go to another process later (reliability.md, D4).
+enum Request {
+    /// Fill the slot with a fresh DEK and wrap it.
+    Wrap {
+        kek: KeyRef,
+        dek: SecretBuf,
+        aad: Vec<u8>,
+        fresh: bool,
+    },
+    Unwrap {
+        kek: KeyRef,
+        wrapped: WrappedDek,
+        aad: Vec<u8>,
+        out: SecretBuf,
+    },
+    Sign {
+        key: KeyRef,
+        alg: Alg,
+        digest: Vec<u8>,
+    },
+    Mac {
+        key: KeyRef,
+        message: Zeroizing<Vec<u8>>,
+    },
+    PublicKey {
+        key: KeyRef,
+    },
+    Generate {
+        planned: KeyRef,
+    },
+    Destroy {
+        key: KeyRef,
+    },
+    Inspect {
+        key: KeyRef,
+    },
+    Capabilities,
 }
-pub struct Lanes;
+
+enum Answer {
+    Wrapped(WrappedDek, SecretBuf),
+    Dek(SecretBuf),
+    Signature(Signature),
+    Mac([u8; 32]),
+    PublicKey(PublicKey),
+    Generated(KeyRef),
+    Destroyed,
+    Report(KeyReport),
+    Capabilities(serde_json::Value),
+}
+
+struct Job {
+    request: Request,
+    deadline: Instant,
+    reply: oneshot::Sender<Result<Answer, SealError>>,
+}
+
+/// What a watching thread can see of a worker.
+pub(crate) struct Pulse {
+    /// Milliseconds since the lanes started at which the present call began; 0 while idle.
+    busy_since: AtomicU64,
+    /// Set once the thread was given up; it ends when its call returns.
+    abandoned: AtomicBool,
+    /// Cleared when the thread ends.
+    alive: AtomicBool,
+}
+
+impl Pulse {
+    pub(crate) fn is_alive(&self) -> bool {
+        self.alive.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Acquire)
+    }
+
+    /// Gives the thread up: it ends when its call returns.
+    pub(crate) fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Release);
+    }
+}
+
+impl Lane {
+    /// The lane that makes and destroys keys: its calls may take seconds.
+    pub(crate) const fn is_admin(&self) -> bool {
+        self.read_write
+    }
+}
+
+/// One lane.
+pub(crate) struct Lane {
+    name: &'static str,
+    read_write: bool,
+    queue: Queue<Job>,
+    pub(crate) pulses: std::sync::Mutex<Vec<Arc<Pulse>>>,
+    pub(crate) width: usize,
+}
+
+/// Counts for metrics and status.
+#[derive(Default)]
+pub(crate) struct Counters {
+    /// Threads that hang inside the module now.
+    pub(crate) stuck: AtomicUsize,
+}
+
+/// The three lanes of one device.
+pub(crate) struct Lanes {
+    pub(crate) token: Arc<Token>,
+    pub(crate) breaker: Breaker,
+    pub(crate) counters: Counters,
+    pub(crate) fast: Arc<Lane>,
+    pub(crate) slow: Arc<Lane>,
+    pub(crate) admin: Arc<Lane>,
+    pub(crate) deadline: Duration,
+    started: Instant,
+}
+
+/// Sizes of the lanes.
+pub(crate) struct Sizes {
+    pub(crate) fast: usize,
+    pub(crate) slow: usize,
+    pub(crate) queue: usize,
+    pub(crate) deadline: Duration,
+}
+
 impl Lanes {
-    pub async fn wrap(
+    /// Makes the lanes and starts their threads.
+    pub(crate) fn start(token: Arc<Token>, sizes: &Sizes) -> std::io::Result<Arc<Self>> {
+        let lane = |name, width: usize, read_write| {
+            let queue = Queue::new(sizes.queue);
+            Arc::new(Lane {
+                name,
+                read_write,
+                queue,
+                pulses: std::sync::Mutex::default(),
+                width: width.max(1),
+            })
+        };
+        let lanes = Arc::new(Self {
+            token,
+            breaker: Breaker::default(),
+            counters: Counters::default(),
+            fast: lane("fast", sizes.fast, false),
+            slow: lane("slow", sizes.slow, false),
+            // One thread makes keys: modules race when two create objects at once (softhsm#576).
+            admin: lane("admin", 1, true),
+            deadline: sizes.deadline,
+            started: Instant::now(),
+        });
+        for lane in lanes.all() {
+            for _ in 0..lane.width {
+                lanes.spawn(lane)?;
+            }
+        }
+        Ok(lanes)
+    }
+
+    pub(crate) fn all(&self) -> [&Arc<Lane>; 3] {
+        [&self.fast, &self.slow, &self.admin]
+    }
+
+    /// Starts one more thread for a lane.
+    pub(crate) fn spawn(self: &Arc<Self>, lane: &Arc<Lane>) -> std::io::Result<()> {
+        let pulse = Arc::new(Pulse {
+            busy_since: AtomicU64::new(0),
+            abandoned: AtomicBool::new(false),
+            alive: AtomicBool::new(true),
+        });
+        let (lanes, of, seen) = (Arc::clone(self), Arc::clone(lane), Arc::clone(&pulse));
+        std::thread::Builder::new().name(format!("seal-{}", lane.name)).spawn(move || {
+            Worker { lanes: &lanes, lane: &of, pulse: &seen, session: None }.run();
+            seen.alive.store(false, Ordering::Release);
+        })?;
+        lane.pulses.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(pulse);
+        Ok(())
+    }
+
+    pub(crate) fn queued(&self) -> [usize; 3] {
+        self.all().map(|lane| lane.queue.len())
+    }
+
+    /// Lets the threads finish what is queued and end.
+    pub(crate) fn close(&self) {
+        for lane in self.all() {
+            lane.queue.close();
+        }
+    }
+
+    /// Waits until the threads have ended, for at most `patience`.
+    pub(crate) fn join(&self, patience: Duration) {
+        let until = Instant::now() + patience;
+        let running = |lane: &Arc<Lane>| {
+            let pulses = lane.pulses.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            pulses.iter().any(|pulse| pulse.is_alive())
+        };
+        while Instant::now() < until && self.all().into_iter().any(running) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn millis(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX).max(1)
+    }
+
+    /// How long a worker has been inside one call; `None` if it is idle.
+    pub(crate) fn busy_for(&self, pulse: &Pulse) -> Option<Duration> {
+        match pulse.busy_since.load(Ordering::Acquire) {
+            0 => None,
+            since => Some(Duration::from_millis(self.millis().saturating_sub(since))),
+        }
+    }
+
+    async fn ask(
         &self,
-        _k: &Kek,
-        _d: SecretBuf,
-        _a: Vec<u8>,
-        _p: Priority,
-        _f: u64,
+        lane: &Lane,
+        priority: Priority,
+        flow: u64,
+        request: Request,
+        operation: &'static str,
+    ) -> Result<Answer, SealError> {
+        self.breaker.admit()?;
+        let (reply, answer) = oneshot::channel();
+        // Making an RSA key takes seconds on some devices; everything else shares one deadline.
+        let patience = if lane.read_write { self.deadline * 15 } else { self.deadline };
+        let deadline = Instant::now() + patience;
+        let job = Job { request, deadline, reply };
+        lane.queue.push(priority, flow, job).map_err(|_| SealError::Busy {
+            what: "the device's queue",
+            retry_after: Duration::from_secs(1),
+        })?;
+        let started = Instant::now();
+        let result = match tokio::time::timeout_at(deadline.into(), answer).await {
+            Ok(Ok(result)) => result,
+            // The thread ended or the time is up: for what changes the device, nobody knows.
+            _ if lane.read_write => Err(SealError::Unknown {
+                operation,
+                source: BackendError::Unknown { function: operation, code: 0 },
+            }),
+            _ => Err(late()),
+        };
+        let outcome = if result.is_ok() { "ok" } else { "error" };
+        metrics::counter!("lacre_hsm_operations_total", "op" => operation, "result" => outcome).increment(1);
+        metrics::histogram!("lacre_hsm_operation_duration_seconds", "op" => operation)
+            .record(started.elapsed().as_secs_f64());
+        result
+    }
+
+    /// Fills `dek` with a fresh key and wraps it.
+    pub(crate) async fn wrap(
+        &self,
+        kek: &Kek,
+        dek: SecretBuf,
+        aad: Vec<u8>,
+        fresh: bool,
+        (priority, flow): (Priority, u64),
     ) -> Result<(WrappedDek, SecretBuf), SealError> {
-        todo!()
+        let request = Request::Wrap { kek: kek.key.clone(), dek, aad, fresh };
+        match self.ask(&self.fast, priority, flow, request, "wrap").await? {
+            Answer::Wrapped(wrapped, dek) => Ok((wrapped, dek)),
+            _ => Err(mismatch("wrap")),
+        }
     }
-    pub async fn unwrap(
+
+    pub(crate) async fn unwrap(
         &self,
-        _k: &Kek,
-        _w: WrappedDek,
-        _a: Vec<u8>,
-        _s: SecretBuf,
-        _p: Priority,
-        _f: u64,
+        kek: &Kek,
+        wrapped: WrappedDek,
+        aad: Vec<u8>,
+        out: SecretBuf,
+        (priority, flow): (Priority, u64),
     ) -> Result<SecretBuf, SealError> {
-        todo!()
+        let request = Request::Unwrap { kek: kek.key.clone(), wrapped, aad, out };
+        match self.ask(&self.fast, priority, flow, request, "unwrap").await? {
+            Answer::Dek(dek) => Ok(dek),
+            _ => Err(mismatch("unwrap")),
+        }
     }
-    pub async fn sign(&self, _k: &KeyRef, _a: Alg, _m: &[u8]) -> Result<Signature, SealError> {
-        todo!()
+
+    pub(crate) async fn sign(&self, key: &KeyRef, alg: Alg, message: &[u8]) -> Result<Signature, SealError> {
+        if !alg.fits(key.spec) {
+            return Err(mismatch("sign"));
+        }
+        let digest = match alg {
+            Alg::Es384 => Sha384::digest(message).to_vec(),
+            Alg::Es256 | Alg::Rs256 | Alg::Ps256 => Sha256::digest(message).to_vec(),
+        };
+        let lane = if key.spec.is_slow() { &self.slow } else { &self.fast };
+        let request = Request::Sign { key: key.clone(), alg, digest };
+        match self.ask(lane, Priority::Foreground, 0, request, "sign").await? {
+            Answer::Signature(signature) => Ok(signature),
+            _ => Err(mismatch("sign")),
+        }
     }
-    pub async fn mac(&self, _k: &KeyRef, _m: &[u8]) -> Result<[u8; 32], SealError> {
-        todo!()
+
+    pub(crate) async fn mac(&self, key: &KeyRef, message: &[u8]) -> Result<[u8; 32], SealError> {
+        let request = Request::Mac { key: key.clone(), message: Zeroizing::new(message.to_vec()) };
+        match self.ask(&self.fast, Priority::Foreground, 0, request, "mac").await? {
+            Answer::Mac(mac) => Ok(mac),
+            _ => Err(mismatch("mac")),
+        }
     }
-    pub async fn public_key(&self, _k: &KeyRef) -> Result<PublicKey, SealError> {
-        todo!()
+
+    pub(crate) async fn public_key(&self, key: &KeyRef) -> Result<PublicKey, SealError> {
+        let request = Request::PublicKey { key: key.clone() };
+        match self.ask(&self.fast, Priority::Foreground, 0, request, "public_key").await? {
+            Answer::PublicKey(key) => Ok(key),
+            _ => Err(mismatch("public_key")),
+        }
     }
-    pub async fn generate(&self, _k: &KeyRef) -> Result<KeyRef, SealError> {
-        todo!()
+
+    pub(crate) async fn generate(&self, planned: &KeyRef) -> Result<KeyRef, SealError> {
+        match self.administer(Request::Generate { planned: planned.clone() }, "generate").await? {
+            Answer::Generated(key) => Ok(key),
+            _ => Err(mismatch("generate")),
+        }
     }
-    pub async fn destroy(&self, _k: &KeyRef) -> Result<(), SealError> {
-        todo!()
+
+    pub(crate) async fn destroy(&self, key: &KeyRef) -> Result<(), SealError> {
+        match self.administer(Request::Destroy { key: key.clone() }, "destroy").await? {
+            Answer::Destroyed => Ok(()),
+            _ => Err(mismatch("destroy")),
+        }
     }
-    pub async fn inspect(&self, _k: &KeyRef) -> Result<KeyReport, SealError> {
-        todo!()
+
+    pub(crate) async fn inspect(&self, key: &KeyRef) -> Result<KeyReport, SealError> {
+        match self.administer(Request::Inspect { key: key.clone() }, "inspect").await? {
+            Answer::Report(report) => Ok(report),
+            _ => Err(mismatch("inspect")),
+        }
     }
+
+    pub(crate) async fn capabilities(&self) -> Result<serde_json::Value, SealError> {
+        match self.administer(Request::Capabilities, "capabilities").await? {
+            Answer::Capabilities(report) => Ok(report),
+            _ => Err(mismatch("capabilities")),
+        }
+    }
+
+    async fn administer(&self, request: Request, operation: &'static str) -> Result<Answer, SealError> {
+        self.ask(&self.admin, Priority::Foreground, 0, request, operation).await
+    }
+}
+
+fn late() -> SealError {
+    SealError::Unavailable {
+        retry_after: Duration::from_secs(1),
+        reason: "the device did not answer within the deadline".to_owned(),
+    }
+}
+
+/// Asked for something that the key or the answer does not fit: a bug here.
+fn mismatch(operation: &'static str) -> SealError {
+    SealError::Refused { operation, source: BackendError::Refused { function: operation, code: 0 } }
+}
+
+/// A thread's view of its lane.
+struct Worker<'a> {
+    lanes: &'a Lanes,
+    lane: &'a Lane,
+    pulse: &'a Pulse,
+    session: Option<Session>,
+}
+
+impl Worker<'_> {
+    fn run(&mut self) {
+        let mut answers = Vec::with_capacity(BATCH);
+        loop {
+            let first = match self.lane.queue.pop(IDLE) {
+                Ok(Some(job)) => job,
+                Ok(None) if self.pulse.abandoned.load(Ordering::Acquire) => return,
+                Ok(None) => continue,
+                Err(_) => return,
+            };
+            let began = Instant::now();
+            let mut next = Some(first);
+            while let Some(job) = next {
+                if let Some(answer) = self.serve(job) {
+                    answers.push(answer);
+                }
+                let more = answers.len() < BATCH && began.elapsed() < BATCH_TIME;
+                next = if more { self.lane.queue.try_pop() } else { None };
+            }
+            for (reply, answer) in answers.drain(..) {
+                // A caller that has gone takes its answer with it: guarded buffers wipe themselves.
+                let _ = reply.send(answer);
+            }
+            if self.pulse.abandoned.load(Ordering::Acquire) {
+                return;
+            }
+        }
+    }
+
+    #[expect(clippy::type_complexity, reason = "a reply and what to send into it")]
+    fn serve(
+        &mut self,
+        job: Job,
+    ) -> Option<(oneshot::Sender<Result<Answer, SealError>>, Result<Answer, SealError>)> {
+        if job.reply.is_closed() {
+            return None;
+        }
+        if Instant::now() >= job.deadline {
+            return Some((job.reply, Err(late())));
+        }
+        if let Err(error) = self.lanes.breaker.admit() {
+            return Some((job.reply, Err(error)));
+        }
+        self.pulse.busy_since.store(self.lanes.millis(), Ordering::Release);
+        let answer = self.perform(job.request);
+        self.pulse.busy_since.store(0, Ordering::Release);
+        Some((job.reply, answer))
+    }
+
+    /// Calls once, and once more after a void session was replaced.
+    fn perform(&mut self, mut request: Request) -> Result<Answer, SealError> {
+        let mut result = self.attempt(&mut request);
+        if let Err(BackendError::SessionLost { function, code }) = result {
+            tracing::info!(function, code, "Device session lost, opening another");
+            self.lanes.token.bump_epoch();
+            result = self.attempt(&mut request);
+        }
+        match result {
+            Ok(output) => {
+                if let Some(key) = request.key() {
+                    self.lanes.breaker.remember(key);
+                }
+                Ok(request.finish(output))
+            }
+            Err(error) => Err(self.explain(&request, error)),
+        }
+    }
+
+    fn attempt(&mut self, request: &mut Request) -> Result<Output, BackendError> {
+        let current = self.session.as_ref().is_some_and(Session::is_current);
+        if !current {
+            self.session = None;
+            self.session = Some(Session::open(&self.lanes.token, self.lane.read_write)?);
+        }
+        let Some(session) = self.session.as_mut() else {
+            return Err(BackendError::Away { function: "C_OpenSession", code: 0 });
+        };
+        let result = request.call(session);
+        if !matches!(result, Ok(_) | Err(BackendError::Rejected { .. } | BackendError::Missing)) {
+            // An operation may still be active in this session (HS-7): never use it again.
+            self.session = None;
+        }
+        result
+    }
+
+    fn explain(&self, request: &Request, error: BackendError) -> SealError {
+        let operation = request.name();
+        match error {
+            BackendError::Rejected { .. } => SealError::Rejected,
+            BackendError::Missing => match request.key() {
+                Some(key) => SealError::KeyMissing { key: key.id() },
+                None => mismatch(operation),
+            },
+            BackendError::Unfit(reason) => match request.key() {
+                Some(key) => SealError::KeyUnfit { key: key.id(), reason },
+                None => mismatch(operation),
+            },
+            BackendError::Unknown { .. } => SealError::Unknown { operation, source: error },
+            BackendError::Refused { function: "guarded memory", .. } => {
+                SealError::Busy { what: "guarded memory", retry_after: Duration::from_secs(1) }
+            }
+            BackendError::Refused { .. } => SealError::Refused { operation, source: error },
+            BackendError::Stopped(reason) => self.lanes.breaker.stop(reason),
+            // After the second lost session in a row the device is not well.
+            BackendError::Away { .. } | BackendError::SessionLost { .. } => {
+                let text = error.to_string();
+                let unavailable = self.lanes.breaker.open(text);
+                if self.lane.read_write
+                    && matches!(request, Request::Generate { .. } | Request::Destroy { .. })
+                {
+                    SealError::Unknown { operation, source: error }
+                } else {
+                    unavailable
+                }
+            }
+        }
+    }
+}
+
+impl Request {
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Wrap { .. } => "wrap",
+            Self::Unwrap { .. } => "unwrap",
+            Self::Sign { .. } => "sign",
+            Self::Mac { .. } => "mac",
+            Self::PublicKey { .. } => "public_key",
+            Self::Generate { .. } => "generate",
+            Self::Destroy { .. } => "destroy",
+            Self::Inspect { .. } => "inspect",
+            Self::Capabilities => "capabilities",
+        }
+    }
+
+    const fn key(&self) -> Option<&KeyRef> {
+        match self {
+            Self::Wrap { kek: key, .. }
+            | Self::Unwrap { kek: key, .. }
+            | Self::Sign { key, .. }
+            | Self::Mac { key, .. }
+            | Self::PublicKey { key }
+            | Self::Generate { planned: key }
+            | Self::Destroy { key }
+            | Self::Inspect { key } => Some(key),
+            Self::Capabilities => None,
+        }
+    }
+
+    /// One call. Buffers stay in the request, so that the call can be repeated.
+    fn call(&mut self, session: &mut Session) -> Result<Output, BackendError> {
+        Ok(match self {
+            Self::Wrap { kek, dek, aad, fresh } => {
+                if *fresh {
+                    dek.with_mut(|dek| getrandom::fill(&mut dek[..DEK_LEN]))
+                        .map_err(|_| BackendError::Refused { function: "getrandom", code: 0 })?;
+                }
+                Output::Wrapped(session.wrap(kek, dek, aad)?)
+            }
+            Self::Unwrap { kek, wrapped, aad, out } => {
+                session.unwrap(kek, wrapped, aad, out)?;
+                Output::Unwrapped
+            }
+            Self::Sign { key, alg, digest } => {
+                Output::Answer(Answer::Signature(session.sign(key, *alg, digest)?))
+            }
+            Self::Mac { key, message } => Output::Answer(Answer::Mac(session.mac(key, message)?)),
+            Self::PublicKey { key } => Output::Answer(Answer::PublicKey(session.public_key(key)?)),
+            Self::Generate { planned } => Output::Answer(Answer::Generated(session.generate(planned)?)),
+            Self::Destroy { key } => {
+                session.destroy(key)?;
+                Output::Answer(Answer::Destroyed)
+            }
+            Self::Inspect { key } => Output::Answer(Answer::Report(session.inspect(key)?)),
+            Self::Capabilities => {
+                Output::Answer(Answer::Capabilities(crate::seal::pkcs11::capabilities(session)?))
+            }
+        })
+    }
+
+    /// Gives the request's buffer to the answer it belongs to.
+    fn finish(self, output: Output) -> Answer {
+        match (self, output) {
+            (Self::Wrap { dek, .. }, Output::Wrapped(wrapped)) => Answer::Wrapped(wrapped, dek),
+            (Self::Unwrap { out, .. }, Output::Unwrapped) => Answer::Dek(out),
+            (_, Output::Answer(answer)) => answer,
+            // `call` makes the output that fits its request; anything else carries nothing.
+            (_, Output::Wrapped(_) | Output::Unwrapped) => Answer::Destroyed,
+        }
+    }
+}
+
+/// What a call gave, before the request's buffer joins it.
+enum Output {
+    Wrapped(WrappedDek),
+    Unwrapped,
+    Answer(Answer),
 }

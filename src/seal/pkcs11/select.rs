@@ -1,0 +1,251 @@
+//! Which module, which token, where the PIN is: from the configuration or a `pkcs11:` URI (RFC 7512).
+//!
+//! Checks that need no module happen here, before anything is loaded and long before a PIN is sent.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::seal::StartError;
+use crate::seal::guarded::{Arena, SecretBuf};
+use crate::seal::key::WrapMechanism;
+use crate::seal::pkcs11::{Config, GcmIv};
+
+/// Where the PIN is read from, each time it is needed: a changed PIN needs no restart.
+pub(crate) enum PinSource {
+    /// A file; one trailing line end is not part of the PIN.
+    File(PathBuf),
+    /// Typed at start; kept in guarded memory.
+    Typed(SecretBuf),
+}
+
+/// A checked selection.
+pub(crate) struct Selection {
+    pub(crate) module: PathBuf,
+    pub(crate) label: Option<String>,
+    pub(crate) serial: Option<String>,
+    pub(crate) pin: PinSource,
+    pub(crate) wrap: Option<WrapMechanism>,
+    pub(crate) gcm_iv: GcmIv,
+}
+
+/// What a URI may say about a token; percent-decoded.
+#[derive(Default)]
+struct FromUri {
+    module: Option<PathBuf>,
+    label: Option<String>,
+    serial: Option<String>,
+    pin_source: Option<String>,
+}
+
+impl Selection {
+    /// Puts configuration and URI together and checks files.
+    pub(crate) fn new(config: &Config, arena: &Arena) -> Result<Self, StartError> {
+        let uri = config.uri.as_deref().map_or_else(|| Ok(FromUri::default()), parse_uri)?;
+        let label = config.token.clone().or(uri.label);
+        let serial = config.serial.clone().or(uri.serial);
+        if label.is_none() && serial.is_none() {
+            return Err(selection("name the token by `token` (label), `serial` or `uri`"));
+        }
+        let module = config.module.clone().or(uri.module);
+        let module = module.ok_or_else(|| selection("no `module` (path of the vendor's library)"))?;
+        let wrap = match config.wrap.as_deref() {
+            None | Some("auto") => None,
+            Some(name) => Some(
+                WrapMechanism::parse(name.as_bytes())
+                    .ok_or_else(|| selection("`wrap` must be auto, A256GCM, A256KW or A256KW-OBJ"))?,
+            ),
+        };
+        let source = config.pin_source.clone().or(uri.pin_source);
+        let source =
+            source.ok_or_else(|| selection("no `pin_source` (file:/path, credential:NAME, prompt)"))?;
+        let module = check_module(&module)?;
+        let pin = pin_source(&source, config.credentials_dir.as_deref(), arena)?;
+        Ok(Self { module, label, serial, pin, wrap, gcm_iv: config.gcm_iv })
+    }
+
+    /// Reads the PIN into guarded memory.
+    pub(crate) fn read_pin(&self, arena: &Arena) -> Result<SecretBuf, StartError> {
+        let (origin, reason) = match &self.pin {
+            PinSource::Typed(pin) => {
+                let mut copy = arena.try_take(pin.len()).map_err(|error| pin_error("prompt", error))?;
+                pin.with(|pin| copy.with_mut(|copy| copy.copy_from_slice(pin)));
+                return Ok(copy);
+            }
+            PinSource::File(path) => match read_file(path, arena) {
+                Ok(pin) => return Ok(pin),
+                Err(reason) => (path.display().to_string(), reason),
+            },
+        };
+        Err(StartError::Pin { origin, reason })
+    }
+}
+
+fn selection(reason: &str) -> StartError {
+    StartError::Selection(reason.to_owned())
+}
+
+fn pin_error(origin: &str, error: impl std::fmt::Display) -> StartError {
+    StartError::Pin { origin: origin.to_owned(), reason: error.to_string() }
+}
+
+fn parse_uri(uri: &str) -> Result<FromUri, StartError> {
+    // The parser's own message quotes the URI, which may hold a PIN; say only that it is wrong.
+    let parsed = pk11_uri_parser::parse(uri).map_err(|error| {
+        StartError::Selection(format!("the `pkcs11:` URI is not valid: {}", violation(&error)))
+    })?;
+    if parsed.pin_value().is_some() {
+        return Err(selection(
+            "`pin-value` in a URI would put the PIN into a file and into process lists; use pin-source",
+        ));
+    }
+    let decode = |text: Option<&str>| text.filter(|text| !text.is_empty()).map(percent_decode).transpose();
+    Ok(FromUri {
+        module: decode(parsed.module_path())?.map(PathBuf::from),
+        label: decode(parsed.token())?,
+        serial: decode(parsed.serial())?,
+        pin_source: decode(parsed.pin_source())?,
+    })
+}
+
+/// The rule that was broken, without the URI around it.
+fn violation(error: &pk11_uri_parser::PK11URIError) -> String {
+    let text = error.to_string();
+    text.lines().nth(1).map_or_else(
+        || "it does not follow RFC 7512".to_owned(),
+        |line| line.trim_matches([' ', '^']).to_owned(),
+    )
+}
+
+fn percent_decode(text: &str) -> Result<String, StartError> {
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        if bytes[at] == b'%' {
+            let pair =
+                bytes.get(at + 1..at + 3).ok_or_else(|| selection("cut percent-encoding in the URI"))?;
+            let mut byte = [0];
+            hex::decode_to_slice(pair, &mut byte)
+                .map_err(|_| selection("bad percent-encoding in the URI"))?;
+            out.push(byte[0]);
+            at += 3;
+        } else {
+            out.push(bytes[at]);
+            at += 1;
+        }
+    }
+    String::from_utf8(out).map_err(|_| selection("a URI value is not UTF-8"))
+}
+
+/// Resolves links and refuses a module that somebody else could replace: it will run in this process.
+fn check_module(path: &Path) -> Result<PathBuf, StartError> {
+    let problem =
+        |reason: &str| StartError::Module { path: path.display().to_string(), reason: reason.to_owned() };
+    if !path.is_absolute() {
+        return Err(problem("give an absolute path, so that no search path decides which file is loaded"));
+    }
+    let real = fs::canonicalize(path).map_err(|error| problem(&error.to_string()))?;
+    let file = fs::metadata(&real).map_err(|error| problem(&error.to_string()))?;
+    if !file.is_file() {
+        return Err(problem("not a regular file"));
+    }
+    let writable = |meta: &fs::Metadata| meta.permissions().mode() & 0o002 != 0;
+    let parent = real.parent().and_then(|dir| fs::metadata(dir).ok());
+    // A world-writable directory with the sticky bit (such as a temporary directory) lets others add
+    // files, but not replace this one.
+    let open_parent = parent.is_some_and(|dir| writable(&dir) && dir.mode() & 0o1000 == 0);
+    if writable(&file) || open_parent {
+        return Err(problem("the file or its directory is writable by everybody; refusing to load it"));
+    }
+    Ok(real)
+}
+
+fn pin_source(source: &str, credentials: Option<&Path>, arena: &Arena) -> Result<PinSource, StartError> {
+    if source == "prompt" {
+        let typed = rpassword::prompt_password("User PIN of the token: ")
+            .map_err(|error| pin_error("prompt", error))?;
+        let typed = zeroize::Zeroizing::new(typed);
+        let mut pin = arena.try_take(typed.len()).map_err(|error| pin_error("prompt", error))?;
+        pin.with_mut(|pin| pin.copy_from_slice(typed.as_bytes()));
+        return Ok(PinSource::Typed(pin));
+    }
+    let path = if let Some(name) = source.strip_prefix("credential:") {
+        let dir = credentials.ok_or_else(|| {
+            pin_error(source, "CREDENTIALS_DIRECTORY is not set: systemd passed no credentials")
+        })?;
+        if name.is_empty() || name.contains('/') {
+            return Err(pin_error(source, "not a credential name"));
+        }
+        dir.join(name)
+    } else if let Some(path) = source.strip_prefix("file://").or_else(|| source.strip_prefix("file:")) {
+        PathBuf::from(path)
+    } else {
+        return Err(selection("`pin_source` must be file:/path, credential:NAME or prompt"));
+    };
+    let mode = fs::metadata(&path).map_err(|error| pin_error(source, error))?.permissions().mode();
+    if mode & 0o077 != 0 {
+        return Err(pin_error(
+            source,
+            format!("mode {:o} lets others read it; use 0400 or 0600", mode & 0o777),
+        ));
+    }
+    Ok(PinSource::File(path))
+}
+
+/// Reads straight into a guarded slot, so that the PIN never lies in ordinary memory.
+fn read_file(path: &Path, arena: &Arena) -> Result<SecretBuf, String> {
+    use std::io::Read;
+    let mut file = fs::File::open(path).map_err(|error| error.to_string())?;
+    let mut pin = arena.try_take(512).map_err(|error| error.to_string())?;
+    let read = pin.with_mut(|room| {
+        let mut filled = 0;
+        loop {
+            match file.read(&mut room[filled..]) {
+                Ok(0) => return Ok(filled),
+                Ok(count) => filled += count,
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+    })?;
+    let end = pin.with(|bytes| match &bytes[..read] {
+        [.., b'\r', b'\n'] => read - 2,
+        [.., b'\n'] => read - 1,
+        _ => read,
+    });
+    if end == 0 || read == 512 {
+        return Err("empty, or longer than a PIN can be".to_owned());
+    }
+    pin.truncate(end);
+    Ok(pin)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{parse_uri, percent_decode};
+
+    #[test]
+    fn a_uri_names_token_serial_module_and_pin_source() {
+        let uri = "pkcs11:token=my%20token;serial=0a1b?module-path=/usr/lib/x.so&pin-source=file:/etc/pin";
+        let parsed = parse_uri(uri).unwrap();
+        assert_eq!(parsed.label.as_deref(), Some("my token"));
+        assert_eq!(parsed.serial.as_deref(), Some("0a1b"));
+        assert_eq!(parsed.module.unwrap().to_str(), Some("/usr/lib/x.so"));
+        assert_eq!(parsed.pin_source.as_deref(), Some("file:/etc/pin"));
+    }
+
+    #[test]
+    fn a_pin_inside_a_uri_is_refused_without_being_repeated() {
+        let error = parse_uri("pkcs11:token=t?pin-value=1234567").err().unwrap().to_string();
+        assert!(error.contains("pin-source") && !error.contains("1234567"));
+        let broken = parse_uri("pkcs11:token=a b?pin-value=7654321").err().unwrap().to_string();
+        assert!(!broken.contains("7654321"));
+    }
+
+    #[test]
+    fn cut_or_wrong_percent_encoding_is_refused() {
+        assert!(percent_decode("a%2").is_err());
+        assert!(percent_decode("a%zz").is_err());
+        assert_eq!(percent_decode("a%2Fb").unwrap(), "a/b");
+    }
+}

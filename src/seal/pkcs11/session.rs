@@ -1,0 +1,363 @@
+//! One logged-in session as a [`Backend`]: find, choose, call, name the failure.
+//!
+//! Handles are found once per session and epoch and checked when they are found: one object only,
+//! the rules of `objects`, the pin of the [`KeyRef`]. No retry and no recovery here.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use cryptoki::session::Session as RawSession;
+use cryptoki_sys::{CK_OBJECT_HANDLE, CKM_ECDSA, CKM_RSA_PKCS, CKM_SHA256_HMAC};
+use sha2::{Digest, Sha256};
+
+use crate::seal::KeyReport;
+use crate::seal::backend::{Backend, BackendError};
+use crate::seal::envelope::{DEK_LEN, DEK_SLOT_LEN};
+use crate::seal::guarded::SecretBuf;
+use crate::seal::key::{
+    Alg, Fingerprint, KeyId, KeyRef, KeySpec, Pin, PublicKey, Signature, WrapMechanism, WrappedDek,
+};
+use crate::seal::pkcs11::objects;
+use crate::seal::pkcs11::raw::Mechanism;
+use crate::seal::pkcs11::token::{Entered, Token};
+use crate::seal::pkcs11::wrap::{self, Wrapper};
+
+/// DER of DigestInfo with SHA-256 (RFC 8017, section 9.2, note 1): the hash follows.
+const DIGEST_INFO_SHA256: [u8; 19] = [
+    0x30, 0x31, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01, 0x05, 0x00,
+    0x04, 0x20,
+];
+
+/// What a canary's AAD and a MAC fingerprint's message are: fixed texts, never anything of a tenant.
+const CANARY_AAD: &[u8] = b"lacre/canary/v1";
+const MAC_PIN_TEXT: &[u8] = b"lacre/pin/v1/mac";
+
+/// A session, its token, and the handles it has found.
+pub(crate) struct Session {
+    token: Arc<Token>,
+    session: RawSession,
+    epoch: u64,
+    handles: HashMap<KeyId, CK_OBJECT_HANDLE>,
+}
+
+impl Session {
+    /// Opens a session that is logged in.
+    pub(crate) fn open(token: &Arc<Token>, read_write: bool) -> Result<Self, BackendError> {
+        let (session, epoch) = token.open_session(read_write)?;
+        Ok(Self { token: Arc::clone(token), session, epoch, handles: HashMap::new() })
+    }
+
+    /// Whether nothing has voided this session since it was opened.
+    pub(crate) fn is_current(&self) -> bool {
+        self.epoch == self.token.epoch()
+    }
+
+    pub(super) fn token(&self) -> &Token {
+        &self.token
+    }
+
+    pub(super) fn raw_session(&self) -> &RawSession {
+        &self.session
+    }
+
+    /// The checked handle of a generated key.
+    fn handle(&mut self, entered: &Entered<'_>, key: &KeyRef) -> Result<CK_OBJECT_HANDLE, BackendError> {
+        if let Some(handle) = self.handles.get(&key.id) {
+            return Ok(*handle);
+        }
+        let object = objects::find_one(&self.session, objects::class_of(key.spec), key.id)?;
+        let Some(object) = object else { return Err(self.absent(entered)) };
+        let (_, broken) = objects::check(&self.session, object, key.spec, pinned_mechanism(key))?;
+        if !broken.is_empty() {
+            return Err(BackendError::Unfit(broken.join(", ")));
+        }
+        self.check_pin(key, object.handle())?;
+        self.handles.insert(key.id, object.handle());
+        Ok(object.handle())
+    }
+
+    /// A token that is gone lists no objects either; only a token that answers can miss a key (F4).
+    fn absent(&self, entered: &Entered<'_>) -> BackendError {
+        if self.token.is_present(entered) {
+            BackendError::Missing
+        } else {
+            BackendError::Away { function: "C_GetTokenInfo", code: 0 }
+        }
+    }
+
+    /// Compares the object with what was recorded when the key was made.
+    fn check_pin(&self, key: &KeyRef, handle: CK_OBJECT_HANDLE) -> Result<(), BackendError> {
+        match &*key.pin {
+            Pin::Planned => Err(BackendError::Unfit("it was planned and never generated".to_owned())),
+            Pin::Canary(canary) => match self.open_canary(key.id, handle, canary) {
+                Err(BackendError::Rejected { .. }) => {
+                    Err(BackendError::Unfit("its canary does not open: another key under this id".to_owned()))
+                }
+                other => other,
+            },
+            Pin::Fingerprint(expected) if self.fingerprint(key, handle)? == *expected => Ok(()),
+            Pin::Fingerprint(_) => Err(BackendError::Unfit("its fingerprint is another one".to_owned())),
+        }
+    }
+
+    fn fingerprint(&self, key: &KeyRef, handle: CK_OBJECT_HANDLE) -> Result<Fingerprint, BackendError> {
+        if key.spec == KeySpec::HmacSha256 {
+            let mac = self.mac_with(handle, MAC_PIN_TEXT)?;
+            return Ok(Fingerprint(Sha256::digest(mac).into()));
+        }
+        Ok(objects::public_key(&self.session, key.spec, key.id)?.fingerprint())
+    }
+
+    fn open_canary(
+        &self,
+        id: KeyId,
+        handle: CK_OBJECT_HANDLE,
+        canary: &WrappedDek,
+    ) -> Result<(), BackendError> {
+        let mut out = self.token.buffer(DEK_SLOT_LEN)?;
+        self.wrapper(handle).unwrap(canary, CANARY_AAD, &mut out)?;
+        let same = out.with(|out| out == canary_value(id));
+        if same { Ok(()) } else { Err(BackendError::Rejected { function: "canary", code: 0 }) }
+    }
+
+    fn mac_with(&self, handle: CK_OBJECT_HANDLE, message: &[u8]) -> Result<[u8; 32], BackendError> {
+        let mut mac = [0; 32];
+        let hmac = Mechanism::Plain(CKM_SHA256_HMAC);
+        let written = self.token.raw.sign(self.session.handle(), hmac, handle, message, &mut mac)?;
+        if written == mac.len() {
+            Ok(mac)
+        } else {
+            Err(BackendError::Refused { function: "C_Sign", code: 0 })
+        }
+    }
+
+    fn wrapper(&self, kek: CK_OBJECT_HANDLE) -> Wrapper<'_> {
+        Wrapper { token: &self.token, session: self.session.handle(), kek }
+    }
+
+    /// What is on the token under the planned id: a whole key, or nothing. A half pair that a crash
+    /// left behind was never used, so it is removed.
+    fn existing(&self, planned: &KeyRef) -> Result<bool, BackendError> {
+        let class = objects::class_of(planned.spec);
+        let found = objects::find_one(&self.session, class, planned.id)?.is_some();
+        let pair = planned.spec.field_len().is_some() || planned.spec.modulus_bits().is_some();
+        if !pair {
+            return Ok(found);
+        }
+        let public = objects::find_one(&self.session, cryptoki::object::ObjectClass::PUBLIC_KEY, planned.id)?;
+        if found != public.is_some() {
+            objects::destroy(&self.session, planned.spec, planned.id)?;
+            return Ok(false);
+        }
+        Ok(found)
+    }
+
+    /// Seals the canary and proves the KEK with it: opens, and not under another AAD, nor altered.
+    fn make_canary(
+        &self,
+        id: KeyId,
+        handle: CK_OBJECT_HANDLE,
+        mechanism: WrapMechanism,
+    ) -> Result<Pin, BackendError> {
+        let wrapper = self.wrapper(handle);
+        let mut value = self.token.buffer(DEK_LEN)?;
+        value.with_mut(|value| value.copy_from_slice(&canary_value(id)));
+        let canary = wrapper.wrap(mechanism, &value, CANARY_AAD)?;
+        self.open_canary(id, handle, &canary)?;
+        let mut flipped = canary.clone();
+        flipped.bytes[0] ^= 1;
+        for (bytes, aad) in [(&canary, &b"lacre/other/v1"[..]), (&flipped, CANARY_AAD)] {
+            let mut out = self.token.buffer(DEK_SLOT_LEN)?;
+            if !matches!(wrapper.unwrap(bytes, aad, &mut out), Err(BackendError::Rejected { .. })) {
+                return Err(BackendError::Unfit("the token opens altered bytes".to_owned()));
+            }
+        }
+        Ok(Pin::Canary(canary))
+    }
+
+    /// The mechanism of a KEK that is on the token already, by its roles (a repeated generation).
+    fn mechanism_of_existing(
+        &self,
+        entered: &Entered<'_>,
+        planned: &KeyRef,
+    ) -> Result<Option<WrapMechanism>, BackendError> {
+        if planned.spec != KeySpec::Kek {
+            return Ok(None);
+        }
+        wrap::choose(&self.token, entered, self.session.handle()).map(Some)
+    }
+}
+
+/// The canary's plaintext: known to everybody, useful to nobody, different for each key.
+fn canary_value(id: KeyId) -> [u8; 32] {
+    let mut sum = Sha256::new();
+    sum.update(CANARY_AAD);
+    sum.update(id.as_bytes());
+    sum.finalize().into()
+}
+
+fn pinned_mechanism(key: &KeyRef) -> Option<WrapMechanism> {
+    match &*key.pin {
+        Pin::Canary(canary) => Some(canary.mechanism),
+        _ => None,
+    }
+}
+
+/// `r || s` at full width: some modules drop leading zeros of both halves (hsm.md 3.2).
+fn fixed_width(raw: &[u8], field: usize) -> Option<Vec<u8>> {
+    if raw.is_empty() || raw.len() % 2 != 0 || raw.len() > 2 * field {
+        return None;
+    }
+    let (r, s) = raw.split_at(raw.len() / 2);
+    let mut out = vec![0; 2 * field];
+    out[field - r.len()..field].copy_from_slice(r);
+    out[2 * field - s.len()..].copy_from_slice(s);
+    Some(out)
+}
+
+impl Backend for Session {
+    fn wrap(&mut self, kek: &KeyRef, dek: &SecretBuf, aad: &[u8]) -> Result<WrappedDek, BackendError> {
+        let token = Arc::clone(&self.token);
+        let entered = token.enter()?;
+        let handle = self.handle(&entered, kek)?;
+        let mechanism = pinned_mechanism(kek).ok_or_else(|| BackendError::Unfit("not a KEK".to_owned()))?;
+        self.wrapper(handle).wrap(mechanism, dek, aad)
+    }
+
+    fn unwrap(
+        &mut self,
+        kek: &KeyRef,
+        wrapped: &WrappedDek,
+        aad: &[u8],
+        out: &mut SecretBuf,
+    ) -> Result<(), BackendError> {
+        let token = Arc::clone(&self.token);
+        let entered = token.enter()?;
+        let handle = self.handle(&entered, kek)?;
+        let result = self.wrapper(handle).unwrap(wrapped, aad, out);
+        if let (Err(rejected @ BackendError::Rejected { .. }), Pin::Canary(canary)) = (&result, &*kek.pin) {
+            // F3: the return value cannot tell a bad row from a bad device. The canary can.
+            return match self.open_canary(kek.id, handle, canary) {
+                Ok(()) => Err(rejected.clone()),
+                Err(BackendError::Rejected { function, code }) => {
+                    Err(BackendError::SessionLost { function, code })
+                }
+                Err(other) => Err(other),
+            };
+        }
+        result
+    }
+
+    fn sign(&mut self, key: &KeyRef, alg: Alg, digest: &[u8]) -> Result<Signature, BackendError> {
+        let token = Arc::clone(&self.token);
+        let entered = token.enter()?;
+        let handle = self.handle(&entered, key)?;
+        let mut out = [0; 512];
+        let (session, raw) = (self.session.handle(), &self.token.raw);
+        let written = match alg {
+            // Not every token has the hash-and-sign variants, so the digest is made outside.
+            Alg::Es256 | Alg::Es384 => {
+                raw.sign(session, Mechanism::Plain(CKM_ECDSA), handle, digest, &mut out)?
+            }
+            Alg::Rs256 => {
+                let info = [&DIGEST_INFO_SHA256[..], digest].concat();
+                raw.sign(session, Mechanism::Plain(CKM_RSA_PKCS), handle, &info, &mut out)?
+            }
+            Alg::Ps256 => raw.sign(session, Mechanism::PssSha256, handle, digest, &mut out)?,
+        };
+        let signature = match (key.spec.field_len(), key.spec.modulus_bits()) {
+            (Some(field), _) => fixed_width(&out[..written], field),
+            (None, Some(bits)) if written * 8 == usize::from(bits) => Some(out[..written].to_vec()),
+            _ => None,
+        };
+        // A signature of a wrong length never leaves (HS-7).
+        signature.map(Signature).ok_or(BackendError::Refused { function: "C_Sign", code: 0 })
+    }
+
+    fn mac(&mut self, key: &KeyRef, message: &[u8]) -> Result<[u8; 32], BackendError> {
+        let token = Arc::clone(&self.token);
+        let entered = token.enter()?;
+        let handle = self.handle(&entered, key)?;
+        self.mac_with(handle, message)
+    }
+
+    fn public_key(&mut self, key: &KeyRef) -> Result<PublicKey, BackendError> {
+        let token = Arc::clone(&self.token);
+        let entered = token.enter()?;
+        self.handle(&entered, key)?;
+        objects::public_key(&self.session, key.spec, key.id)
+    }
+
+    fn generate(&mut self, planned: &KeyRef) -> Result<KeyRef, BackendError> {
+        let token = Arc::clone(&self.token);
+        let entered = token.enter()?;
+        let mechanism = self.mechanism_of_existing(&entered, planned)?;
+        if !self.existing(planned)? {
+            objects::generate(&self.session, planned.spec, planned.id, mechanism)?;
+        }
+        let object = objects::find_one(&self.session, objects::class_of(planned.spec), planned.id)?;
+        let object = object.ok_or_else(|| self.absent(&entered))?;
+        let (_, broken) = objects::check(&self.session, object, planned.spec, mechanism)?;
+        if !broken.is_empty() {
+            return Err(BackendError::Unfit(broken.join(", ")));
+        }
+        let pin = match mechanism {
+            Some(mechanism) => self.make_canary(planned.id, object.handle(), mechanism)?,
+            None => Pin::Fingerprint(self.fingerprint(planned, object.handle())?),
+        };
+        Ok(planned.pinned(pin))
+    }
+
+    fn destroy(&mut self, key: &KeyRef) -> Result<(), BackendError> {
+        let token = Arc::clone(&self.token);
+        let entered = token.enter()?;
+        if !self.token.is_present(&entered) {
+            return Err(BackendError::Away { function: "C_GetTokenInfo", code: 0 });
+        }
+        objects::destroy(&self.session, key.spec, key.id)?;
+        // Other sessions must not go on with a handle that may be given to another object.
+        self.token.bump_epoch();
+        Ok(())
+    }
+
+    fn inspect(&mut self, key: &KeyRef) -> Result<KeyReport, BackendError> {
+        let token = Arc::clone(&self.token);
+        let entered = token.enter()?;
+        let class = objects::class_of(key.spec);
+        let object = match objects::find_one(&self.session, class, key.id) {
+            Ok(Some(object)) => object,
+            Ok(None) => return Err(self.absent(&entered)),
+            Err(BackendError::Unfit(reason)) => {
+                return Ok(KeyReport { attributes: Vec::new(), deviations: vec![reason] });
+            }
+            Err(other) => return Err(other),
+        };
+        let (attributes, mut deviations) =
+            objects::check(&self.session, object, key.spec, pinned_mechanism(key))?;
+        match self.check_pin(key, object.handle()) {
+            Ok(()) => {}
+            Err(BackendError::Unfit(reason)) => deviations.push(reason),
+            Err(BackendError::Missing) => deviations.push("its public half is missing".to_owned()),
+            Err(other) => return Err(other),
+        }
+        if !deviations.is_empty() {
+            // No session may go on with the handle it found before the key was weakened.
+            self.token.bump_epoch();
+        }
+        Ok(KeyReport { attributes, deviations })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fixed_width;
+
+    #[test]
+    fn short_halves_are_padded_and_odd_or_long_ones_refused() {
+        assert_eq!(fixed_width(&[1, 2], 3).unwrap(), [0, 0, 1, 0, 0, 2]);
+        assert_eq!(fixed_width(&[1; 6], 3).unwrap(), [1; 6]);
+        assert!(fixed_width(&[1; 5], 3).is_none());
+        assert!(fixed_width(&[1; 8], 3).is_none());
+        assert!(fixed_width(&[], 3).is_none());
+    }
+}

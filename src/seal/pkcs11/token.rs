@@ -1,0 +1,371 @@
+//! One token in one module: loaded once, found by serial or label, logged in once, and brought back
+//! after it was away.
+//!
+//! Login belongs to the application, not to a session, so one idle anchor session keeps it and all
+//! others find themselves logged in (PKCS #11 v3.1, section 5.6.8). Every call into the module runs
+//! under the read half of one lock; initialising the library again takes the write half, so it never
+//! happens below a running call.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, Instant};
+
+use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
+use cryptoki::error::{Error, RvError};
+use cryptoki::session::Session as RawSession;
+use cryptoki::slot::Slot;
+
+use crate::seal::StartError;
+use crate::seal::backend::BackendError;
+use crate::seal::guarded::{Arena, SecretBuf};
+use crate::seal::key::WrapMechanism;
+use crate::seal::latch::{Held, Latch};
+use crate::seal::pkcs11::error::{fail, pin_problem};
+use crate::seal::pkcs11::raw::{Raw, TokenInfo};
+use crate::seal::pkcs11::select::Selection;
+
+const CKR_USER_ALREADY_LOGGED_IN: u64 = 0x100;
+/// How long recovery waits for running calls to leave the module before it gives up for this round.
+const QUIET_WAIT: Duration = Duration::from_secs(3);
+
+/// Why the token cannot be used now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum TokenProblem {
+    /// It may come back by itself.
+    Away(String),
+    /// A person is needed; no login is tried.
+    Stopped(String),
+}
+
+impl From<TokenProblem> for BackendError {
+    fn from(problem: TokenProblem) -> Self {
+        match problem {
+            TokenProblem::Away(_) => Self::Away { function: "open token", code: 0 },
+            TokenProblem::Stopped(reason) => Self::Stopped(reason),
+        }
+    }
+}
+
+/// The library while it is initialised and the token in it.
+pub(super) struct Loaded {
+    pkcs11: Pkcs11,
+    pub(super) slot: Slot,
+    pub(super) info: TokenInfo,
+    /// Holds the login. `None` before the first login and after it was lost.
+    anchor: Mutex<Option<RawSession>>,
+}
+
+/// What is known of the token and stays known while it is away.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Known {
+    pub(crate) library: String,
+    pub(crate) label: String,
+    pub(crate) serial: String,
+}
+
+/// The token.
+pub(crate) struct Token {
+    pub(super) selection: Selection,
+    pub(super) raw: Raw,
+    pub(super) arena: Arena,
+    latch: Latch,
+    loaded: RwLock<Option<Loaded>>,
+    known: Mutex<Known>,
+    /// What the probe chose for new KEKs; asked once.
+    pub(super) wrap_choice: Mutex<Option<WrapMechanism>>,
+    /// Grows whenever sessions and handles became void.
+    epoch: AtomicU64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Token {
+    /// Loads the library. Initialises nothing and sends no PIN.
+    pub(crate) fn load(selection: Selection, latch: Latch, arena: &Arena) -> Result<Arc<Self>, StartError> {
+        let raw = Raw::load(&selection.module)
+            .map_err(|reason| StartError::Module { path: selection.module.display().to_string(), reason })?;
+        Ok(Arc::new(Self {
+            selection,
+            raw,
+            arena: arena.clone(),
+            latch,
+            loaded: RwLock::new(None),
+            known: Mutex::new(Known::default()),
+            wrap_choice: Mutex::new(None),
+            epoch: AtomicU64::new(1),
+        }))
+    }
+
+    pub(crate) fn known(&self) -> Known {
+        lock(&self.known).clone()
+    }
+
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Voids every session and handle that was opened so far.
+    pub(crate) fn bump_epoch(&self) {
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Enters the module for one call; `None` while it is not initialised.
+    pub(super) fn enter(&self) -> Result<Entered<'_>, BackendError> {
+        let guard = self.loaded.read().unwrap_or_else(PoisonError::into_inner);
+        if guard.is_none() {
+            return Err(BackendError::Away { function: "C_Initialize", code: 0 });
+        }
+        Ok(Entered(guard))
+    }
+
+    /// Initialises the library where needed, finds the token, checks its identity and logs in.
+    pub(crate) fn bring_up(&self) -> Result<(), TokenProblem> {
+        if self.loaded.read().unwrap_or_else(PoisonError::into_inner).is_none() {
+            let mut place = self.exclusive()?;
+            if place.is_none() {
+                *place = Some(self.initialise()?);
+            }
+        }
+        let entered = self.enter().map_err(|error| TokenProblem::Away(error.to_string()))?;
+        self.login(&entered)
+    }
+
+    /// The last step of recovery: finalises the library and brings everything up anew.
+    pub(crate) fn reinitialise(&self) -> Result<(), TokenProblem> {
+        self.take_down()?;
+        self.bring_up()
+    }
+
+    /// Logs out by closing all sessions and finalises the library.
+    pub(crate) fn take_down(&self) -> Result<(), TokenProblem> {
+        let mut place = self.exclusive()?;
+        self.bump_epoch();
+        if let Some(loaded) = place.take() {
+            drop(loaded.anchor);
+            // A library that cannot be finalised is initialised again all the same; "already
+            // initialised" is a success there.
+            if let Err(error) = loaded.pkcs11.finalize() {
+                tracing::debug!(error = &error as &dyn std::error::Error, "C_Finalize failed");
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits, for a bounded time, until no call is inside the module. A hung call means no.
+    fn exclusive(&self) -> Result<RwLockWriteGuard<'_, Option<Loaded>>, TokenProblem> {
+        let until = Instant::now() + QUIET_WAIT;
+        loop {
+            match self.loaded.try_write() {
+                Ok(guard) => return Ok(guard),
+                Err(std::sync::TryLockError::Poisoned(poisoned)) => return Ok(poisoned.into_inner()),
+                Err(std::sync::TryLockError::WouldBlock) if Instant::now() < until => {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                Err(std::sync::TryLockError::WouldBlock) => {
+                    return Err(TokenProblem::Away("a call hangs inside the module".to_owned()));
+                }
+            }
+        }
+    }
+
+    fn initialise(&self) -> Result<Loaded, TokenProblem> {
+        let away = |error: Error| TokenProblem::Away(format!("PKCS#11 module: {}", brief(&error)));
+        let pkcs11 = Pkcs11::new(&self.selection.module).map_err(away)?;
+        match pkcs11.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
+            Ok(()) | Err(Error::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => {}
+            Err(error) => return Err(away(error)),
+        }
+        let found = self.find_token(&pkcs11);
+        let (slot, info) = match found {
+            Ok(found) => found,
+            Err(problem) => {
+                // Left initialised, some modules would remember "token absent" (krill#761).
+                let _ = pkcs11.finalize();
+                return Err(problem);
+            }
+        };
+        let library = pkcs11.get_library_info().map_or_else(
+            |_| String::new(),
+            |info| format!("{} {}", info.library_description().trim(), info.library_version()),
+        );
+        *lock(&self.known) = Known { library, label: info.label.clone(), serial: info.serial.clone() };
+        Ok(Loaded { pkcs11, slot, info, anchor: Mutex::new(None) })
+    }
+
+    /// The one token that the selection means; slot numbers are not looked at.
+    fn find_token(&self, pkcs11: &Pkcs11) -> Result<(Slot, TokenInfo), TokenProblem> {
+        let slots = pkcs11
+            .get_slots_with_token()
+            .map_err(|error| TokenProblem::Away(format!("no slot list: {}", brief(&error))))?;
+        let wanted = |info: &TokenInfo| {
+            self.selection.serial.as_ref().is_none_or(|serial| *serial == info.serial)
+                && self.selection.label.as_ref().is_none_or(|label| *label == info.label)
+        };
+        let mut found: Vec<_> = slots
+            .into_iter()
+            .filter_map(|slot| Some((slot, self.raw.token_info(slot.id()).ok()?)))
+            .filter(|(_, info)| wanted(info))
+            .collect();
+        let name = self.selection_name();
+        let (slot, info) = match (found.pop(), found.is_empty()) {
+            (Some(one), true) => one,
+            (Some(_), false) => {
+                return Err(TokenProblem::Stopped(format!(
+                    "more than one token is {name}; choose by serial"
+                )));
+            }
+            (None, _) => return Err(TokenProblem::Away(format!("no token is {name}"))),
+        };
+        let expected =
+            self.latch.expected_serial(&name, &info.serial).map_err(|error| latch_problem(&error))?;
+        if expected != info.serial {
+            return Err(TokenProblem::Stopped(format!(
+                "the token that is {name} has serial {}, and {expected} was known: another token; no PIN was sent",
+                info.serial
+            )));
+        }
+        Ok((slot, info))
+    }
+
+    fn selection_name(&self) -> String {
+        match (&self.selection.serial, &self.selection.label) {
+            (Some(serial), Some(label)) => format!("`{label}` with serial {serial}"),
+            (Some(serial), None) => format!("the one with serial {serial}"),
+            (None, label) => format!("`{}`", label.as_deref().unwrap_or_default()),
+        }
+    }
+
+    /// Opens a session that is logged in, or says why there is none.
+    pub(super) fn open_session(&self, read_write: bool) -> Result<(RawSession, u64), BackendError> {
+        let epoch = self.epoch();
+        let entered = self.enter()?;
+        let session = entered.open(read_write)?;
+        if !self.raw.is_user_session(session.handle())? {
+            self.login(&entered)?;
+        }
+        Ok((session, epoch))
+    }
+
+    /// Logs in unless the anchor session says that the application is logged in already. One thread
+    /// at a time, so that many threads which lost their login cause one login together (HS-6).
+    fn login(&self, entered: &Entered<'_>) -> Result<(), TokenProblem> {
+        let away = |error: BackendError| TokenProblem::Away(error.to_string());
+        let loaded = entered.loaded();
+        let mut anchor = lock(&loaded.anchor);
+        let alive =
+            anchor.as_ref().is_some_and(|session| self.raw.is_user_session(session.handle()) == Ok(true));
+        if alive {
+            return Ok(());
+        }
+        let session = entered.open(false).map_err(away)?;
+        if !self.raw.is_user_session(session.handle()).map_err(|error| away(error.into()))? {
+            self.send_pin(loaded, &session)?;
+        }
+        *anchor = Some(session);
+        Ok(())
+    }
+
+    /// The only place where a PIN leaves the process, at most once for each PIN that is wrong.
+    fn send_pin(&self, loaded: &Loaded, session: &RawSession) -> Result<(), TokenProblem> {
+        let info = self
+            .raw
+            .token_info(loaded.slot.id())
+            .map_err(|error| TokenProblem::Away(error.function.to_owned()))?;
+        let stopped = |reason: &str| Err(TokenProblem::Stopped(reason.to_owned()));
+        if info.serial != loaded.info.serial {
+            return Err(TokenProblem::Away("the slot holds another token now".to_owned()));
+        }
+        if info.pin_locked() {
+            return stopped("the token says that the PIN is locked; no login was tried");
+        }
+        if info.pin_final_try() {
+            return stopped("the token says that one more wrong PIN locks it; no login was tried");
+        }
+        if !info.pin_initialized() {
+            return stopped("the token has no user PIN yet");
+        }
+        let pin =
+            self.selection.read_pin(&self.arena).map_err(|error| TokenProblem::Stopped(error.to_string()))?;
+        let attempt = pin
+            .with(|pin| self.latch.begin(&self.latch_name(&info), pin))
+            .map_err(|error| latch_problem(&error))?;
+        let attempt = match attempt {
+            Ok(attempt) => attempt,
+            Err(Held::WrongPin) => {
+                return stopped(
+                    "this PIN was wrong before and is not sent again; correct the PIN, or run `lacre hsm unlatch --force`",
+                );
+            }
+            Err(Held::Unfinished) => {
+                return stopped(
+                    "the process died inside the last logins; run `lacre hsm unlatch` to try again",
+                );
+            }
+        };
+        let result = pin.with(|pin| self.raw.login(session.handle(), pin));
+        let (noted, outcome) = match result {
+            Ok(()) => (attempt.succeeded(), Ok(())),
+            Err(error) if error.code == CKR_USER_ALREADY_LOGGED_IN => (attempt.succeeded(), Ok(())),
+            Err(error) => match pin_problem(error.code) {
+                Some(text) => (attempt.wrong_pin(), stopped(text)),
+                None => (attempt.undecided(), Err(TokenProblem::Away(BackendError::from(error).to_string()))),
+            },
+        };
+        noted.map_err(|error| latch_problem(&error))?;
+        outcome
+    }
+
+    fn latch_name(&self, info: &TokenInfo) -> String {
+        format!("{}\0{}\0{}", info.manufacturer, info.serial, info.label)
+    }
+
+    /// Whether the token answers: tells "the key is gone" from "the token is gone" (F4).
+    pub(super) fn is_present(&self, entered: &Entered<'_>) -> bool {
+        let loaded = entered.loaded();
+        self.raw.token_info(loaded.slot.id()).is_ok_and(|info| info.serial == loaded.info.serial)
+    }
+
+    /// Clears the latch for the selected token and forgets its recorded serial if `force`.
+    pub(crate) fn unlatch(&self, force: bool) -> std::io::Result<()> {
+        if force {
+            self.latch.forget_serial(&self.selection_name())?;
+        }
+        let entered = self.enter().map_err(|error| std::io::Error::other(error.to_string()))?;
+        self.latch.clear(&self.latch_name(&entered.loaded().info), force)
+    }
+
+    /// A guarded buffer for a worker thread, without waiting.
+    pub(crate) fn buffer(&self, len: usize) -> Result<SecretBuf, BackendError> {
+        self.arena.try_take(len).map_err(|_| BackendError::Refused { function: "guarded memory", code: 0 })
+    }
+}
+
+fn latch_problem(error: &std::io::Error) -> TokenProblem {
+    TokenProblem::Stopped(format!("the PIN latch cannot be used, so no PIN is sent: {error}"))
+}
+
+/// cryptoki's texts quote whole paragraphs of the standard; the name is enough.
+fn brief(error: &Error) -> String {
+    match error {
+        Error::Pkcs11(rv, function) => format!("{function:?} returned {rv:?}"),
+        other => other.to_string(),
+    }
+}
+
+/// Proof that the library is initialised and stays so while this value lives.
+pub(super) struct Entered<'a>(RwLockReadGuard<'a, Option<Loaded>>);
+
+impl Entered<'_> {
+    pub(super) fn loaded(&self) -> &Loaded {
+        #[expect(clippy::expect_used, reason = "enter() made this value from a checked option")]
+        self.0.as_ref().expect("entered only while loaded")
+    }
+
+    pub(super) fn open(&self, read_write: bool) -> Result<RawSession, BackendError> {
+        let Loaded { pkcs11, slot, .. } = self.loaded();
+        let opened = if read_write { pkcs11.open_rw_session(*slot) } else { pkcs11.open_ro_session(*slot) };
+        opened.map_err(|error| fail("C_OpenSession", &error).into())
+    }
+}
