@@ -220,3 +220,26 @@ impl Vault {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{ExternalContext, OpenItem, PlainValue, Vault};
+    use crate::identity::Caller;
+    use crate::ids::SecretId;
+
+    fn sent<T: Send>(_: T) {}
+
+    /// Compiles, which is all it is for: the daemon and handlers run these on other threads.
+    #[expect(dead_code, reason = "checked by the compiler, never called")]
+    fn calls_can_move_between_threads(vault: &Vault, caller: &Caller, id: &SecretId, value: PlainValue) {
+        sent(vault.run_jobs());
+        sent(vault.provision(&caller.tenant));
+        sent(vault.rotate_kek(caller, None));
+        sent(vault.rewrap(caller, None));
+        sent(vault.reveal(caller, id, None));
+        sent(vault.replace(caller, id, 1, value));
+        sent(vault.open_external(caller, Vec::<OpenItem>::new()));
+        sent(vault.seal_external(caller, Vec::new()));
+        sent(vault.data_key(caller, &ExternalContext(String::new()), 32));
+    }
+}

@@ -195,8 +195,11 @@ impl Vault {
         let key = KeyRef::plan(KeySpec::Kek).map_err(no_randomness)?;
         let plan = move |conn: &mut _| keks::plan(conn, &owner, kek_id, &key, now);
         let planned = match parts.db.write::<_, DbError, _>(plan).await {
-            // Another daemon planned at the same moment: its plan is as good.
-            Err(DbError::Duplicate) => self.planned(tenant).await?,
+            // Another daemon planned at the same moment: its plan is as good, and so is what it made of it.
+            Err(DbError::Duplicate) => match self.planned(tenant).await? {
+                Some(planned) => planned,
+                None => return self.active_kek(tenant).await,
+            },
             result => result?,
         };
         let pinned = parts.admin.generate(&planned.key).await.map_err(VaultError::Seal)?;
@@ -214,10 +217,10 @@ impl Vault {
         ring.opening(planned.id, version).cloned().ok_or(VaultError::NotFound("key-encryption key"))
     }
 
-    async fn planned(&self, tenant: &TenantId) -> Result<Kek, VaultError> {
+    async fn planned(&self, tenant: &TenantId) -> Result<Option<Kek>, VaultError> {
         let ring = self.reload(tenant).await?;
         let planned = ring.records.iter().find(|record| record.state == KekState::Planned);
-        planned.map(|record| record.kek.clone()).ok_or(VaultError::Db(DbError::Duplicate))
+        Ok(planned.map(|record| record.kek.clone()))
     }
 
     /// Makes the tenant and its first KEK where they are missing, finishes planned KEKs, and inspects

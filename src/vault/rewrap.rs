@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
 
-use crate::audit::{Action, Event, Outcome};
+use crate::audit::{Action, AuditCode, Event, Outcome};
 use crate::clock::Timestamp;
 use crate::db::DbError;
 use crate::identity::{Caller, Scope};
@@ -21,7 +21,6 @@ use super::model::{IdempotencyKey, JobInfo, JobState};
 use super::store::jobs::{self, Job};
 use super::store::keks::{self, Position, ToRewrap};
 use super::{Vault, VaultError, check, secrets, store};
-use crate::audit::AuditCode;
 
 /// Records per transaction.
 const BATCH: i64 = 64;
@@ -262,7 +261,7 @@ impl Vault {
         let work = move |conn: &mut _| {
             for (old, new) in &moved {
                 // A record that was deleted or replaced meanwhile is nobody's loss.
-                if keks::swap_wrap(conn, &job.tenant, old, new)? {
+                if keks::swap_wrap(conn, &job.tenant, old, &new.to_bytes(), new.kek_version())? {
                     job.info.done += 1;
                 }
             }

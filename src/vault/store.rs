@@ -2,6 +2,8 @@
 
 pub(super) mod jobs;
 pub(super) mod keks;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 

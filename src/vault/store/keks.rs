@@ -10,7 +10,7 @@ use crate::clock::Timestamp;
 use crate::db::schema::{keks, secret_versions};
 use crate::db::{Conn, DbError};
 use crate::ids::TenantId;
-use crate::seal::{Kek, KekId, KeyRef, WrappedKey};
+use crate::seal::{Kek, KekId, KeyRef};
 use crate::vault::model::KekState;
 use crate::with_conn;
 
@@ -253,13 +253,14 @@ pub(in crate::vault) fn swap_wrap(
     conn: &mut Conn,
     tenant: &TenantId,
     old: &ToRewrap,
-    new: &WrappedKey,
+    wrapped_dek: &[u8],
+    kek_version: u32,
 ) -> Result<bool, DbError> {
     use secret_versions as v;
     let update = diesel::update(v::table)
         .filter(v::secret_id.eq(&old.position.secret).and(v::version.eq(signed(old.position.version))))
         .filter(v::tenant_id.eq(tenant.as_str()).and(v::wrapped_dek.eq(&old.wrapped_dek)))
-        .set((v::wrapped_dek.eq(new.to_bytes()), v::kek_version.eq(i64::from(new.kek_version()))));
+        .set((v::wrapped_dek.eq(wrapped_dek), v::kek_version.eq(i64::from(kek_version))));
     Ok(with_conn!(conn, |c| update.execute(c))? == 1)
 }
 
