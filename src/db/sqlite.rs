@@ -209,12 +209,11 @@ impl Writer {
     fn commit_together(&mut self, jobs: Vec<Box<dyn Job>>) {
         let mut waiting: Vec<_> = jobs.into_iter().filter(|job| job.claim()).collect();
         while !waiting.is_empty() {
-            let mut conn = match self.connection() {
-                Ok(conn) => conn,
-                Err(()) => {
-                    waiting.into_iter().for_each(|job| job.finish(Some(DbError::Unavailable(None))));
-                    return;
+            let Ok(mut conn) = self.connection() else {
+                for job in waiting {
+                    job.finish(Some(DbError::Unavailable(None)));
                 }
+                return;
             };
             let mut ran = Vec::with_capacity(waiting.len());
             match run_group(&mut conn, &mut waiting, &mut ran) {
@@ -223,7 +222,9 @@ impl Writer {
                     self.dirty = true;
                     self.health.set_problem(None);
                     self.health.committed(ran.iter().filter(|(_, ran)| *ran == Ran::Done).count());
-                    ran.into_iter().for_each(|(job, ran)| job.finish(own_failure(ran)));
+                    for (job, ran) in ran {
+                        job.finish(own_failure(ran));
+                    }
                 }
                 Err(failure) => self.fail(conn, &failure, ran),
             }
