@@ -142,7 +142,8 @@ impl AuditLog {
     /// # Errors
     /// [`AuditError::Forbidden`] for everybody else, and without `audit:read`.
     pub async fn export(&self, caller: &Caller, after: u64, limit: u32) -> Result<Vec<Record>, AuditError> {
-        self.may_read(caller, matches!(caller.principal, Principal::System(_) | Principal::LocalUser(_))).await?;
+        self.may_read(caller, matches!(caller.principal, Principal::System(_) | Principal::LocalUser(_)))
+            .await?;
         self.read(caller, None, after, limit).await
     }
 

@@ -296,9 +296,9 @@ impl Issuer {
 fn granted(asked: Option<&str>, of_app: ScopeSet) -> Result<ScopeSet, IssuerError> {
     match asked.map(str::trim) {
         None | Some("" | "all") => Ok(of_app),
-        Some(asked) => {
-            ScopeSet::parse(asked).filter(|asked| of_app.contains_all(*asked)).ok_or(IssuerError::InvalidScope)
-        }
+        Some(asked) => ScopeSet::parse(asked)
+            .filter(|asked| of_app.contains_all(*asked))
+            .ok_or(IssuerError::InvalidScope),
     }
 }
 

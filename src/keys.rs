@@ -155,7 +155,7 @@ impl Keys {
     /// # Errors
     /// If there is none yet and it cannot be made now.
     pub async fn key_ref(&self, tenant: &TenantId, purpose: Purpose) -> Result<KeyRef, KeysError> {
-        Ok(self.current(tenant, purpose).await?.key)
+        Ok(self.current(tenant, purpose).await?.device)
     }
 
     /// Signs a compact JWS (RFC 7515, section 3.1) with the tenant's token key. `typ` goes into the
@@ -171,7 +171,7 @@ impl Keys {
     ) -> Result<String, KeysError> {
         let key = self.current(tenant, Purpose::Jwt).await?;
         let mut jws = signing_input(typ, key.public()?, &claims.to_string());
-        let signature = self.parts.sealer.sign(&key.key, TOKEN_ALG, jws.as_bytes()).await?;
+        let signature = self.parts.sealer.sign(&key.device, TOKEN_ALG, jws.as_bytes()).await?;
         jws.push('.');
         URL_SAFE_NO_PAD.encode_string(signature.as_bytes(), &mut jws);
         Ok(jws)
@@ -183,7 +183,7 @@ impl Keys {
     /// If the device does not answer.
     pub async fn mac_client_secret(&self, tenant: &TenantId, secret: &[u8]) -> Result<[u8; 32], KeysError> {
         let key = self.current(tenant, Purpose::ClientSecret).await?;
-        Ok(self.parts.sealer.mac(&key.key, secret).await?)
+        Ok(self.parts.sealer.mac(&key.device, secret).await?)
     }
 
     /// The tenant's public signing keys, newest first. Served from memory: works while the device is away.
@@ -227,11 +227,11 @@ impl Keys {
             return Ok(key);
         }
         let id = SigningKeyId::generate();
-        let key = KeyRef::plan(purpose.spec()).map_err(|_| DbError::Unavailable(None))?;
-        let (row, now) = ((tenant.clone(), id.clone(), key.clone()), self.parts.clock.now());
+        let device = KeyRef::plan(purpose.spec()).map_err(|_| DbError::Unavailable(None))?;
+        let (row, now) = ((tenant.clone(), id.clone(), device.clone()), self.parts.clock.now());
         let insert = move |conn: &mut _| store::insert_planned(conn, &row.0, purpose, &row.1, &row.2, now);
         match self.parts.db.write(insert).await {
-            Ok(()) => Ok(Key { id, key, phase: Phase::Planned }),
+            Ok(()) => Ok(Key { id, device, phase: Phase::Planned }),
             // Another daemon was first: its key is the key.
             Err(DbError::Duplicate) => {
                 let stored = self.stored(tenant, purpose).await?;
@@ -252,21 +252,21 @@ impl Keys {
         let event = Event::new(Action::KeyCreate, "key", planned.id.as_str())
             .detail("purpose", purpose.name())
             .detail("alg", purpose.alg_name())
-            .detail("device_id", planned.key.id().to_string());
+            .detail("device_id", planned.device.id().to_string());
         let made = self.parts.audit.around(&caller, event, async |note| {
             // Repeating this after a crash finds the object that was made then.
-            let key = self.parts.admin.generate(&planned.key).await?;
+            let device = self.parts.admin.generate(&planned.device).await?;
             let public = match purpose {
-                Purpose::Jwt => Some(self.public_half(&key).await?),
+                Purpose::Jwt => Some(self.public_half(&device).await?),
                 Purpose::ClientSecret | Purpose::RequestBody => None,
             };
             if let Some(public) = &public {
                 note.add("kid", public.kid.as_str());
             }
-            let (row, now) = ((planned.id.clone(), key.clone(), public.clone()), self.parts.clock.now());
+            let (row, now) = ((planned.id.clone(), device.clone(), public.clone()), self.parts.clock.now());
             let activate = move |conn: &mut _| store::activate(conn, &row.0, &row.1, row.2.as_ref(), now);
             self.parts.db.write(activate).await?;
-            Ok::<_, KeysError>(Key { id: planned.id.clone(), key, phase: Phase::Active { public } })
+            Ok::<_, KeysError>(Key { id: planned.id.clone(), device, phase: Phase::Active { public } })
         });
         made.await
     }
@@ -277,9 +277,9 @@ impl Keys {
     }
 
     async fn inspect(&self, tenant: &TenantId, purpose: Purpose, key: &Key) -> Result<(), KeysError> {
-        let error = match self.parts.admin.inspect(&key.key).await {
+        let error = match self.parts.admin.inspect(&key.device).await {
             Ok(report) if report.deviations.is_empty() => return Ok(()),
-            Ok(report) => SealError::KeyUnfit { key: key.key.id(), reason: report.deviations.join("; ") },
+            Ok(report) => SealError::KeyUnfit { key: key.device.id(), reason: report.deviations.join("; ") },
             Err(error) => error,
         };
         let code = match &error {
@@ -289,7 +289,7 @@ impl Keys {
         };
         let event = Event::new(Action::KeyIncident, "key", key.id.as_str())
             .detail("purpose", purpose.name())
-            .detail("device_id", key.key.id().to_string());
+            .detail("device_id", key.device.id().to_string());
         let caller = Caller::system("keys", tenant.clone());
         self.parts.audit.record_soon(&caller, event, Outcome::Failure(code)).await;
         Err(error.into())

@@ -353,7 +353,9 @@ async fn records_per_second() {
             let log = log.clone();
             tokio::spawn(async move {
                 for _ in 0..200 {
-                    log.around(&application("default"), reveal(), async |_| Ok::<_, WorkError>(())).await.unwrap();
+                    log.around(&application("default"), reveal(), async |_| Ok::<_, WorkError>(()))
+                        .await
+                        .unwrap();
                 }
             })
         });

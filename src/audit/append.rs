@@ -221,16 +221,16 @@ impl Task {
         let written = self.db.write(move |conn| shared.write(conn)).await;
         let batch = Arc::try_unwrap(batch).unwrap_or_else(|shared| (*shared).clone());
         match written {
-            Ok(seqs) => self.written(batch, &seqs, waiters),
+            Ok(seqs) => self.written(&batch, &seqs, waiters),
             Err(error) => {
-                self.failed(batch, waiters, &error);
+                self.failed(batch, &waiters, &error);
                 return false;
             }
         }
         true
     }
 
-    fn written(&mut self, batch: Batch, seqs: &[u64], waiters: Vec<Option<Waiter>>) {
+    fn written(&mut self, batch: &Batch, seqs: &[u64], waiters: Vec<Option<Waiter>>) {
         self.doubt = None;
         self.outage = None;
         self.settled = batch.settled.unwrap_or(self.settled);
@@ -250,14 +250,13 @@ impl Task {
         }
     }
 
-    fn failed(&mut self, batch: Batch, waiters: Vec<Option<Waiter>>, error: &DbError) {
+    fn failed(&mut self, batch: Batch, waiters: &[Option<Waiter>], error: &DbError) {
         if self.outage.is_none() {
             tracing::error!(error = %error, "the audit log cannot be written; refusing work");
         }
         let mut known = batch.drafts.iter().chain(self.doubt.iter().flat_map(|doubt| &doubt.drafts));
         let Some(tenant) = known.next().map(|draft| draft.tenant.clone()) else { return };
-        let outage =
-            self.outage.get_or_insert(Outage { since: batch.now, tenant, refused: 0, lost: 0 });
+        let outage = self.outage.get_or_insert(Outage { since: batch.now, tenant, refused: 0, lost: 0 });
         outage.refused += waiters.iter().flatten().count() as u64;
         if matches!(error, DbError::Unknown(_)) {
             // Outcomes and intents alike: the next commit looks which of them are there.
@@ -265,7 +264,7 @@ impl Task {
             doubt.drafts.extend(batch.drafts.into_iter().filter(|draft| draft.action != OUTAGE));
             return;
         }
-        let unwaited = batch.drafts.into_iter().zip(&waiters).filter(|(_, waiter)| waiter.is_none());
+        let unwaited = batch.drafts.into_iter().zip(waiters).filter(|(_, waiter)| waiter.is_none());
         for (draft, _) in unwaited.filter(|(draft, _)| draft.action != OUTAGE) {
             if self.backlog.len() < BACKLOG {
                 self.backlog.push(draft);

@@ -290,10 +290,10 @@ mod tests {
     use proptest::prelude::{any, proptest};
 
     use super::{ClosedBy, GENESIS, Kind, Subject, closed_line, links_of, push_text, seal, step_of};
-    use crate::audit::{Action, Event, Outcome};
+    use crate::audit::{Action, Checkpoint, Event, Outcome, verify};
     use crate::clock::Timestamp;
-    use crate::identity::Caller;
-    use crate::ids::TenantId;
+    use crate::identity::{Caller, Principal, ScopeSet};
+    use crate::ids::{ClientId, RequestId, TenantId};
 
     fn subject(object: &str) -> Subject {
         let caller = Caller::system("test", TenantId::parse("default").unwrap());
@@ -347,6 +347,45 @@ mod tests {
             assert_eq!(body[member], intent[member], "{member}");
         }
         assert_eq!(body["outcome"]["result"], "unknown");
+    }
+
+    /// The document promises bytes; these are the bytes.
+    const DOCUMENT: &str = include_str!("../../docs/formats/audit-v1.md");
+
+    fn example_lines() -> impl Iterator<Item = &'static str> {
+        DOCUMENT.lines().filter(|line| line.starts_with(r#"{"v":1,"#))
+    }
+
+    #[test]
+    fn the_documented_example_is_what_this_code_writes_and_verifies() {
+        let caller = Caller {
+            principal: Principal::Application(ClientId::parse("app-0d9f8c2b7a61").unwrap()),
+            tenant: TenantId::parse("default").unwrap(),
+            scopes: ScopeSet::NONE,
+            request: RequestId::accept_or_generate(Some("req-7f3a")),
+        };
+        let event = Event::new(Action::SecretReveal, "secret", "01934b5e-8f00-7c3d-9a51-6f2e7b1c0d44");
+        let mut subject = Subject::new(&caller, &event);
+        let id = "01934b5e-9a10-7b22-8c07-3e5d1f6a9b80";
+        subject.head = subject.head.replace(&subject.id.to_string(), id);
+        let start = Timestamp::from_micros(1_795_510_800_000_000);
+        let end = Timestamp::from_micros(1_795_510_800_001_250);
+
+        let (first, hash) = seal(&subject.intent(start, &[("version", "current".to_owned())]), 1, &GENESIS);
+        let details = [("version", "3".to_owned())];
+        let (second, _) = seal(&subject.outcome(end, Outcome::Success, &details), 2, &hash);
+
+        assert_eq!(example_lines().collect::<Vec<_>>(), [first.as_str(), second.as_str()]);
+        let end = verify(example_lines(), Checkpoint::START).unwrap();
+        assert_eq!(end.seq, 2);
+        assert!(DOCUMENT.contains(&hex::encode(end.hash)));
+    }
+
+    #[test]
+    fn every_action_is_documented() {
+        for action in Action::ALL {
+            assert!(DOCUMENT.contains(&format!("| `{}` |", action.name())), "{}", action.name());
+        }
     }
 
     proptest! {

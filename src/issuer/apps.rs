@@ -1,15 +1,12 @@
 //! Applications: made, listed, deleted. An application never gets a right that its maker lacks.
 
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
-use zeroize::Zeroizing;
 
 use crate::audit::{Action, Event, Outcome};
 use crate::db::DbError;
 use crate::identity::{Caller, MissingScope, Principal, Scope};
-use crate::ids::ClientId;
+use crate::ids::{ClientId, generate_client_secret};
 use crate::issuer::model::{AppInfo, NewApp};
 use crate::issuer::store::{self, App};
 use crate::issuer::{Issuer, IssuerError};
@@ -33,7 +30,8 @@ impl Issuer {
         self.admit(caller, Action::AppCreate, Some(&id)).await?;
         check(&new)?;
         self.may_grant(caller, &new, &id).await?;
-        let secret = generate_secret()?;
+        // Without randomness nothing can be made now, as without storage.
+        let secret = generate_client_secret().map_err(|_| DbError::Unavailable(None))?;
         let event = app_event(Action::AppCreate, &id, &new);
         let app = self.inner.audit.around(caller, event, async |_| {
             let app = self.app(caller, id.clone(), &secret, new).await?;
@@ -76,9 +74,8 @@ impl Issuer {
         let row = app.clone();
         let written = self.inner.audit.around(caller, event, async |_| {
             let update = found.is_some();
-            let write = move |conn: &mut _| match update {
-                true => store::update(conn, &row),
-                false => store::insert(conn, &row).map(|()| true),
+            let write = move |conn: &mut _| {
+                if update { store::update(conn, &row) } else { store::insert(conn, &row).map(|()| true) }
             };
             Ok::<_, IssuerError>(self.inner.db.write(write).await?)
         });
@@ -112,10 +109,8 @@ impl Issuer {
         let event = Event::new(Action::AppDelete, "application", id.as_str());
         let deleted = self.inner.audit.around(caller, event, async |_| {
             let (tenant, id) = (caller.tenant.clone(), id.clone());
-            match self.inner.db.write(move |conn| store::delete(conn, &tenant, &id)).await? {
-                true => Ok(()),
-                false => Err(IssuerError::NotFound),
-            }
+            let found = self.inner.db.write(move |conn| store::delete(conn, &tenant, &id)).await?;
+            found.then_some(()).ok_or(IssuerError::NotFound)
         });
         let deleted = deleted.await;
         self.inner.clients.forget(id);
@@ -210,40 +205,20 @@ fn invalid(field: &'static str, reason: &str) -> IssuerError {
     IssuerError::Invalid { field, reason: reason.to_owned() }
 }
 
-/// 256 random bits, with a prefix by which secret scanners know it.
-fn generate_secret() -> Result<SecretString, IssuerError> {
-    let mut bytes = Zeroizing::new([0; 32]);
-    getrandom::fill(&mut *bytes).map_err(|_| DbError::Unavailable(None))?;
-    // Sized before anything is written, so that no copy is left behind by a reallocation.
-    let mut text = String::with_capacity(64);
-    text.push_str("lcs_");
-    URL_SAFE_NO_PAD.encode_string(&bytes[..], &mut text);
-    Ok(SecretString::from(text))
-}
-
 #[cfg(test)]
 mod tests {
-    use secrecy::ExposeSecret;
-
-    use super::{check, generate_secret, is_redirect_uri};
+    use super::{check, is_redirect_uri};
     use crate::identity::ScopeSet;
     use crate::issuer::{AppKind, NewApp};
-
-    #[test]
-    fn a_secret_has_256_bits_behind_its_prefix_and_none_is_like_another() {
-        let [one, other] = [generate_secret().unwrap(), generate_secret().unwrap()];
-
-        assert!(one.expose_secret().starts_with("lcs_"));
-        assert_eq!(one.expose_secret().len(), 4 + 43);
-        assert_ne!(one.expose_secret(), other.expose_secret());
-    }
 
     #[test]
     fn only_absolute_web_addresses_are_redirect_uris() {
         for good in ["https://a.example/cb", "http://127.0.0.1:8281/callback", "https://a.example/cb?x=1"] {
             assert!(is_redirect_uri(good), "{good}");
         }
-        for bad in ["", "/cb", "javascript:alert(1)", "https://a.example/#x", "https://u:p@a.example/", "ftp://a/"] {
+        for bad in
+            ["", "/cb", "javascript:alert(1)", "https://a.example/#x", "https://u:p@a.example/", "ftp://a/"]
+        {
             assert!(!is_redirect_uri(bad), "{bad}");
         }
     }

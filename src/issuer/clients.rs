@@ -21,7 +21,7 @@ use crate::issuer::verify::Verified;
 use crate::keys::Keys;
 
 const APP_TTL: Duration = Duration::from_secs(5);
-const PROOF_TTL: Duration = Duration::from_secs(60);
+const PROOF_TTL: Duration = Duration::from_mins(1);
 const ENTRIES: u64 = 10_000;
 /// Longer texts are no secret of this issuer, and are not sent to the device.
 const SECRET_MAX: usize = 256;
@@ -48,15 +48,12 @@ impl Clients {
     /// The tenant's application of that id. That there is none is remembered as well: both answers
     /// cost the same, so the time tells nobody which ids exist.
     pub(super) async fn find(&self, tenant: &TenantId, id: &ClientId) -> Result<Option<Arc<App>>, DbError> {
-        let found = match self.apps.get(id) {
-            Some(known) => known,
-            None => {
-                let wanted = id.clone();
-                let found = self.db.read(move |conn| store::find(conn, &wanted)).await?.map(Arc::new);
-                self.apps.insert(id.clone(), found.clone());
-                found
-            }
-        };
+        if let Some(known) = self.apps.get(id) {
+            return Ok(known.filter(|app| app.tenant == *tenant));
+        }
+        let wanted = id.clone();
+        let found = self.db.read(move |conn| store::find(conn, &wanted)).await?.map(Arc::new);
+        self.apps.insert(id.clone(), found.clone());
         Ok(found.filter(|app| app.tenant == *tenant))
     }
 

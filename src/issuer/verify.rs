@@ -239,8 +239,7 @@ mod tests {
         for alg in ["HS256", "ES256"] {
             for secret in &secrets {
                 let header = HEADER.replace("ES256", alg);
-                let input =
-                    [header, claims().to_string()].map(|part| URL_SAFE_NO_PAD.encode(part)).join(".");
+                let input = [header, claims().to_string()].map(|part| URL_SAFE_NO_PAD.encode(part)).join(".");
                 let mut mac = Hmac::<sha2::Sha256>::new_from_slice(secret).unwrap();
                 mac.update(input.as_bytes());
                 let token = format!("{input}.{}", URL_SAFE_NO_PAD.encode(mac.finalize().into_bytes()));
@@ -286,7 +285,8 @@ mod tests {
             fewer.as_object_mut().unwrap().remove(member);
             assert!(fixture.check(HEADER, &fewer.to_string()).is_err(), "without {member}");
 
-            let twice = claims().to_string().replacen('{', &format!(r#"{{"{member}":{},"#, claims()[member]), 1);
+            let twice =
+                claims().to_string().replacen('{', &format!(r#"{{"{member}":{},"#, claims()[member]), 1);
             assert!(fixture.check(HEADER, &twice).is_err(), "{member} twice");
         }
     }

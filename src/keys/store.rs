@@ -15,7 +15,7 @@ use crate::with_conn;
 #[derive(Clone)]
 pub(super) struct Key {
     pub(super) id: SigningKeyId,
-    pub(super) key: KeyRef,
+    pub(super) device: KeyRef,
     pub(super) phase: Phase,
 }
 
@@ -57,9 +57,9 @@ pub(super) fn current(conn: &mut Conn, tenant: &TenantId, purpose: Purpose) -> R
     row.map(|row| read(&row, purpose).ok_or_else(|| DbError::impossible("signing_keys", &row.0))).transpose()
 }
 
-fn read((id, key, kid, jwk, state): &Row, purpose: Purpose) -> Option<Key> {
+fn read((id, device, kid, jwk, state): &Row, purpose: Purpose) -> Option<Key> {
     let id = SigningKeyId::parse(id).ok()?;
-    let key = KeyRef::from_bytes(key).filter(|key| key.spec() == purpose.spec())?;
+    let device = KeyRef::from_bytes(device).filter(|key| key.spec() == purpose.spec())?;
     let phase = match (state.as_str(), kid, jwk) {
         ("planned", None, None) => Phase::Planned,
         ("active", Some(kid), Some(jwk)) => {
@@ -69,7 +69,7 @@ fn read((id, key, kid, jwk, state): &Row, purpose: Purpose) -> Option<Key> {
         ("active", None, None) => Phase::Active { public: None },
         _ => return None,
     };
-    Some(Key { id, key, phase })
+    Some(Key { id, device, phase })
 }
 
 /// Records a key that is to be made.
@@ -105,8 +105,9 @@ pub(super) fn activate(
     public: Option<&Public>,
     now: Timestamp,
 ) -> Result<(), DbError> {
-    let planned =
-        signing_keys::table.filter(signing_keys::id.eq(id.as_str())).filter(signing_keys::state.eq("planned"));
+    let planned = signing_keys::table
+        .filter(signing_keys::id.eq(id.as_str()))
+        .filter(signing_keys::state.eq("planned"));
     let active = (
         signing_keys::key_ref.eq(pinned.to_bytes()),
         signing_keys::kid.eq(public.map(|public| public.kid.as_str())),
@@ -141,7 +142,7 @@ mod tests {
             let (id, key) = (SigningKeyId::generate(), KeyRef::plan(Purpose::Jwt.spec()).unwrap());
             insert_planned(conn, &tenant, Purpose::Jwt, &id, &key, now)?;
             let found = current(conn, &tenant, Purpose::Jwt)?.unwrap();
-            assert!(matches!(found.phase, Phase::Planned) && found.id == id && found.key == key);
+            assert!(matches!(found.phase, Phase::Planned) && found.id == id && found.device == key);
 
             let public = Public { kid: "k".to_owned(), jwk: json!({ "kty": "EC" }) };
             activate(conn, &id, &key, Some(&public), now)?;
