@@ -11,11 +11,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
 use lacre::audit::{
     Action, AuditCode, AuditError, AuditLog, Checkpoint, Event, Options, Outcome, verify, verify_against,
 };
 use lacre::clock::SystemClock;
-use lacre::db::{Conn, Db, DbError, OpenOptions, Url};
+use lacre::db::{Conn, Db, DbError, OpenOptions, Url, schema::audit_head};
 use lacre::identity::{Caller, Principal, ScopeSet};
 use lacre::ids::{ClientId, RequestId, TenantId};
 use lacre::with_conn;
@@ -300,6 +301,76 @@ async fn an_intent_left_by_a_crash_is_closed_as_unknown_once() {
         verified(&lines(&log).await);
     }
     task.abort();
+}
+
+#[tokio::test]
+async fn recovery_starts_behind_the_oldest_open_intent() {
+    let fixture = Fixture::sqlite();
+    let log = fixture.log().await;
+    let (caller, mut open) = (application("default"), Vec::new());
+    for n in 0..3 {
+        let many = (0..1100).map(|_| log.record(&caller, reveal(), Outcome::Success));
+        futures_util::future::try_join_all(many).await.unwrap();
+        if n == 1 {
+            let (log, caller) = (log.clone(), caller.clone());
+            open.push(tokio::spawn(async move {
+                let never = async |_| std::future::pending::<Result<(), WorkError>>().await;
+                log.around(&caller, reveal(), never).await
+            }));
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    let mark = fixture.db.read(mark).await.unwrap();
+    assert!((1100..=2200).contains(&mark), "{mark}: the open intent is number 2201");
+    let records = records(&fixture.log().await).await;
+    assert_eq!(records.last().unwrap()["details"]["closed_by"], "restart");
+    assert_eq!(fixture.db.read(self::mark).await.unwrap(), 3302);
+}
+
+fn mark(conn: &mut Conn) -> Result<i64, DbError> {
+    let row = audit_head::table.find(2).select(audit_head::seq);
+    Ok(with_conn!(conn, |c| row.first(c))?)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn broken_connections_leave_one_outcome_for_every_intent() {
+    let server = Postgres::start();
+    let fixture = Fixture::at(Url::parse(&server.database()).unwrap(), tempfile::tempdir().unwrap());
+    let log = fixture.log().await;
+
+    let workers = (0..16).map(|_| {
+        let log = log.clone();
+        tokio::spawn(async move {
+            let mut done = 0;
+            for _ in 0..150 {
+                let work = async |_| Ok::<_, WorkError>(());
+                match log.around(&application("default"), reveal(), work).await {
+                    Ok(()) => done += 1,
+                    Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+                }
+            }
+            done
+        })
+    });
+    let workers = futures_util::future::join_all(workers);
+    let breaker = async {
+        for _ in 0..8 {
+            tokio::time::sleep(Duration::from_millis(40)).await;
+            server.drop_connections();
+        }
+    };
+    let (done, ()) = tokio::join!(workers, breaker);
+    let done: usize = done.into_iter().map(Result::unwrap).sum();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    log.close().await;
+
+    let log = fixture.log().await;
+    let records = records(&log).await;
+    let succeeded = records.iter().filter(|r| r["type"] == "outcome" && r["outcome"]["result"] == "success");
+    assert_eq!(succeeded.count(), done);
+    assert_unfinished(&records, 0);
+    verified(&lines(&log).await);
 }
 
 #[tokio::test]
