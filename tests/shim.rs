@@ -80,8 +80,8 @@ fn log_in(module: &Pkcs11, slot: Slot) -> (Session, ObjectHandle) {
 }
 
 fn code<T>(result: Result<T, Error>) -> Option<RvError> {
-    match result {
-        Err(Error::Pkcs11(code, _)) => Some(code),
+    match result.err()? {
+        Error::Pkcs11(code, _) => Some(code),
         _ => None,
     }
 }

@@ -3,9 +3,9 @@
 //! For oracles that must not share code with Lacre's own backend, and for measuring what a device
 //! can do at most. Include it with `#[path = "support/raw.rs"] mod raw;`. Errors are the codes.
 
-#![expect(clippy::allow_attributes, reason = "an expectation would fail where everything is used")]
 #![allow(dead_code, reason = "every test program uses another part of it")]
 #![expect(unsafe_code, reason = "PKCS#11 is a C interface")]
+#![expect(clippy::cast_possible_truncation, reason = "lengths of buffers in this process")]
 
 use std::ffi::c_void;
 use std::path::Path;
@@ -163,9 +163,9 @@ impl Session {
         (result.is_ok() && count == 1).then_some(found[0])
     }
 
-    /// An attribute's value of at most 256 bytes.
+    /// An attribute's value of at most 1 KiB.
     pub fn value(&self, object: CK_OBJECT_HANDLE, kind: CK_ATTRIBUTE_TYPE) -> Result<Vec<u8>, CK_RV> {
-        let mut buffer = vec![0; 256];
+        let mut buffer = vec![0; 1024];
         let mut wanted = attribute(kind, &buffer);
         wanted.pValue = buffer.as_mut_ptr().cast();
         call!(self.list, C_GetAttributeValue(self.handle, object, &raw mut wanted, 1))?;

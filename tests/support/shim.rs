@@ -3,7 +3,6 @@
 //! Include it with `#[path = "support/shim.rs"] mod shim;`. Typical use with a daemon:
 //! `Command::new(lacre).envs(control.env())` with [`shim_path`] as the configured module.
 
-#![expect(clippy::allow_attributes, reason = "an expectation would fail where everything is used")]
 #![allow(dead_code, reason = "every test program uses another part of it")]
 
 use std::collections::BTreeMap;

@@ -4,7 +4,6 @@
 //! touched. [`SoftHsm::new`] sets nothing global: give [`SoftHsm::env`] to a child process. To load
 //! the module in the test process itself use [`SoftHsm::in_process`].
 
-#![expect(clippy::allow_attributes, reason = "an expectation would fail where everything is used")]
 #![allow(dead_code, reason = "every test program uses another part of it")]
 
 use std::fs;

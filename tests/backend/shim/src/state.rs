@@ -218,7 +218,9 @@ impl Shim {
             .filter(|rule| rule.function == function && rule.matches())
             .map(|rule| (rule.action.clone(), rule.line.clone()))
             .collect();
-        fired.iter().for_each(|_| self.counts.extra(Extra::RulesFired));
+        for _ in &fired {
+            self.counts.extra(Extra::RulesFired);
+        }
         fired
     }
 
