@@ -11,10 +11,11 @@ use std::ffi::c_void;
 use std::path::Path;
 
 use cryptoki_sys::{
-    CK_ATTRIBUTE, CK_ATTRIBUTE_TYPE, CK_C_INITIALIZE_ARGS, CK_FUNCTION_LIST, CK_GCM_PARAMS, CK_MECHANISM,
-    CK_MECHANISM_TYPE, CK_OBJECT_CLASS, CK_OBJECT_HANDLE, CK_RV, CK_SESSION_HANDLE, CK_SLOT_ID,
-    CK_TOKEN_INFO, CK_ULONG, CKA_CLASS, CKA_ID, CKF_OS_LOCKING_OK, CKF_RW_SESSION, CKF_SERIAL_SESSION,
-    CKM_AES_GCM, CKR_CRYPTOKI_ALREADY_INITIALIZED, CKR_OK, CKR_USER_ALREADY_LOGGED_IN, CKU_USER,
+    CK_ATTRIBUTE, CK_ATTRIBUTE_TYPE, CK_C_INITIALIZE_ARGS, CK_FALSE, CK_FUNCTION_LIST, CK_GCM_PARAMS,
+    CK_MECHANISM, CK_MECHANISM_TYPE, CK_OBJECT_CLASS, CK_OBJECT_HANDLE, CK_RV, CK_SESSION_HANDLE, CK_SLOT_ID,
+    CK_TOKEN_INFO, CK_TRUE, CK_ULONG, CKA_CLASS, CKA_EC_PARAMS, CKA_ID, CKA_SIGN, CKA_TOKEN,
+    CKF_OS_LOCKING_OK, CKF_RW_SESSION, CKF_SERIAL_SESSION, CKM_AES_GCM, CKM_EC_KEY_PAIR_GEN,
+    CKR_CRYPTOKI_ALREADY_INITIALIZED, CKR_OK, CKR_USER_ALREADY_LOGGED_IN, CKU_USER,
 };
 
 /// A loaded module. It is never unloaded.
@@ -144,6 +145,28 @@ impl Session {
         let mut object = 0;
         call!(self.list, C_GenerateKey(self.handle, &raw mut mechanism, first, count, &raw mut object))?;
         Ok(object)
+    }
+
+    /// Makes a key pair for one session: the private half of a key on the given curve.
+    pub fn generate_ec(&self, curve: &[u8]) -> Result<CK_OBJECT_HANDLE, CK_RV> {
+        let public = [attribute(CKA_EC_PARAMS, curve), attribute(CKA_TOKEN, &[CK_FALSE])];
+        let private = [attribute(CKA_TOKEN, &[CK_FALSE]), attribute(CKA_SIGN, &[CK_TRUE])];
+        let mut mechanism = plain(CKM_EC_KEY_PAIR_GEN);
+        let (mut public_key, mut private_key) = (0, 0);
+        call!(
+            self.list,
+            C_GenerateKeyPair(
+                self.handle,
+                &raw mut mechanism,
+                public.as_ptr().cast_mut(),
+                2,
+                private.as_ptr().cast_mut(),
+                2,
+                &raw mut public_key,
+                &raw mut private_key,
+            )
+        )?;
+        Ok(private_key)
     }
 
     /// Destroys an object.

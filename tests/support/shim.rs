@@ -87,17 +87,22 @@ impl ShimControl {
     /// # Panics
     /// If the shim did not understand a rule.
     pub fn counts(&self) -> BTreeMap<String, u64> {
-        let bytes = fs::read(&self.counts).unwrap();
-        let names = String::from_utf8(bytes[NAMES_AT..].to_vec()).unwrap();
-        let words = bytes.chunks_exact(WORD).map(|word| u64::from_ne_bytes(word.try_into().unwrap()));
-        let names = names.lines().take_while(|name| !name.is_empty() && !name.starts_with('\0'));
-        let counts: BTreeMap<_, _> = names.map(str::to_owned).zip(words.skip(FIRST_COUNTER)).collect();
-        assert!(counts.get("bad_rules").is_none_or(|bad| *bad == 0), "the shim refused a rule; see stderr");
-        counts
+        read_counts(&self.counts)
     }
 
     /// One counter; 0 if it is not there yet.
     pub fn count(&self, name: &str) -> u64 {
         self.counts().get(name).copied().unwrap_or(0)
     }
+}
+
+/// [`ShimControl::counts`] for a process that knows only the file.
+pub fn read_counts(file: &Path) -> BTreeMap<String, u64> {
+    let bytes = fs::read(file).unwrap();
+    let names = String::from_utf8(bytes[NAMES_AT..].to_vec()).unwrap();
+    let words = bytes.chunks_exact(WORD).map(|word| u64::from_ne_bytes(word.try_into().unwrap()));
+    let names = names.lines().take_while(|name| !name.is_empty() && !name.starts_with('\0'));
+    let counts: BTreeMap<_, _> = names.map(str::to_owned).zip(words.skip(FIRST_COUNTER)).collect();
+    assert!(counts.get("bad_rules").is_none_or(|bad| *bad == 0), "the shim refused a rule; see stderr");
+    counts
 }
