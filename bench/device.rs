@@ -238,7 +238,7 @@ async fn rates() {
     ];
     let mut rows = Vec::new();
     for (name, operation, target) in cases {
-        let (mut raws, mut ours, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut bare_rates, mut lacre_rates, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
         lacre_rate(time / 10, &stage, operation).await;
         for _ in 0..flags.number("--rounds", 3) {
             let raw = raw_rate(time, || match operation {
@@ -247,12 +247,12 @@ async fn rates() {
                 Operation::Open => bare.open(&aad),
             });
             let lacre = lacre_rate(time, &stage, operation).await;
-            raws.push(raw);
-            ours.push(lacre);
+            bare_rates.push(raw);
+            lacre_rates.push(lacre);
             ratios.push(lacre / raw);
         }
         let ratio = support::median(ratios);
-        let [raw, lacre] = [raws, ours].map(|values| support::rate(support::median(values)));
+        let [raw, lacre] = [bare_rates, lacre_rates].map(|values| support::rate(support::median(values)));
         rows.push(vec![name.into(), raw, lacre, support::percent(ratio, 1.0), format!("{target} %")]);
     }
     let head = ["operation", "raw, 1 thread", "Lacre, 64 in flight", "ratio", "target"];

@@ -34,11 +34,12 @@ impl Installation {
         let sqlite = format!("sqlite:{}", dir.join("lacre.db").display());
         let config = dir.join("lacre.toml");
         let text = format!(
-            "data_dir = {dir:?}\n[database]\nurl = {url:?}\n[server]\nlisten = \"{address}\"\n\
+            "data_dir = \"{dir}\"\n[database]\nurl = \"{url}\"\n[server]\nlisten = \"{address}\"\n\
              [server.rate_limit]\nper_second = 0\nburst = 1\n[log]\nlevel = \"warn\"\n\
-             [seal.pkcs11]\nmodule = {module:?}\ntoken = \"lacre\"\npin_source = \"file:{pin}\"\n",
+             [seal.pkcs11]\nmodule = \"{module}\"\ntoken = \"lacre\"\npin_source = \"file:{pin}\"\n",
+            dir = dir.display(),
             url = database.unwrap_or(&sqlite),
-            module = token.module,
+            module = token.module.display(),
             pin = token.pin_file.display(),
         );
         fs::write(&config, text).unwrap();
