@@ -60,7 +60,7 @@ fn main() {
             let server = postgres::Postgres::start();
             let database = server.database();
             let installation = Installation::new(Some(&database));
-            let daemon = installation.start().await;
+            let daemon = installation.start();
             let ids = create(&daemon, 0, READ_FROM).await.ids();
             rates("PostgreSQL", &sizes, &bare, &daemon, &ids).await;
             daemon.stop();
@@ -72,7 +72,7 @@ fn main() {
 
 async fn sqlite(sizes: &Sizes, bare: &bare::Bare) {
     let installation = Installation::new(None);
-    let daemon = installation.start().await;
+    let daemon = installation.start();
     let (first_start, empty) = (daemon.started_in, daemon.memory_kib());
     let ids = create(&daemon, 0, READ_FROM).await.ids();
     rates("SQLite", sizes, bare, &daemon, &ids).await;
@@ -81,11 +81,11 @@ async fn sqlite(sizes: &Sizes, bare: &bare::Bare) {
     let created = create(&daemon, READ_FROM, sizes.secrets).await;
     let full = daemon.memory_kib();
     daemon.stop();
-    let daemon = installation.start().await;
+    let daemon = installation.start();
     let (second_start, fresh) = (daemon.started_in, daemon.memory_kib());
     daemon.stop();
     let added = installation.fill(sizes.stored.saturating_sub(sizes.secrets));
-    let daemon = installation.start().await;
+    let daemon = installation.start();
     let many = read(&daemon, &ids, 32, sizes.time).await;
     let third_start = daemon.started_in;
     daemon.stop();
@@ -95,7 +95,7 @@ async fn sqlite(sizes: &Sizes, bare: &bare::Bare) {
         row("start to ready, no secrets", support::millis(first_start)),
         row(&format!("start to ready, {} secrets", sizes.secrets), support::millis(second_start)),
         row(&format!("start to ready, {} secrets", sizes.secrets + added), support::millis(third_start)),
-        row("resident memory, no secrets", format!("{} KiB", empty)),
+        row("resident memory, no secrets", format!("{empty} KiB")),
         row(&format!("resident memory after creating {} secrets", sizes.secrets), format!("{full} KiB")),
         row(&format!("resident memory, restarted with {} secrets", sizes.secrets), format!("{fresh} KiB")),
         row("secrets created per second, 64 connections", rate(created.per_second())),

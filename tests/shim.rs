@@ -2,6 +2,8 @@
 //!
 //! All tests share one process, one token and one set of rules, so they take turns.
 
+#![expect(unsafe_code, reason = "the environment of the test process is set once")]
+
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 

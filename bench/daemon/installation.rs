@@ -69,7 +69,7 @@ impl Installation {
     }
 
     /// Starts the daemon and waits until it is ready.
-    pub async fn start(&self) -> Daemon {
+    pub fn start(&self) -> Daemon {
         let log = File::create(self.token.dir.join("daemon.log")).unwrap();
         let begun = Instant::now();
         let mut process = self

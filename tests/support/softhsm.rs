@@ -4,6 +4,7 @@
 //! touched. [`SoftHsm::new`] sets nothing global: give [`SoftHsm::env`] to a child process. To load
 //! the module in the test process itself use [`SoftHsm::in_process`].
 
+#![expect(unsafe_code, reason = "the environment of the test process is set once")]
 #![allow(dead_code, reason = "every test program uses another part of it")]
 
 use std::fs;
