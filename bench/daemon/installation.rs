@@ -1,0 +1,165 @@
+//! A Lacre of one's own: token, configuration, database, and the daemon on them.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use diesel::connection::SimpleConnection;
+use diesel::{Connection, SqliteConnection};
+
+use crate::load;
+use crate::softhsm::SoftHsm;
+
+const LACRE: &str = env!("CARGO_BIN_EXE_lacre");
+const RESOURCE: &str = "https%3A%2F%2Fdefault.lacre.local%2Fapi";
+
+/// Files that stay when the daemon stops.
+pub struct Installation {
+    token: SoftHsm,
+    address: SocketAddr,
+    config: PathBuf,
+    basic: String,
+}
+
+impl Installation {
+    /// Makes everything up to the first application. `database`: a PostgreSQL URL, else SQLite.
+    pub fn new(database: Option<&str>) -> Self {
+        let token = SoftHsm::new("lacre");
+        let dir = &token.dir;
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let sqlite = format!("sqlite:{}", dir.join("lacre.db").display());
+        let config = dir.join("lacre.toml");
+        let text = format!(
+            "data_dir = \"{dir}\"\n[database]\nurl = \"{url}\"\n[server]\nlisten = \"{address}\"\n\
+             [server.rate_limit]\nper_second = 0\nburst = 1\n[log]\nlevel = \"warn\"\n\
+             [seal.pkcs11]\nmodule = \"{module}\"\ntoken = \"lacre\"\npin_source = \"file:{pin}\"\n",
+            dir = dir.display(),
+            url = database.unwrap_or(&sqlite),
+            module = token.module.display(),
+            pin = token.pin_file.display(),
+        );
+        fs::write(&config, text).unwrap();
+        let mut this = Self { token, address, config, basic: String::new() };
+        this.lacre(&["db", "migrate"]);
+        let secret_file = this.token.dir.join("client-secret");
+        let made = this.lacre(&["init", "-o", "json", "--secret-out", secret_file.to_str().unwrap()]);
+        let made: serde_json::Value = serde_json::from_slice(&made.stdout).unwrap();
+        let client = made["client_id"].as_str().unwrap();
+        let secret = fs::read_to_string(&secret_file).unwrap();
+        let pair = format!("{client}:{}", secret.trim());
+        this.basic = format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair));
+        this
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(LACRE);
+        let (name, conf) = self.token.env();
+        command.env(name, conf).env("LACRE_CONFIG", &self.config);
+        command
+    }
+
+    fn lacre(&self, args: &[&str]) -> Output {
+        let output = self.command().args(args).output().unwrap();
+        assert!(output.status.success(), "lacre {}: {}", args[0], String::from_utf8_lossy(&output.stderr));
+        output
+    }
+
+    /// Starts the daemon and waits until it is ready.
+    pub fn start(&self) -> Daemon {
+        let log = File::create(self.token.dir.join("daemon.log")).unwrap();
+        let begun = Instant::now();
+        let mut process = self
+            .command()
+            .args(["serve", "--allow-unlocked-memory"])
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let ready = lines.any(|line| line.unwrap().starts_with("lacre ready"));
+        let started_in = begun.elapsed();
+        let log = || fs::read_to_string(self.token.dir.join("daemon.log")).unwrap_or_default();
+        assert!(ready, "the daemon did not start:\n{}", log());
+        Daemon { address: self.address, started_in, basic: self.basic.clone(), process }
+    }
+
+    /// Puts `rows` more secrets straight into the SQLite file, each a copy of one sealed row under an
+    /// id of its own. They do not open, which nobody tries: what counts is that they are there.
+    pub fn fill(&self, rows: u64) -> u64 {
+        if rows == 0 {
+            return 0;
+        }
+        let file = self.token.dir.join("lacre.db");
+        let mut database = SqliteConnection::establish(file.to_str().unwrap()).unwrap();
+        let id = "printf('%08x-0000-7000-8000-%012x', n, n)";
+        let numbers = format!(
+            "WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {rows})"
+        );
+        let statements = format!(
+            "PRAGMA foreign_keys = OFF; BEGIN;
+             {numbers} INSERT INTO secrets (id, tenant_id, name, kind, labels, current_version, expires_at, created_at,
+                 updated_at, row_version)
+             SELECT {id}, tenant_id, printf('fill/%d', n), kind, labels, current_version, expires_at, created_at,
+                 updated_at, row_version FROM (SELECT * FROM secrets LIMIT 1), numbers;
+             {numbers} INSERT INTO secret_versions (secret_id, version, tenant_id, encoding, value_len, kek_version,
+                 wrapped_dek, iv, ciphertext, tag, created_at)
+             SELECT {id}, version, tenant_id, encoding, value_len, kek_version, wrapped_dek, iv, ciphertext, tag,
+                 created_at FROM (SELECT * FROM secret_versions LIMIT 1), numbers;
+             COMMIT; PRAGMA wal_checkpoint(TRUNCATE);"
+        );
+        database.batch_execute(&statements).unwrap();
+        rows
+    }
+}
+
+/// A running daemon.
+pub struct Daemon {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// From the start of the process to its ready line.
+    pub started_in: Duration,
+    basic: String,
+    process: Child,
+}
+
+impl Daemon {
+    /// The request for a token of the first application.
+    pub fn token_request(&self) -> Vec<u8> {
+        let body = format!("grant_type=client_credentials&scope=all&resource={RESOURCE}");
+        load::request("POST", "/oidc/token", &self.basic, Some(("application/x-www-form-urlencoded", &body)))
+    }
+
+    /// A fresh bearer token, as the value of `Authorization`.
+    pub async fn bearer(&self) -> String {
+        let reply = load::ask(self.address, &self.token_request()).await.unwrap();
+        assert_eq!(reply.status, 200, "{}", String::from_utf8_lossy(&reply.body));
+        let token: serde_json::Value = serde_json::from_slice(&reply.body).unwrap();
+        format!("Bearer {}", token["access_token"].as_str().unwrap())
+    }
+
+    /// Its resident memory.
+    pub fn memory_kib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    /// Ends it as systemd does.
+    pub fn stop(mut self) {
+        let pid = rustix::process::Pid::from_child(&self.process);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        let status = self.process.wait().unwrap();
+        assert!(status.success(), "the daemon ended with {status}");
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // After a failed assertion; after stop() there is nothing left to kill.
+        let _ = self.process.kill();
+    }
+}
