@@ -1,0 +1,145 @@
+//! `lacre audit`: read the audit log and check that nobody changed it.
+//!
+//! `verify` keeps a checkpoint on this machine: what it has seen once cannot be taken back or
+//! rewritten without being noticed here, even by somebody who owns the server and its database.
+
+mod checkpoint;
+mod verify;
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use bytes::Bytes;
+use clap::{Args, Subcommand};
+use reqwest::Method;
+use reqwest::header::ACCEPT;
+use serde_json::Value;
+
+use super::client::{Client, Request, interruptible};
+use super::error::CliError;
+use super::global::{Context, Format};
+use super::{chain, output};
+
+/// Records per request.
+const PAGE: usize = 1000;
+const POLL: Duration = Duration::from_secs(1);
+
+/// Read and check the audit log
+#[derive(Subcommand)]
+pub enum Command {
+    /// Print records, the newest last
+    #[command(after_help = "EXAMPLES
+  lacre audit tail -f
+  lacre audit tail --after 1200 -o ndjson > records.ndjson
+
+With -o json or ndjson the exact bytes of each record are printed, one per line.")]
+    Tail(Tail),
+    /// Check the log's chain, from what this machine has verified before
+    #[command(after_help = "EXAMPLES
+  lacre audit verify
+  lacre audit verify --from-file records.ndjson --checkpoint trusted.json
+
+A bad record gives exit code 2. Without a checkpoint, a log that was cut at its end looks whole.")]
+    Verify(verify::Args),
+}
+
+/// Arguments of `tail`.
+#[derive(Args)]
+pub struct Tail {
+    /// Go on printing new records
+    #[arg(short, long)]
+    follow: bool,
+    /// All records after this number; default: the last ones
+    #[arg(long, value_name = "SEQ")]
+    after: Option<u64>,
+    /// How many of the last records, without --after
+    #[arg(short = 'n', long, default_value_t = 20, value_name = "N")]
+    lines: usize,
+}
+
+/// Runs the command.
+pub async fn run(command: Command, context: &Context) -> Result<(), CliError> {
+    match command {
+        Command::Tail(args) => tail(&args, context).await,
+        Command::Verify(args) => verify::run(&args, context).await,
+    }
+}
+
+async fn tail(args: &Tail, context: &Context) -> Result<(), CliError> {
+    let client = Client::connect(context).await?;
+    let mut after = match args.after {
+        Some(after) => after,
+        None => last(&client, args.lines, context.global.output).await?,
+    };
+    loop {
+        let page = fetch(&client, after).await?;
+        let mut count = 0;
+        for line in lines(&page) {
+            print(line, context.global.output)?;
+            after = number(&client, line)?;
+            count += 1;
+        }
+        if count < PAGE && !args.follow {
+            return Ok(());
+        }
+        if count < PAGE {
+            interruptible(tokio::time::sleep(POLL)).await?;
+        }
+    }
+}
+
+/// Prints the last records and returns the number of the last one.
+async fn last(client: &Client, keep: usize, format: Format) -> Result<u64, CliError> {
+    let mut after = 0;
+    let mut newest: VecDeque<Vec<u8>> = VecDeque::new();
+    loop {
+        let page = fetch(client, after).await?;
+        let mut count = 0;
+        for line in lines(&page) {
+            after = number(client, line)?;
+            newest.push_back(line.to_vec());
+            if newest.len() > keep {
+                newest.pop_front();
+            }
+            count += 1;
+        }
+        if count < PAGE {
+            newest.iter().try_for_each(|line| print(line, format))?;
+            return Ok(after);
+        }
+    }
+}
+
+/// One page of records after `after`, as the server keeps them.
+async fn fetch(client: &Client, after: u64) -> Result<Bytes, CliError> {
+    let path = format!("/v1/audit/events?after={after}&limit={PAGE}");
+    let request = Request::new(Method::GET, &path).header(ACCEPT, "application/x-ndjson");
+    Ok(client.send(request).await?.body)
+}
+
+fn lines(page: &[u8]) -> impl Iterator<Item = &[u8]> {
+    page.split(|byte| *byte == b'\n').filter(|line| !line.is_empty())
+}
+
+fn number(client: &Client, line: &[u8]) -> Result<u64, CliError> {
+    chain::seq_of(line).ok_or_else(|| client.strange("a line that is not an audit record"))
+}
+
+fn print(line: &[u8], format: Format) -> Result<(), CliError> {
+    match format {
+        Format::Json | Format::Ndjson => output::raw(&[line, b"\n"].concat()),
+        Format::Name => output::line(&chain::seq_of(line).unwrap_or(0).to_string()),
+        Format::Table => output::line(&summary(line)),
+    }
+}
+
+/// A record in one line for people: number and time first, then whatever else it says, except the
+/// chain's hash.
+fn summary(line: &[u8]) -> String {
+    let record: Value = serde_json::from_slice(line).unwrap_or_default();
+    let mut rows = Vec::new();
+    output::flatten("", &record, &mut rows);
+    let rest = rows.iter().filter(|(name, _)| !matches!(name.as_str(), "seq" | "time" | "prev" | "v"));
+    let rest: Vec<_> = rest.map(|(name, value)| format!("{name}={value}")).collect();
+    format!("{:>7} {} {}", output::text(&record["seq"]), output::text(&record["time"]), rest.join(" "))
+}
