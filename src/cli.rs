@@ -41,7 +41,7 @@ const AFTER_HELP: &str = "ENVIRONMENT
 
 /// Lacre: a key service whose keys stay in an HSM
 #[derive(Parser)]
-#[command(name = "lacre", version, propagate_version = true, after_help = format!("{AFTER_HELP}\n{}", error::EXIT_CODES))]
+#[command(name = "lacre", version, after_help = format!("{AFTER_HELP}\n{}", error::EXIT_CODES))]
 struct Cli {
     #[command(flatten)]
     global: Global,

@@ -119,7 +119,8 @@ fn verify(dir: &Path, lines: &[String], more: &[&str]) -> Output {
     lacre().args(["audit", "verify", "--from-file"]).arg(file).args(more).output().expect("the program runs")
 }
 
-const SECRET: &str = r#"{"id":"01939d7e-0f2a-7c51-9d6e-3f0c8f1f7a10","name":"db","kind":"password","labels":{},"version":3}"#;
+const SECRET: &str =
+    r#"{"id":"01939d7e-0f2a-7c51-9d6e-3f0c8f1f7a10","name":"db","kind":"password","labels":{},"version":3}"#;
 
 fn page_with_secret() -> String {
     ok(&format!(r#"{{"items":[{SECRET}],"next_cursor":null}}"#))
@@ -146,7 +147,10 @@ fn every_command_ends_its_help_with_two_examples_that_parse() {
             let words = call[start..].split_whitespace().take_while(|word| *word != ">");
             let parsed = lacre::cli::command().try_get_matches_from(words);
             assert!(parsed.is_ok(), "{call}: {}", parsed.err().expect("an error"));
-            assert!(call[start..].starts_with(&format!("lacre {}", leaf.join(" "))), "{call} is not of {leaf:?}");
+            assert!(
+                call[start..].starts_with(&format!("lacre {}", leaf.join(" "))),
+                "{call} is not of {leaf:?}"
+            );
         }
     }
 }
@@ -215,7 +219,9 @@ fn a_closed_port_is_told_with_a_hint() {
 
 #[test]
 fn a_refusal_shows_reason_request_id_and_exit_code() {
-    for (status, expected) in [("404 Not Found", 3), ("412 Precondition Failed", 4), ("503 Busy", 2), ("401 No", 2)] {
+    for (status, expected) in
+        [("404 Not Found", 3), ("412 Precondition Failed", 4), ("503 Busy", 2), ("401 No", 2)]
+    {
         let body = r#"{"title":"refused","detail":"because\u001b[31m","code":"x","request_id":"r-1"}"#;
         let (addr, _requests) = stub(vec![answer(status, "retry-after: 7\r\n", body)]);
 
@@ -236,7 +242,8 @@ fn credentials_of_dev_json_are_exchanged_for_a_token() {
     let (addr, requests) = stub(vec![token, ok(r#"{"items":[]}"#)]);
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("dev.json");
-    let management = r#"{"client_id":"c","client_secret":"s","resource":"https://default.lacre.local/api","scope":"all"}"#;
+    let management =
+        r#"{"client_id":"c","client_secret":"s","resource":"https://default.lacre.local/api","scope":"all"}"#;
     fs::write(&file, format!(r#"{{"url":"{addr}","management":{management}}}"#)).expect("a file");
 
     let output = lacre().args(["app", "list"]).env("LACRE_DEV", &file).output().expect("the program runs");
@@ -254,7 +261,10 @@ fn credentials_of_dev_json_are_exchanged_for_a_token() {
 fn a_value_travels_from_stdin_byte_for_byte() {
     let (addr, requests) = stub(vec![answer("201 Created", "", SECRET)]);
     let mut child = lacre()
-        .args(["secrets", "create", "db", "--kind", "password", "--label", "env=prod", "--addr", &addr, "-o", "name"])
+        .args([
+            "secrets", "create", "db", "--kind", "password", "--label", "env=prod", "--addr", &addr, "-o",
+            "name",
+        ])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
@@ -304,7 +314,15 @@ fn a_value_in_a_file_is_private_and_overwrites_nothing() {
     assert_eq!(fs::read(&file).expect("a file"), b"\x00\xff\xfehi");
 
     let other = dir.path().join("other");
-    let output = run(&["secrets", "get", "db", "--out", other.to_str().expect("text"), "--addr", "http://127.0.0.1:9"]);
+    let output = run(&[
+        "secrets",
+        "get",
+        "db",
+        "--out",
+        other.to_str().expect("text"),
+        "--addr",
+        "http://127.0.0.1:9",
+    ]);
     assert_eq!(code(&output), 1);
     assert!(!other.exists(), "a failed release leaves no file");
 }
@@ -379,7 +397,8 @@ fn a_rewrap_with_failures_is_a_partial_success() {
 #[test]
 fn ctrl_c_detaches_from_a_rewrap() {
     let running = r#"{"id":"j1","state":"running","total":4,"done":1,"failed":0}"#;
-    let (addr, requests) = stub(vec![answer("202 Accepted", "", running), ok(running), ok(running), ok(running)]);
+    let (addr, requests) =
+        stub(vec![answer("202 Accepted", "", running), ok(running), ok(running), ok(running)]);
     let mut child = lacre()
         .args(["kek", "rewrap", "--addr", &addr])
         .stdout(Stdio::null())
@@ -434,10 +453,16 @@ fn a_whole_log_is_verified_and_every_damage_is_named() {
         doubled.insert(at, lines[at].clone());
         swapped.swap(at, at + 1);
         // An edit is seen at the next record, which names the old hash.
-        for (damaged, first_bad) in [(edited, at + 2), (deleted, at + 1), (doubled, at + 2), (swapped, at + 1)] {
+        for (damaged, first_bad) in
+            [(edited, at + 2), (deleted, at + 1), (doubled, at + 2), (swapped, at + 1)]
+        {
             let output = verify(dir.path(), &damaged, &[]);
             assert_eq!(code(&output), 2, "{at}: {}", stderr(&output));
-            assert!(stderr(&output).contains(&format!("record {first_bad} is bad")), "{at}: {}", stderr(&output));
+            assert!(
+                stderr(&output).contains(&format!("record {first_bad} is bad")),
+                "{at}: {}",
+                stderr(&output)
+            );
         }
     }
 }

@@ -13,7 +13,7 @@ use super::{input, output};
 
 /// Applications that may ask for tokens
 #[derive(Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Make an application; its secret is shown now and never again
     #[command(after_help = "EXAMPLES
   lacre app create backup --scope secrets:metadata --scope secrets:read --secret-out backup.secret
@@ -33,7 +33,7 @@ pub enum Command {
 
 /// Arguments of `create`.
 #[derive(Args)]
-pub struct Create {
+pub(crate) struct Create {
     /// 1 to 128 characters
     name: String,
     /// What it is
@@ -52,7 +52,7 @@ pub struct Create {
 
 /// Arguments of `delete`.
 #[derive(Args)]
-pub struct Delete {
+pub(crate) struct Delete {
     /// The application's client id
     client_id: String,
     /// Do not ask
@@ -61,7 +61,7 @@ pub struct Delete {
 }
 
 /// Runs the command.
-pub async fn run(command: Command, context: &Context) -> Result<(), CliError> {
+pub(crate) async fn run(command: Command, context: &Context) -> Result<(), CliError> {
     match command {
         Command::Create(args) => create(args, context).await,
         Command::List => list(context).await,

@@ -15,7 +15,7 @@ use reqwest::Method;
 use reqwest::header::ACCEPT;
 use serde_json::Value;
 
-use super::client::{Client, Request, interruptible};
+use super::client::{Client, Request};
 use super::error::CliError;
 use super::global::{Context, Format};
 use super::{chain, output};
@@ -26,7 +26,7 @@ const POLL: Duration = Duration::from_secs(1);
 
 /// Read and check the audit log
 #[derive(Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Print records, the newest last
     #[command(after_help = "EXAMPLES
   lacre audit tail -f
@@ -45,7 +45,7 @@ A bad record gives exit code 2. Without a checkpoint, a log that was cut at its 
 
 /// Arguments of `tail`.
 #[derive(Args)]
-pub struct Tail {
+pub(crate) struct Tail {
     /// Go on printing new records
     #[arg(short, long)]
     follow: bool,
@@ -58,7 +58,7 @@ pub struct Tail {
 }
 
 /// Runs the command.
-pub async fn run(command: Command, context: &Context) -> Result<(), CliError> {
+pub(crate) async fn run(command: Command, context: &Context) -> Result<(), CliError> {
     match command {
         Command::Tail(args) => tail(&args, context).await,
         Command::Verify(args) => verify::run(&args, context).await,
@@ -83,7 +83,7 @@ async fn tail(args: &Tail, context: &Context) -> Result<(), CliError> {
             return Ok(());
         }
         if count < PAGE {
-            interruptible(tokio::time::sleep(POLL)).await?;
+            client.interruptible(tokio::time::sleep(POLL)).await?;
         }
     }
 }

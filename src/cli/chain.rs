@@ -11,16 +11,16 @@ use super::error::CliError;
 
 /// How far the log has been checked: the last good record and the hash of its line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Checkpoint {
+pub(crate) struct Checkpoint {
     /// Its number; 0 before the first record.
-    pub seq: u64,
+    pub(crate) seq: u64,
     /// SHA-256 of its line; zeros before the first record.
-    pub hash: [u8; 32],
+    pub(crate) hash: [u8; 32],
 }
 
 impl Checkpoint {
     /// Before the first record.
-    pub const GENESIS: Self = Self { seq: 0, hash: [0; 32] };
+    pub(crate) const GENESIS: Self = Self { seq: 0, hash: [0; 32] };
 }
 
 #[derive(Deserialize)]
@@ -30,25 +30,24 @@ struct Links {
 }
 
 /// The number of a record, if the line is one.
-pub fn seq_of(line: &[u8]) -> Option<u64> {
+pub(crate) fn seq_of(line: &[u8]) -> Option<u64> {
     serde_json::from_slice::<Links>(line).ok().map(|links| links.seq)
 }
 
 /// The hash of a line.
-pub fn hash_of(line: &[u8]) -> [u8; 32] {
+pub(crate) fn hash_of(line: &[u8]) -> [u8; 32] {
     Sha256::digest(line).into()
 }
 
 /// Checks that `lines` continue the log from `start`, and returns how far it goes.
-pub fn verify<'a>(
+pub(crate) fn verify<'a>(
     lines: impl IntoIterator<Item = &'a [u8]>,
     start: Checkpoint,
 ) -> Result<Checkpoint, CliError> {
     lines.into_iter().try_fold(start, |before, line| {
         let seq = before.seq + 1;
         let bad = |reason: &str| CliError::BadRecord { seq, reason: reason.to_owned() };
-        let links: Links =
-            serde_json::from_slice(line).map_err(|_| bad("not a record with seq and prev"))?;
+        let links: Links = serde_json::from_slice(line).map_err(|_| bad("not a record with seq and prev"))?;
         if links.seq != seq {
             return Err(bad(&format!("its place is taken by record {}", links.seq)));
         }

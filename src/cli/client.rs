@@ -13,6 +13,8 @@ use reqwest::header::{ACCEPT, AUTHORIZATION, ETAG, HeaderMap, HeaderName, Header
 use reqwest::{Certificate, ClientBuilder, Identity, Method, StatusCode, redirect};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use url::{Host, Url};
 
 use super::error::{CliError, Problem};
@@ -22,61 +24,66 @@ use super::input;
 const DEFAULT_ADDR: &str = "http://127.0.0.1:8280";
 const CONNECT: Duration = Duration::from_secs(5);
 /// Longer than the daemon's own deadline for any request, so that its answer is seen.
-const TOTAL: Duration = Duration::from_secs(60);
+const TOTAL: Duration = Duration::from_mins(1);
 
 /// One request.
-pub struct Request<'a> {
+pub(crate) struct Request<'a> {
     /// The method.
-    pub method: Method,
+    pub(crate) method: Method,
     /// The path, already percent-encoded, and `?query`.
-    pub path: &'a str,
+    pub(crate) path: &'a str,
     /// A JSON body.
-    pub body: Option<Value>,
+    pub(crate) body: Option<Value>,
     /// One more header.
-    pub header: Option<(HeaderName, String)>,
+    pub(crate) header: Option<(HeaderName, String)>,
 }
 
 impl<'a> Request<'a> {
     /// A request without body.
-    pub fn new(method: Method, path: &'a str) -> Self {
+    pub(crate) fn new(method: Method, path: &'a str) -> Self {
         Self { method, path, body: None, header: None }
     }
 
     /// Adds a JSON body.
     #[must_use]
-    pub fn json(mut self, body: Value) -> Self {
+    pub(crate) fn json(mut self, body: Value) -> Self {
         self.body = Some(body);
         self
     }
 
     /// Adds a header.
     #[must_use]
-    pub fn header(mut self, name: HeaderName, value: impl Into<String>) -> Self {
+    pub(crate) fn header(mut self, name: HeaderName, value: impl Into<String>) -> Self {
         self.header = Some((name, value.into()));
         self
     }
 }
 
 /// A successful answer.
-pub struct Reply {
+pub(crate) struct Reply {
     /// The body.
-    pub body: Bytes,
+    pub(crate) body: Bytes,
     /// The `ETag` header.
-    pub etag: Option<String>,
+    pub(crate) etag: Option<String>,
 }
 
+/// The library's client, named once: the one place of the program that calls out.
+#[expect(clippy::disallowed_types, reason = "this is the place that may call out")]
+type Http = reqwest::Client;
+
 /// A daemon and who asks it.
-pub struct Client {
-    http: reqwest::Client,
+pub(crate) struct Client {
+    http: Http,
     base: String,
     /// The address as the user knows it.
     addr: String,
     token: Option<SecretString>,
+    interrupted: watch::Receiver<bool>,
 }
 
 impl Client {
     /// Finds address and credentials, and fetches a token where credentials were given.
-    pub async fn connect(context: &Context) -> Result<Self, CliError> {
+    pub(crate) async fn connect(context: &Context) -> Result<Self, CliError> {
         let options = &context.global.connection;
         let dev = options.dev_json.as_deref().map(DevFile::read).transpose()?;
         let addr = options.addr.clone().or_else(|| dev.as_ref().map(|dev| dev.url.clone()));
@@ -86,7 +93,7 @@ impl Client {
     }
 
     /// The same daemon without credentials.
-    pub fn anonymous(context: &Context) -> Result<Self, CliError> {
+    pub(crate) fn anonymous(context: &Context) -> Result<Self, CliError> {
         let options = &context.global.connection;
         let dev = options.dev_json.as_deref().map(DevFile::read).transpose()?;
         let addr = options.addr.clone().or_else(|| dev.map(|dev| dev.url));
@@ -97,7 +104,7 @@ impl Client {
         let target = Target::parse(addr)?;
         // Without a provider of its own reqwest asks for the process's; a second install is harmless.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let mut builder = reqwest::Client::builder()
+        let mut builder = Http::builder()
             .user_agent(concat!("lacre/", env!("CARGO_PKG_VERSION")))
             .redirect(redirect::Policy::none())
             .no_proxy()
@@ -119,10 +126,14 @@ impl Client {
             }
         };
         let http = builder.build().map_err(|e| CliError::local("cannot set up TLS", e))?;
-        Ok(Self { http, base, addr: addr.to_owned(), token: None })
+        Ok(Self { http, base, addr: addr.to_owned(), token: None, interrupted: watch_interrupts()? })
     }
 
-    async fn find_token(&self, context: &Context, dev: Option<DevFile>) -> Result<Option<SecretString>, CliError> {
+    async fn find_token(
+        &self,
+        context: &Context,
+        dev: Option<DevFile>,
+    ) -> Result<Option<SecretString>, CliError> {
         let options = &context.global.connection;
         if let Some(path) = &options.token_file {
             return input::secret_file(path).map(Some);
@@ -162,12 +173,13 @@ impl Client {
     }
 
     /// Sends a request; an answer other than 2xx is an error.
-    pub async fn send(&self, request: Request<'_>) -> Result<Reply, CliError> {
+    pub(crate) async fn send(&self, request: Request<'_>) -> Result<Reply, CliError> {
         let mut out = self.http.request(request.method, format!("{}{}", self.base, request.path));
         if let Some(token) = &self.token {
             let bearer = HeaderValue::try_from(format!("Bearer {}", token.expose_secret()));
-            let mut bearer = bearer
-                .map_err(|_| CliError::usage("the access token has characters no token has", "check LACRE_TOKEN"))?;
+            let mut bearer = bearer.map_err(|_| {
+                CliError::usage("the access token has characters no token has", "check LACRE_TOKEN")
+            })?;
             bearer.set_sensitive(true);
             out = out.header(AUTHORIZATION, bearer);
         }
@@ -185,13 +197,13 @@ impl Client {
     }
 
     /// Sends a request whose answer is JSON.
-    pub async fn json(&self, request: Request<'_>) -> Result<Value, CliError> {
+    pub(crate) async fn json(&self, request: Request<'_>) -> Result<Value, CliError> {
         let reply = self.send(request).await?;
         self.parse(&reply.body)
     }
 
     /// All items of a list, page by page, at most `limit`.
-    pub async fn items(&self, path: &str, limit: Option<usize>) -> Result<Vec<Value>, CliError> {
+    pub(crate) async fn items(&self, path: &str, limit: Option<usize>) -> Result<Vec<Value>, CliError> {
         let mut items = Vec::new();
         let mut cursor: Option<String> = None;
         loop {
@@ -212,8 +224,9 @@ impl Client {
     }
 
     /// Whether the daemon says that it is ready, and its words; any status is an answer here.
-    pub async fn ready(&self) -> Result<(bool, Value), CliError> {
-        let request = self.http.get(format!("{}/readyz?verbose", self.base)).header(ACCEPT, "application/json");
+    pub(crate) async fn ready(&self) -> Result<(bool, Value), CliError> {
+        let request =
+            self.http.get(format!("{}/readyz?verbose", self.base)).header(ACCEPT, "application/json");
         let (status, _, body) = self.receive(request).await?;
         let words = serde_json::from_slice(&body)
             .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&body).trim().to_owned()));
@@ -224,13 +237,23 @@ impl Client {
         }
     }
 
+    /// Waits for `work` or Ctrl-C, whichever is first; a Ctrl-C that came before counts.
+    pub(crate) async fn interruptible<T>(&self, work: impl Future<Output = T>) -> Result<T, CliError> {
+        let mut interrupted = self.interrupted.clone();
+        tokio::select! {
+            biased;
+            Ok(_) = interrupted.wait_for(|interrupted| *interrupted) => Err(CliError::Interrupted { hint: None }),
+            done = work => Ok(done),
+        }
+    }
+
     /// The address as the user gave it.
-    pub fn addr(&self) -> &str {
+    pub(crate) fn addr(&self) -> &str {
         &self.addr
     }
 
     /// An answer that no Lacre daemon gives.
-    pub fn strange(&self, reason: &str) -> CliError {
+    pub(crate) fn strange(&self, reason: &str) -> CliError {
         CliError::Strange { addr: self.addr.clone(), reason: reason.to_owned() }
     }
 
@@ -243,9 +266,10 @@ impl Client {
         request: reqwest::RequestBuilder,
     ) -> Result<(StatusCode, HeaderMap, Bytes), CliError> {
         let (status, headers, body) = self.receive(request).await?;
-        match status.is_success() {
-            true => Ok((status, headers, body)),
-            false => Err(CliError::Refused(problem(status, &headers, &body))),
+        if status.is_success() {
+            Ok((status, headers, body))
+        } else {
+            Err(CliError::Refused(problem(status, &headers, &body)))
         }
     }
 
@@ -258,24 +282,27 @@ impl Client {
             let (status, headers) = (reply.status(), reply.headers().clone());
             Ok((status, headers, reply.bytes().await?))
         };
-        let answer: Result<_, reqwest::Error> = interruptible(call).await?;
+        let answer: Result<_, reqwest::Error> = self.interruptible(call).await?;
         answer.map_err(|error| CliError::Unreachable { addr: self.addr.clone(), reason: root_cause(&error) })
     }
 }
 
-/// Waits for `work` or Ctrl-C, whichever is first.
-pub async fn interruptible<T>(work: impl Future<Output = T>) -> Result<T, CliError> {
-    tokio::select! {
-        done = work => Ok(done),
-        _ = tokio::signal::ctrl_c() => Err(CliError::Interrupted { hint: None }),
-    }
+/// Remembers Ctrl-C from now on. One listener for all waits: a signal between two waits is not lost.
+fn watch_interrupts() -> Result<watch::Receiver<bool>, CliError> {
+    let mut signals =
+        signal(SignalKind::interrupt()).map_err(|e| CliError::local("cannot listen for Ctrl-C", e))?;
+    let (sender, receiver) = watch::channel(false);
+    tokio::spawn(async move { while signals.recv().await.is_some() && sender.send(true).is_ok() {} });
+    Ok(receiver)
 }
 
 /// Percent-encodes a path segment or a query value.
-pub fn encode(text: &str) -> String {
+pub(crate) fn encode(text: &str) -> String {
     text.bytes()
         .map(|byte| match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                char::from(byte).to_string()
+            }
             _ => format!("%{byte:02X}"),
         })
         .collect()
@@ -295,10 +322,10 @@ impl Target {
     fn parse(addr: &str) -> Result<Self, CliError> {
         const HINT: &str = "use https://HOST:PORT, http://127.0.0.1:PORT or unix:///PATH";
         if let Some(path) = addr.strip_prefix("unix://") {
-            return match path.starts_with('/') {
-                true => Ok(Self::Socket(PathBuf::from(path))),
-                false => Err(CliError::usage(format!("{addr}: the socket's path must be absolute"), HINT)),
-            };
+            if !path.starts_with('/') {
+                return Err(CliError::usage(format!("{addr}: the socket's path must be absolute"), HINT));
+            }
+            return Ok(Self::Socket(PathBuf::from(path)));
         }
         let url = Url::parse(addr).map_err(|e| CliError::usage(format!("{addr}: {e}"), HINT))?;
         let base = addr.trim_end_matches('/').to_owned();

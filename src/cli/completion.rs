@@ -6,20 +6,20 @@ use super::error::CliError;
 use super::output;
 
 /// The help's end.
-pub const HELP: &str = "EXAMPLES
+pub(crate) const HELP: &str = "EXAMPLES
   lacre completion bash > /etc/bash_completion.d/lacre
   lacre completion zsh > ~/.zfunc/_lacre";
 
 /// Arguments of `completion`.
 #[derive(clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// Which shell
     #[arg(value_parser = clap::builder::PossibleValuesParser::new(["bash", "zsh", "fish"]))]
     shell: String,
 }
 
 /// Runs the command.
-pub fn run(args: &Args) -> Result<(), CliError> {
+pub(crate) fn run(args: &Args) -> Result<(), CliError> {
     let shell = match args.shell.as_str() {
         "zsh" => Shell::Zsh,
         "fish" => Shell::Fish,

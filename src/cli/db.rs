@@ -10,7 +10,7 @@ use crate::db::{OpenError, migrate};
 
 /// The database's schema
 #[derive(Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Bring the schema to this version (SQLite is migrated at start by itself)
     #[command(after_help = "EXAMPLES
   lacre db migrate --config /etc/lacre/lacre.toml
@@ -24,7 +24,7 @@ pub enum Command {
 }
 
 /// Runs the command. It blocks its thread: nothing else runs.
-pub fn run(command: &Command, context: &Context) -> Result<(), CliError> {
+pub(crate) fn run(command: &Command, context: &Context) -> Result<(), CliError> {
     let parts = local::Local::of(&local::config(context)?);
     let done = match command {
         Command::Migrate => migrate::migrate(&parts.database),

@@ -11,7 +11,7 @@ use super::logging;
 use crate::daemon::dev::{self, DevOptions};
 
 /// The help's end.
-pub const HELP: &str = "EXAMPLES
+pub(crate) const HELP: &str = "EXAMPLES
   lacre dev
   lacre dev --data-dir ./dev-data --listen 127.0.0.1:8290
 
@@ -20,7 +20,7 @@ commands take with --dev-json. Run again on the same DIR it goes on with the sam
 
 /// Arguments of `dev`.
 #[derive(clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// Where token, database and dev.json are kept
     #[arg(long, default_value = "lacre-dev", value_name = "DIR")]
     data_dir: PathBuf,
@@ -48,7 +48,7 @@ impl Args {
 /// Makes the token, and starts this program again if its environment does not name it yet: SoftHSM
 /// reads `SOFTHSM2_CONF` when it is loaded, and a running process cannot change its environment
 /// safely. Called before any thread is started.
-pub fn prepare(args: &Args, context: &Context) -> Result<(), CliError> {
+pub(crate) fn prepare(args: &Args, context: &Context) -> Result<(), CliError> {
     if context.global.config.is_some() {
         return Err(CliError::usage(
             "`lacre dev` takes no configuration",
@@ -66,7 +66,7 @@ pub fn prepare(args: &Args, context: &Context) -> Result<(), CliError> {
 }
 
 /// Runs the command.
-pub async fn run(args: Args) -> Result<(), CliError> {
+pub(crate) async fn run(args: Args) -> Result<(), CliError> {
     logging::start(&args.log_level, false)?;
     dev::run(args.options()).await.map_err(|e| CliError::local("the daemon ended", e))
 }

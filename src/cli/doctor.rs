@@ -17,7 +17,7 @@ use super::{local, output};
 use crate::db::{OpenError, migrate};
 
 /// The help's end.
-pub const HELP: &str = "EXAMPLES
+pub(crate) const HELP: &str = "EXAMPLES
   lacre doctor --config /etc/lacre/lacre.toml
   lacre doctor --no-login -o json
 
@@ -25,7 +25,7 @@ Logs in to the token once; a wrong PIN costs one try and stops all further ones 
 
 /// Arguments of `doctor`.
 #[derive(clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// Do not load the module and spend no PIN try; the capability report is left out
     #[arg(long)]
     no_login: bool,
@@ -34,7 +34,7 @@ pub struct Args {
 /// How a check ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Level {
+pub(crate) enum Level {
     /// As it should be.
     Ok,
     /// Works, and could be better.
@@ -45,36 +45,36 @@ pub enum Level {
 
 /// The result of one check.
 #[derive(Debug, serde::Serialize)]
-pub struct Finding {
+pub(crate) struct Finding {
     /// What was looked at.
-    pub check: &'static str,
+    pub(crate) check: &'static str,
     /// How it is.
-    pub level: Level,
+    pub(crate) level: Level,
     /// What was found.
-    pub found: String,
+    pub(crate) found: String,
     /// What to do; empty if nothing.
-    pub todo: String,
+    pub(crate) todo: String,
 }
 
 impl Finding {
     /// All is well.
-    pub fn ok(check: &'static str, found: impl Into<String>) -> Self {
+    pub(crate) fn ok(check: &'static str, found: impl Into<String>) -> Self {
         Self { check, level: Level::Ok, found: found.into(), todo: String::new() }
     }
 
     /// It works, and could be better.
-    pub fn warn(check: &'static str, found: impl Into<String>, todo: impl Into<String>) -> Self {
+    pub(crate) fn warn(check: &'static str, found: impl Into<String>, todo: impl Into<String>) -> Self {
         Self { check, level: Level::Warn, found: found.into(), todo: todo.into() }
     }
 
     /// It does not work, or must not.
-    pub fn fail(check: &'static str, found: impl Into<String>, todo: impl Into<String>) -> Self {
+    pub(crate) fn fail(check: &'static str, found: impl Into<String>, todo: impl Into<String>) -> Self {
         Self { check, level: Level::Fail, found: found.into(), todo: todo.into() }
     }
 }
 
 /// Runs the command.
-pub async fn run(args: &Args, context: &Context) -> Result<(), CliError> {
+pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     let mut findings = Vec::new();
     let mut capabilities = Value::Null;
     match local::config(context) {
@@ -83,7 +83,11 @@ pub async fn run(args: &Args, context: &Context) -> Result<(), CliError> {
             capabilities = examine(&Local::of(&config), args, context, &mut findings).await;
         }
         Err(error) => {
-            findings.push(Finding::fail("configuration", error.to_string(), "correct the file, or name it with --config"));
+            findings.push(Finding::fail(
+                "configuration",
+                error.to_string(),
+                "correct the file, or name it with --config",
+            ));
         }
     }
     print(context.global.output, &findings, &capabilities)?;
@@ -98,7 +102,7 @@ async fn examine(local: &Local, args: &Args, context: &Context, findings: &mut V
     findings.extend(files::module(&local.seal.pkcs11));
     findings.push(files::pin(&local.seal.pkcs11, context));
     findings.push(files::latch(local));
-    findings.extend(files::data_dir(&local.data_dir));
+    findings.push(files::data_dir(&local.data_dir));
     findings.push(host::memlock(&local.memory));
     findings.push(host::guarded_memory(&local.memory));
     findings.push(host::clock(&local.data_dir));
@@ -123,11 +127,15 @@ fn database(local: &Local) -> Finding {
                 "run `lacre db migrate` (SQLite is migrated when the daemon starts)",
             ),
         },
-        Err(OpenError::InUse { .. }) => Finding::ok(CHECK, "in use: a daemon is running, so it was not opened"),
+        Err(OpenError::InUse { .. }) => {
+            Finding::ok(CHECK, "in use: a daemon is running, so it was not opened")
+        }
         Err(error @ OpenError::NewerSchema { .. }) => {
             Finding::fail(CHECK, error.to_string(), "install the newer lacre; there is no way back")
         }
-        Err(error) => Finding::fail(CHECK, error.to_string(), "check the URL, the server and the file's rights"),
+        Err(error) => {
+            Finding::fail(CHECK, error.to_string(), "check the URL, the server and the file's rights")
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use crate::db::OpenError;
 
 /// The end of `lacre --help`.
-pub const EXIT_CODES: &str = "EXIT CODES
+pub(crate) const EXIT_CODES: &str = "EXIT CODES
   0    done
   1    local problem or wrong usage
   2    the server or the HSM refused, or the daemon is not usable
@@ -21,22 +21,22 @@ pub const EXIT_CODES: &str = "EXIT CODES
 
 /// What a server said about a failure (RFC 9457, or the OAuth form of RFC 6749, section 5.2).
 #[derive(Debug, Default)]
-pub struct Problem {
+pub(crate) struct Problem {
     /// HTTP status.
-    pub status: u16,
+    pub(crate) status: u16,
     /// The stable short name, if there is one.
-    pub code: Option<String>,
+    pub(crate) code: Option<String>,
     /// What went wrong, in words.
-    pub message: String,
+    pub(crate) message: String,
     /// The id to look for in log and audit trail.
-    pub request_id: Option<String>,
+    pub(crate) request_id: Option<String>,
     /// Seconds after which a retry makes sense.
-    pub retry_after: Option<u64>,
+    pub(crate) retry_after: Option<u64>,
 }
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
-pub enum CliError {
+pub(crate) enum CliError {
     /// The command line or the environment asks for something that cannot be.
     #[error("{what}")]
     Usage {
@@ -126,29 +126,28 @@ pub enum CliError {
 
 impl CliError {
     /// A failure of this machine.
-    pub fn local(what: impl Into<String>, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+    pub(crate) fn local(what: impl Into<String>, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::Local { what: what.into(), source: source.into() }
     }
 
     /// Wrong usage and what to do instead.
-    pub fn usage(what: impl Into<String>, hint: &'static str) -> Self {
+    pub(crate) fn usage(what: impl Into<String>, hint: &'static str) -> Self {
         Self::Usage { what: what.into(), hint }
     }
 
     /// The program's exit code.
-    pub fn exit_code(&self) -> u8 {
+    pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Self::Usage { .. } | Self::Local { .. } | Self::Unreachable { .. } | Self::Strange { .. } => 1,
-            Self::Unfit { .. } | Self::Closed => 1,
-            Self::NotUsable { .. } | Self::BadRecord { .. } => 2,
-            Self::Refused(problem) => match problem.status {
-                404 | 410 => 3,
-                409 | 412 | 428 => 4,
-                _ => 2,
-            },
-            Self::NotFound { .. } => 3,
-            Self::Schema(OpenError::MigrationsPending { .. } | OpenError::InUse { .. }) => 4,
-            Self::Schema(_) => 2,
+            Self::Usage { .. }
+            | Self::Local { .. }
+            | Self::Unreachable { .. }
+            | Self::Strange { .. }
+            | Self::Unfit { .. }
+            | Self::Closed => 1,
+            Self::Refused(Problem { status: 404 | 410, .. }) | Self::NotFound { .. } => 3,
+            Self::Refused(Problem { status: 409 | 412 | 428, .. })
+            | Self::Schema(OpenError::MigrationsPending { .. } | OpenError::InUse { .. }) => 4,
+            Self::Refused(_) | Self::NotUsable { .. } | Self::BadRecord { .. } | Self::Schema(_) => 2,
             Self::Partial { .. } => 5,
             Self::Interrupted { .. } => 130,
         }
@@ -163,7 +162,9 @@ impl CliError {
             }
             Self::Strange { .. } => "check --addr; the address is the daemon's base URL".into(),
             Self::Refused(problem) => return problem.hint(),
-            Self::NotUsable { .. } => "the checks above say why; on the daemon's host run `lacre doctor`".into(),
+            Self::NotUsable { .. } => {
+                "the checks above say why; on the daemon's host run `lacre doctor`".into()
+            }
             Self::BadRecord { .. } => {
                 "records before this one are intact; keep a copy of the log and of the checkpoint".into()
             }
@@ -174,7 +175,9 @@ impl CliError {
             ),
             Self::Interrupted { hint } => return hint.clone(),
             Self::Schema(OpenError::InUse { .. }) => "stop the daemon first".into(),
-            Self::Schema(OpenError::NewerSchema { .. }) => "install the newer lacre; there is no way back".into(),
+            Self::Schema(OpenError::NewerSchema { .. }) => {
+                "install the newer lacre; there is no way back".into()
+            }
             Self::Schema(OpenError::Unreachable { .. }) => "check the URL and that the server runs".into(),
             Self::Schema(_) | Self::Local { .. } | Self::NotFound { .. } | Self::Closed => return None,
         };
@@ -182,7 +185,7 @@ impl CliError {
     }
 
     /// The whole message for standard error.
-    pub fn render(&self) -> String {
+    pub(crate) fn render(&self) -> String {
         let mut text = format!("error: {self}");
         if let Self::Local { source, .. } = self {
             let mut cause = source.source();
@@ -201,7 +204,7 @@ impl CliError {
     }
 
     /// Prints the message and gives the exit code.
-    pub fn report(&self) -> ExitCode {
+    pub(crate) fn report(&self) -> ExitCode {
         if !matches!(self, Self::Closed) {
             eprintln!("{}", super::output::printable(&self.render()));
         }
@@ -213,7 +216,8 @@ impl Problem {
     fn hint(&self) -> Option<String> {
         let text = match self.status {
             401 => {
-                "set LACRE_TOKEN, or give --client-id with --client-secret-file, or --dev-json DIR/dev.json".into()
+                "set LACRE_TOKEN, or give --client-id with --client-secret-file, or --dev-json DIR/dev.json"
+                    .into()
             }
             403 => "the token lacks a scope for this; `lacre app create --scope` grants them".into(),
             412 => "somebody else changed it in between; read it again, then decide".into(),

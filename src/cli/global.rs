@@ -10,7 +10,7 @@ use secrecy::SecretString;
 
 /// How results are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Format {
+pub(crate) enum Format {
     /// For people; may change.
     Table,
     /// One JSON document; stable.
@@ -23,10 +23,10 @@ pub enum Format {
 
 /// Options of every command.
 #[derive(Clone, Args)]
-pub struct Global {
+pub(crate) struct Global {
     /// Configuration file of the daemon
     #[arg(long, global = true, env = "LACRE_CONFIG", value_name = "FILE")]
-    pub config: Option<PathBuf>,
+    pub(crate) config: Option<PathBuf>,
     /// How results are printed
     #[arg(
         short,
@@ -37,81 +37,84 @@ pub struct Global {
         default_value = "table",
         value_name = "FORMAT"
     )]
-    pub output: Format,
+    pub(crate) output: Format,
     /// Only results and errors, no notes
     #[arg(short, long, global = true)]
-    pub quiet: bool,
+    pub(crate) quiet: bool,
     /// Where the daemon is and who asks.
     #[command(flatten)]
-    pub connection: Connection,
+    pub(crate) connection: Connection,
 }
+
+const ADDR_HELP: &str =
+    "Address of the daemon: http(s)://HOST:PORT or unix:///PATH [default: http://127.0.0.1:8280]";
 
 /// Where the daemon is and who asks.
 #[derive(Clone, Args)]
 #[command(next_help_heading = "Connection")]
-pub struct Connection {
-    /// Address of the daemon: http(s)://HOST:PORT or unix:///PATH; default http://127.0.0.1:8280
-    #[arg(long, global = true, env = "LACRE_ADDR", value_name = "URL")]
-    pub addr: Option<String>,
-    /// File that holds an access token (instead of LACRE_TOKEN)
+pub(crate) struct Connection {
+    /// Address of the daemon.
+    #[arg(long, global = true, env = "LACRE_ADDR", value_name = "URL", help = ADDR_HELP)]
+    pub(crate) addr: Option<String>,
+    /// File that holds an access token
     #[arg(long, global = true, env = "LACRE_TOKEN_FILE", value_name = "FILE")]
-    pub token_file: Option<PathBuf>,
+    pub(crate) token_file: Option<PathBuf>,
     /// Client id to fetch a token with
     #[arg(long, global = true, env = "LACRE_CLIENT_ID", value_name = "ID", requires = "client_secret_file")]
-    pub client_id: Option<String>,
+    pub(crate) client_id: Option<String>,
     /// File that holds the client's secret
     #[arg(long, global = true, env = "LACRE_CLIENT_SECRET_FILE", value_name = "FILE")]
-    pub client_secret_file: Option<PathBuf>,
+    pub(crate) client_secret_file: Option<PathBuf>,
     /// The dev.json that `lacre dev` wrote: gives address and credentials
     #[arg(long, global = true, env = "LACRE_DEV", value_name = "FILE")]
-    pub dev_json: Option<PathBuf>,
+    pub(crate) dev_json: Option<PathBuf>,
     /// Certificate authorities to trust (PEM) instead of the system's
     #[arg(long, global = true, env = "LACRE_CACERT", value_name = "FILE")]
-    pub cacert: Option<PathBuf>,
+    pub(crate) cacert: Option<PathBuf>,
     /// Client certificate (PEM)
     #[arg(long, global = true, env = "LACRE_CLIENT_CERT", value_name = "FILE", requires = "client_key")]
-    pub client_cert: Option<PathBuf>,
+    pub(crate) client_cert: Option<PathBuf>,
     /// Private key of the client certificate (PEM)
     #[arg(long, global = true, env = "LACRE_CLIENT_KEY", value_name = "FILE")]
-    pub client_key: Option<PathBuf>,
+    pub(crate) client_key: Option<PathBuf>,
 }
 
 /// What is read from the environment and has no option.
 #[derive(Clone, Parser)]
 #[command(disable_help_flag = true)]
-pub struct Environment {
+pub(crate) struct Environment {
     /// An access token.
     #[arg(long, env = "LACRE_TOKEN", hide_env_values = true)]
-    pub token: Option<SecretString>,
+    pub(crate) token: Option<SecretString>,
     /// Where state of this user is kept.
     #[arg(long, env = "XDG_STATE_HOME")]
-    pub state_home: Option<PathBuf>,
+    pub(crate) state_home: Option<PathBuf>,
     /// SoftHSM's own setting; `lacre dev` compares it.
     #[arg(long, env = "SOFTHSM2_CONF")]
-    pub softhsm2_conf: Option<PathBuf>,
+    pub(crate) softhsm2_conf: Option<PathBuf>,
     /// Where systemd puts credentials.
     #[arg(long, env = "CREDENTIALS_DIRECTORY")]
-    pub credentials: Option<PathBuf>,
+    pub(crate) credentials: Option<PathBuf>,
 }
 
 impl Environment {
     /// Reads the environment.
-    pub fn read() -> Result<Self, clap::Error> {
+    pub(crate) fn read() -> Result<Self, clap::Error> {
         Self::try_parse_from(["lacre"])
     }
 }
 
 /// What a command's function gets besides its own arguments.
-pub struct Context {
+pub(crate) struct Context {
     /// The global options.
-    pub global: Global,
+    pub(crate) global: Global,
     /// The environment.
-    pub env: Environment,
+    pub(crate) env: Environment,
 }
 
 impl Context {
     /// Talk: goes to standard error unless `--quiet`.
-    pub fn note(&self, text: &str) {
+    pub(crate) fn note(&self, text: &str) {
         if !self.global.quiet {
             eprintln!("{}", super::output::printable(text));
         }

@@ -10,7 +10,7 @@ use crate::seal::{self, Arena, DeviceState};
 
 /// The HSM itself
 #[derive(Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Allow login again after a wrong PIN was replaced
     #[command(after_help = "EXAMPLES
   lacre hsm unlatch --config /etc/lacre/lacre.toml
@@ -23,20 +23,21 @@ the PIN file first. --force allows one more try with the same PIN.")]
 
 /// Arguments of `unlatch`.
 #[derive(Args)]
-pub struct Unlatch {
+pub(crate) struct Unlatch {
     /// Also if the PIN is still the one that was refused
     #[arg(long)]
     force: bool,
 }
 
 /// Runs the command.
-pub fn run(command: &Command, context: &Context) -> Result<(), CliError> {
+pub(crate) fn run(command: &Command, context: &Context) -> Result<(), CliError> {
     let Command::Unlatch(args) = command;
     let mut parts = local::Local::of(&local::config(context)?);
     // Nothing secret passes through here except the PIN, which is never in the arena.
     parts.memory.allow_unlocked = true;
     let arena = Arena::new(&parts.memory).map_err(|e| CliError::local("guarded memory", e))?;
-    let device = seal::start(&parts.seal, &arena).map_err(|e| CliError::local("cannot start the device", e))?;
+    let device =
+        seal::start(&parts.seal, &arena).map_err(|e| CliError::local("cannot start the device", e))?;
     let done = device.unlatch(args.force).map_err(|e| CliError::local("cannot change the latch", e));
     let state = device.status().state;
     device.close();

@@ -11,7 +11,7 @@ use super::{input, local, output};
 use crate::daemon;
 
 /// The help's end.
-pub const HELP: &str = "EXAMPLES
+pub(crate) const HELP: &str = "EXAMPLES
   lacre init --secret-out admin.secret
   lacre init --app-name ops --reveal
 
@@ -19,7 +19,7 @@ Makes the keys on the device and one application with all rights. Run while the 
 
 /// Arguments of `init`.
 #[derive(clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// Name of the application
     #[arg(long, default_value = "admin", value_name = "NAME")]
     app_name: String,
@@ -32,12 +32,13 @@ pub struct Args {
 }
 
 /// Runs the command.
-pub async fn run(args: Args, context: &Context) -> Result<(), CliError> {
+pub(crate) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let config = local::config(context)?;
     // The file first: a secret that is shown once must have somewhere to go.
     let create = |path| input::create_private(path).map(|file| (file, path));
     let file = args.secret_out.as_deref().map(create).transpose()?;
-    let made = daemon::init(config, &args.app_name).await.map_err(|e| CliError::local("cannot initialise", e));
+    let made =
+        daemon::init(config, &args.app_name).await.map_err(|e| CliError::local("cannot initialise", e));
     let kept = match (&made, &file) {
         (Ok(report), Some((file, path))) if report.created => {
             input::fill_private(file, path, report.client_secret.expose_secret().as_bytes())

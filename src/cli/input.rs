@@ -21,7 +21,7 @@ const LARGEST_VALUE: u64 = 1 << 20;
 
 /// Reads a value from `file` (`-` is stdin), from stdin if that is not a terminal, or by a prompt
 /// without echo.
-pub fn value(context: &Context, file: Option<&Path>) -> Result<Zeroizing<Vec<u8>>, CliError> {
+pub(crate) fn value(context: &Context, file: Option<&Path>) -> Result<Zeroizing<Vec<u8>>, CliError> {
     let stdin = io::stdin();
     let bytes = match file {
         Some(path) if path.as_os_str() != "-" => {
@@ -60,13 +60,16 @@ fn limited(source: impl Read, name: &str) -> Result<Zeroizing<Vec<u8>>, CliError
     let read = source.take(LARGEST_VALUE + 1).read_to_end(&mut bytes);
     read.map_err(|e| CliError::local(format!("cannot read {name}"), e))?;
     if bytes.len() as u64 > LARGEST_VALUE {
-        return Err(CliError::usage("the value is larger than 1 MiB", "keep large data elsewhere and seal its key"));
+        return Err(CliError::usage(
+            "the value is larger than 1 MiB",
+            "keep large data elsewhere and seal its key",
+        ));
     }
     Ok(bytes)
 }
 
 /// How a value travels in JSON: as text if it is text, else as base64.
-pub fn encode(bytes: &[u8]) -> (&'static str, Zeroizing<String>) {
+pub(crate) fn encode(bytes: &[u8]) -> (&'static str, Zeroizing<String>) {
     match std::str::from_utf8(bytes) {
         Ok(text) => ("utf8", Zeroizing::new(text.to_owned())),
         Err(_) => ("base64", Zeroizing::new(STANDARD.encode(bytes))),
@@ -74,7 +77,7 @@ pub fn encode(bytes: &[u8]) -> (&'static str, Zeroizing<String>) {
 }
 
 /// Takes a value out of the server's answer.
-pub fn decode(answer: &Value) -> Option<Zeroizing<Vec<u8>>> {
+pub(crate) fn decode(answer: &Value) -> Option<Zeroizing<Vec<u8>>> {
     let text = answer["value"].as_str()?;
     match answer["encoding"].as_str()? {
         "utf8" => Some(Zeroizing::new(text.as_bytes().to_vec())),
@@ -85,7 +88,7 @@ pub fn decode(answer: &Value) -> Option<Zeroizing<Vec<u8>>> {
 
 /// Opens a new file of mode 0600; refuses to touch one that exists. Done before the value is asked
 /// for, so that no value is released (and recorded) that then cannot be kept.
-pub fn create_private(path: &Path) -> Result<File, CliError> {
+pub(crate) fn create_private(path: &Path) -> Result<File, CliError> {
     let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     opened.map_err(|error| match error.kind() {
         io::ErrorKind::AlreadyExists => CliError::usage(
@@ -97,13 +100,13 @@ pub fn create_private(path: &Path) -> Result<File, CliError> {
 }
 
 /// Writes `bytes` to a file from [`create_private`] and waits until the disk has them.
-pub fn fill_private(mut file: &File, path: &Path, bytes: &[u8]) -> Result<(), CliError> {
+pub(crate) fn fill_private(mut file: &File, path: &Path, bytes: &[u8]) -> Result<(), CliError> {
     let written = file.write_all(bytes).and_then(|()| file.sync_all());
     written.map_err(|e| CliError::local(format!("cannot write {}", path.display()), e))
 }
 
 /// Reads a one-line secret (token, client secret) from a file.
-pub fn secret_file(path: &Path) -> Result<SecretString, CliError> {
+pub(crate) fn secret_file(path: &Path) -> Result<SecretString, CliError> {
     let shown = path.display();
     let file = File::open(path).map_err(|e| CliError::local(format!("cannot open {shown}"), e))?;
     let bytes = limited(file, &shown.to_string())?;
@@ -112,7 +115,7 @@ pub fn secret_file(path: &Path) -> Result<SecretString, CliError> {
 }
 
 /// Asks yes or no on a terminal; elsewhere `--yes` is needed.
-pub fn confirm(question: &str, yes: bool) -> Result<(), CliError> {
+pub(crate) fn confirm(question: &str, yes: bool) -> Result<(), CliError> {
     if yes {
         return Ok(());
     }

@@ -11,7 +11,7 @@ use super::{output, progress};
 
 /// Key-encryption keys: list, rotate, rewrap
 #[derive(Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// List the versions of the key-encryption key
     #[command(after_help = "EXAMPLES
   lacre kek list
@@ -43,7 +43,7 @@ Ctrl-C leaves the job running in the daemon (exit code 130).")]
 
 /// How progress is shown on standard error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Style {
+pub(crate) enum Style {
     /// A bar on a terminal, else one JSON object per line.
     Auto,
     /// One JSON object per line.
@@ -54,7 +54,7 @@ pub enum Style {
 
 /// Arguments of `rewrap`.
 #[derive(Args)]
-pub struct Rewrap {
+pub(crate) struct Rewrap {
     /// Start the job and return; `lacre kek wait` shows it later
     #[arg(long, conflicts_with = "wait")]
     detach: bool,
@@ -68,14 +68,14 @@ pub struct Rewrap {
 
 /// A job.
 #[derive(Args)]
-pub struct Job {
+pub(crate) struct Job {
     /// The job's id
     job: String,
 }
 
 /// Arguments of `wait`.
 #[derive(Args)]
-pub struct Wait {
+pub(crate) struct Wait {
     #[command(flatten)]
     job: Job,
     /// How progress is shown on standard error
@@ -84,7 +84,7 @@ pub struct Wait {
 }
 
 /// Runs the command.
-pub async fn run(command: Command, context: &Context) -> Result<(), CliError> {
+pub(crate) async fn run(command: Command, context: &Context) -> Result<(), CliError> {
     let client = Client::connect(context).await?;
     let format = context.global.output;
     match command {
@@ -96,10 +96,10 @@ pub async fn run(command: Command, context: &Context) -> Result<(), CliError> {
         }
         Command::Rewrap(args) => {
             let job = client.json(Request::new(Method::POST, "/v1/keks/rewrap")).await?;
-            match args.detach {
-                true => output::object(format, &job, "id"),
-                false => finish(&client, job, args.progress, context).await,
+            if args.detach {
+                return output::object(format, &job, "id");
             }
+            finish(&client, job, args.progress, context).await
         }
         Command::Wait(args) => {
             let path = format!("/v1/jobs/{}", encode(&args.job.job));
@@ -112,7 +112,10 @@ pub async fn run(command: Command, context: &Context) -> Result<(), CliError> {
             match serde_json::from_slice::<Value>(&reply.body) {
                 Ok(job) => output::object(format, &job, "id"),
                 // An answer without a body says no more than "accepted".
-                Err(_) => Ok(context.note("the job was asked to stop")),
+                Err(_) => {
+                    context.note("the job was asked to stop");
+                    Ok(())
+                }
             }
         }
     }
@@ -141,7 +144,10 @@ async fn finish(client: &Client, job: Value, style: Style, context: &Context) ->
     let failed = job["failed"].as_u64().unwrap_or(0);
     match job["state"].as_str() {
         Some("succeeded") if failed == 0 => Ok(()),
-        Some("cancelled") if failed == 0 => Ok(context.note("the job was cancelled; what is moved stays moved")),
+        Some("cancelled") if failed == 0 => {
+            context.note("the job was cancelled; what is moved stays moved");
+            Ok(())
+        }
         _ => Err(CliError::Partial {
             failed,
             total: job["total"].as_u64().unwrap_or(0),

@@ -11,20 +11,20 @@ use crate::db::Url;
 use crate::seal::{DeviceConfig, guarded};
 
 /// Parts of the configuration.
-pub struct Local {
+pub(crate) struct Local {
     /// The device.
-    pub seal: DeviceConfig,
+    pub(crate) seal: DeviceConfig,
     /// Guarded memory.
-    pub memory: guarded::Options,
+    pub(crate) memory: guarded::Options,
     /// The database.
-    pub database: Url,
+    pub(crate) database: Url,
     /// The daemon's files.
-    pub data_dir: PathBuf,
+    pub(crate) data_dir: PathBuf,
 }
 
 impl Local {
     /// Takes the parts.
-    pub fn of(config: &Config) -> Self {
+    pub(crate) fn of(config: &Config) -> Self {
         Self {
             seal: config.seal.clone(),
             memory: config.memory.clone(),
@@ -35,6 +35,6 @@ impl Local {
 }
 
 /// Reads the configuration that `--config` names, or the default one.
-pub fn config(context: &Context) -> Result<Config, CliError> {
+pub(crate) fn config(context: &Context) -> Result<Config, CliError> {
     Config::load(context.global.config.as_deref()).map_err(|e| CliError::local("cannot start", e))
 }

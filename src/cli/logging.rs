@@ -10,24 +10,25 @@ use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 use super::error::CliError;
 
 /// Changes the level of a running daemon.
-pub struct Levels(reload::Handle<EnvFilter, Registry>);
+pub(crate) struct Levels(reload::Handle<EnvFilter, Registry>);
 
 impl Levels {
     /// Sets another filter, for example `info,lacre::seal=debug`.
     ///
     /// # Errors
     /// If the filter is not understood; the old one stays.
-    pub fn set(&self, filter: &str) -> Result<(), CliError> {
+    pub(crate) fn set(&self, filter: &str) -> Result<(), CliError> {
         self.0.reload(parse(filter)?).map_err(|e| CliError::local("cannot change the log level", e))
     }
 }
 
 /// Starts logging. `json` also on a terminal.
-pub fn start(filter: &str, json: bool) -> Result<Levels, CliError> {
+pub(crate) fn start(filter: &str, json: bool) -> Result<Levels, CliError> {
     let (filter, handle) = reload::Layer::new(parse(filter)?);
-    let lines = match json || !stderr().is_terminal() {
-        true => fmt::layer().json().flatten_event(true).with_writer(stderr).boxed(),
-        false => fmt::layer().with_ansi(false).with_writer(stderr).boxed(),
+    let lines = if json || !stderr().is_terminal() {
+        fmt::layer().json().flatten_event(true).with_writer(stderr).boxed()
+    } else {
+        fmt::layer().with_ansi(false).with_writer(stderr).boxed()
     };
     tracing_subscriber::registry()
         .with(filter)

@@ -12,15 +12,15 @@ use super::error::CliError;
 use super::global::Format;
 
 /// A column of a table: its title and the JSON member it shows.
-pub type Column = (&'static str, &'static str);
+pub(crate) type Column = (&'static str, &'static str);
 
 /// Replaces control characters except the line end.
-pub fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
 }
 
 /// Writes bytes to standard output as they are.
-pub fn raw(bytes: &[u8]) -> Result<(), CliError> {
+pub(crate) fn raw(bytes: &[u8]) -> Result<(), CliError> {
     let mut out = io::stdout().lock();
     out.write_all(bytes).and_then(|()| out.flush()).map_err(|error| match error.kind() {
         ErrorKind::BrokenPipe => CliError::Closed,
@@ -29,18 +29,18 @@ pub fn raw(bytes: &[u8]) -> Result<(), CliError> {
 }
 
 /// Writes one line of text.
-pub fn line(text: &str) -> Result<(), CliError> {
+pub(crate) fn line(text: &str) -> Result<(), CliError> {
     raw(format!("{}\n", printable(text)).as_bytes())
 }
 
 /// Writes one JSON document, indented.
-pub fn json(value: &Value) -> Result<(), CliError> {
+pub(crate) fn json(value: &Value) -> Result<(), CliError> {
     let text = serde_json::to_string_pretty(value).map_err(|e| CliError::local("cannot print JSON", e))?;
     raw(format!("{text}\n").as_bytes())
 }
 
 /// Prints one object: as rows of name and value, or as JSON; `name` is the member of `-o name`.
-pub fn object(format: Format, value: &Value, name: &str) -> Result<(), CliError> {
+pub(crate) fn object(format: Format, value: &Value, name: &str) -> Result<(), CliError> {
     match format {
         Format::Table => line(&render_pairs(value)),
         Format::Json => json(value),
@@ -50,7 +50,7 @@ pub fn object(format: Format, value: &Value, name: &str) -> Result<(), CliError>
 }
 
 /// Prints a list: as a table with `columns`, or as a JSON object with the member `items`.
-pub fn list(format: Format, items: &[Value], columns: &[Column], name: &str) -> Result<(), CliError> {
+pub(crate) fn list(format: Format, items: &[Value], columns: &[Column], name: &str) -> Result<(), CliError> {
     match format {
         Format::Table => line(&render_table(items, columns)),
         Format::Json => json(&serde_json::json!({ "items": items })),
@@ -86,7 +86,7 @@ fn trimmed(table: &Table) -> String {
 }
 
 /// Names nested members by their path, so that any status document reads as a list.
-pub fn flatten(path: &str, value: &Value, rows: &mut Vec<(String, String)>) {
+pub(crate) fn flatten(path: &str, value: &Value, rows: &mut Vec<(String, String)>) {
     let below = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
     match value {
         Value::Object(members) => members.iter().for_each(|(name, inner)| flatten(&below(name), inner, rows)),
@@ -98,7 +98,7 @@ pub fn flatten(path: &str, value: &Value, rows: &mut Vec<(String, String)>) {
 }
 
 /// A JSON value as a cell.
-pub fn text(value: &Value) -> String {
+pub(crate) fn text(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
         Value::String(text) => text.clone(),

@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::client::{Client, Request, encode, interruptible};
+use super::client::{Client, Request, encode};
 use super::error::CliError;
 use super::kek::Style;
 
@@ -18,7 +18,7 @@ const POLL: Duration = Duration::from_millis(500);
 const AWAY: Duration = Duration::from_secs(30);
 
 /// Polls until the job has ended and returns its last state.
-pub async fn follow(client: &Client, mut job: Value, style: Style) -> Result<Value, CliError> {
+pub(crate) async fn follow(client: &Client, mut job: Value, style: Style) -> Result<Value, CliError> {
     let id = job["id"].as_str().ok_or_else(|| client.strange("a job without id"))?.to_owned();
     let path = format!("/v1/jobs/{}", encode(&id));
     let show = Show::new(style, &job);
@@ -30,7 +30,7 @@ pub async fn follow(client: &Client, mut job: Value, style: Style) -> Result<Val
             return Ok(job);
         }
         let next = async {
-            interruptible(tokio::time::sleep(POLL)).await?;
+            client.interruptible(tokio::time::sleep(POLL)).await?;
             client.json(Request::new(Method::GET, &path)).await
         };
         match next.await {

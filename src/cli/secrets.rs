@@ -17,7 +17,7 @@ use crate::ids::SecretId;
 
 /// Store, show, release and delete secrets
 #[derive(Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Store a new secret
     #[command(after_help = "EXAMPLES
   printf %s \"$PASSWORD\" | lacre secrets create db/main --kind password
@@ -57,7 +57,7 @@ pub enum Command {
 
 /// Which secret.
 #[derive(Args)]
-pub struct Which {
+pub(crate) struct Which {
     /// The secret's name or id
     #[arg(value_name = "NAME|ID")]
     secret: String,
@@ -65,7 +65,7 @@ pub struct Which {
 
 /// Arguments of `create`.
 #[derive(Args)]
-pub struct Create {
+pub(crate) struct Create {
     /// 1 to 128 characters of A-Z a-z 0-9 . _ - /
     name: String,
     /// What it is
@@ -84,7 +84,7 @@ pub struct Create {
 
 /// Arguments of `list`.
 #[derive(Args)]
-pub struct List {
+pub(crate) struct List {
     /// Only secrets of this kind
     #[arg(long, value_parser = ["opaque", "json", "password", "api-key"])]
     kind: Option<String>,
@@ -95,7 +95,7 @@ pub struct List {
 
 /// Arguments of `get`.
 #[derive(Args)]
-pub struct Get {
+pub(crate) struct Get {
     #[command(flatten)]
     which: Which,
     /// This version instead of the newest
@@ -111,7 +111,7 @@ pub struct Get {
 
 /// Arguments of `put`.
 #[derive(Args)]
-pub struct Put {
+pub(crate) struct Put {
     #[command(flatten)]
     which: Which,
     /// Only if this is the newest version; default: whatever it is when the command starts
@@ -124,7 +124,7 @@ pub struct Put {
 
 /// Arguments of `delete`.
 #[derive(Args)]
-pub struct Delete {
+pub(crate) struct Delete {
     #[command(flatten)]
     which: Which,
     /// Do not ask
@@ -138,7 +138,7 @@ fn label(text: &str) -> Result<(String, String), String> {
 }
 
 /// Runs the command.
-pub async fn run(command: Command, context: &Context) -> Result<(), CliError> {
+pub(crate) async fn run(command: Command, context: &Context) -> Result<(), CliError> {
     match command {
         Command::Create(args) => create(args, context).await,
         Command::List(args) => list(args, context).await,

@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::daemon;
 
 /// The help's end.
-pub const HELP: &str = "EXAMPLES
+pub(crate) const HELP: &str = "EXAMPLES
   lacre serve --config /etc/lacre/lacre.toml
   lacre serve --log-level info,lacre::seal=debug
 
@@ -19,7 +19,7 @@ SIGTERM drains and ends the daemon. SIGHUP reads certificates and log level agai
 
 /// Arguments of `serve`.
 #[derive(clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// Start although memory cannot be locked (development only)
     #[arg(long)]
     allow_unlocked_memory: bool,
@@ -29,7 +29,7 @@ pub struct Args {
 }
 
 /// Runs the command.
-pub async fn run(args: Args, context: &Context) -> Result<(), CliError> {
+pub(crate) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let mut config = local::config(context)?;
     config.memory.allow_unlocked |= args.allow_unlocked_memory;
     let filter = args.log_level.as_deref().unwrap_or(&config.log.level);

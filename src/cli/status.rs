@@ -9,7 +9,7 @@ use super::global::{Context, Format};
 use super::output;
 
 /// The help's end.
-pub const HELP: &str = "EXAMPLES
+pub(crate) const HELP: &str = "EXAMPLES
   lacre status
   lacre status -o json --addr unix:///run/lacre/lacre.sock
 
@@ -20,10 +20,10 @@ EXIT CODES
 
 /// Arguments of `status`.
 #[derive(clap::Args)]
-pub struct Args {}
+pub(crate) struct Args {}
 
 /// Runs the command.
-pub async fn run(context: &Context) -> Result<(), CliError> {
+pub(crate) async fn run(context: &Context) -> Result<(), CliError> {
     // A daemon whose HSM is away cannot issue tokens, and that is an answer too.
     let (client, refused) = match Client::connect(context).await {
         Ok(client) => (client, None),
@@ -54,9 +54,11 @@ fn print(format: Format, ready: bool, checks: &Value, details: &Value) -> Result
     let word = if ready { "ready" } else { "not usable" };
     match format {
         Format::Name => output::line(word),
-        Format::Json | Format::Ndjson => {
-            output::object(format, &json!({ "ready": ready, "readiness": checks, "status": details }), "ready")
-        }
+        Format::Json | Format::Ndjson => output::object(
+            format,
+            &json!({ "ready": ready, "readiness": checks, "status": details }),
+            "ready",
+        ),
         Format::Table => {
             let mut shown = json!({ "state": word, "readiness": checks });
             if let (Some(all), Some(more)) = (shown.as_object_mut(), details.as_object()) {

@@ -20,7 +20,7 @@ struct Stored {
 }
 
 /// Where the checkpoint of the daemon at `addr` is kept by default: one file per daemon.
-pub fn default_path(env: &Environment, addr: &str) -> Option<PathBuf> {
+pub(crate) fn default_path(env: &Environment, addr: &str) -> Option<PathBuf> {
     let state = match &env.state_home {
         Some(dir) => dir.clone(),
         None => std::env::home_dir()?.join(".local/state"),
@@ -31,7 +31,7 @@ pub fn default_path(env: &Environment, addr: &str) -> Option<PathBuf> {
 
 /// Reads a checkpoint; `None` if there is no file. A file that cannot be read is an error and never
 /// "no checkpoint": that would turn damage into trust.
-pub fn load(path: &Path) -> Result<Option<Checkpoint>, CliError> {
+pub(crate) fn load(path: &Path) -> Result<Option<Checkpoint>, CliError> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -45,7 +45,7 @@ pub fn load(path: &Path) -> Result<Option<Checkpoint>, CliError> {
 }
 
 /// Replaces the checkpoint.
-pub fn save(path: &Path, checkpoint: Checkpoint) -> Result<(), CliError> {
+pub(crate) fn save(path: &Path, checkpoint: Checkpoint) -> Result<(), CliError> {
     let stored = Stored { seq: checkpoint.seq, hash: hex::encode(checkpoint.hash) };
     let write = || -> std::io::Result<()> {
         if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {

@@ -15,7 +15,7 @@ use crate::cli::output;
 
 /// Arguments of `verify`.
 #[derive(clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// Check this file (one record per line) instead of asking the daemon
     #[arg(long, value_name = "FILE")]
     from_file: Option<PathBuf>,
@@ -25,7 +25,7 @@ pub struct Args {
 }
 
 /// Runs the command.
-pub async fn run(args: &Args, context: &Context) -> Result<(), CliError> {
+pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     match &args.from_file {
         Some(file) => from_file(file, args.checkpoint.as_deref(), context),
         None => from_daemon(args.checkpoint.as_deref(), context).await,
@@ -141,7 +141,8 @@ fn finish(walk: &Walk, path: Option<&Path>, context: &Context) -> Result<(), Cli
         });
     }
     if walk.trusted.is_none() {
-        context.note("note: nothing was verified here before, so a cut at the log's end would not be noticed");
+        context
+            .note("note: nothing was verified here before, so a cut at the log's end would not be noticed");
     }
     if let Some(path) = path.filter(|_| Some(walk.head) != walk.trusted) {
         checkpoint::save(path, walk.head)?;

@@ -8,12 +8,16 @@ use crate::seal::guarded::Options;
 use crate::seal::{self, Arena, Device, DeviceState, StartError};
 
 /// Starts the device, adds what was found, and returns the token's capabilities.
-pub async fn ask(local: &Local, findings: &mut Vec<Finding>) -> Value {
+pub(crate) async fn ask(local: &Local, findings: &mut Vec<Finding>) -> Value {
     const CHECK: &str = "token";
     // The canary is all that passes through guarded memory here.
     let options = Options { allow_unlocked: true, require_secretmem: false, ..local.memory.clone() };
     let Ok(arena) = Arena::new(&options) else {
-        findings.push(Finding::fail(CHECK, "not asked: no guarded memory", "see the check of guarded memory"));
+        findings.push(Finding::fail(
+            CHECK,
+            "not asked: no guarded memory",
+            "see the check of guarded memory",
+        ));
         return Value::Null;
     };
     let device = match seal::start(&local.seal, &arena) {

@@ -21,9 +21,10 @@ fn uri_attribute(config: &Config, name: &str) -> Option<String> {
 }
 
 /// Whether the module's file can be loaded and may be: whoever can write it reads every PIN.
-pub fn module(config: &Config) -> Vec<Finding> {
+pub(crate) fn module(config: &Config) -> Vec<Finding> {
     const CHECK: &str = "module";
-    let Some(path) = config.module.clone().or_else(|| uri_attribute(config, "module-path").map(PathBuf::from))
+    let Some(path) =
+        config.module.clone().or_else(|| uri_attribute(config, "module-path").map(PathBuf::from))
     else {
         let todo = "set `module` in [seal.pkcs11], or module-path in the URI";
         return vec![Finding::fail(CHECK, "no module is named", todo)];
@@ -40,7 +41,8 @@ pub fn module(config: &Config) -> Vec<Finding> {
     findings.extend(writable("module rights", &path, &meta));
     // The directory too: whoever can write there can replace the file. A link's target counts.
     let real = fs::canonicalize(&path).unwrap_or_else(|_| path.clone());
-    for dir in [path.parent(), real.parent().filter(|dir| Some(*dir) != path.parent())].into_iter().flatten() {
+    for dir in [path.parent(), real.parent().filter(|dir| Some(*dir) != path.parent())].into_iter().flatten()
+    {
         if let Ok(meta) = fs::metadata(dir) {
             findings.extend(writable("module directory", dir, &meta));
         }
@@ -52,7 +54,11 @@ fn writable(check: &'static str, path: &Path, meta: &Metadata) -> Option<Finding
     let sticky = meta.mode() & 0o1000 != 0 && meta.is_dir();
     let open = meta.mode() & 0o002 != 0;
     open.then(|| {
-        let found = format!("{} can be written by everybody{}", path.display(), if sticky { " (sticky)" } else { "" });
+        let found = format!(
+            "{} can be written by everybody{}",
+            path.display(),
+            if sticky { " (sticky)" } else { "" }
+        );
         Finding::fail(check, found, format!("chmod o-w {}; until then it is not loaded", path.display()))
     })
 }
@@ -75,35 +81,44 @@ fn library(bytes: &[u8], path: &Path) -> Finding {
         return Finding::fail(CHECK, found, format!("install the {} build", std::env::consts::ARCH));
     }
     let symbol = b"C_GetFunctionList\0";
-    match bytes.windows(symbol.len()).any(|window| window == symbol) {
-        true => Finding::ok(CHECK, format!("{shown} is a PKCS#11 library for this processor")),
-        false => Finding::fail(
-            CHECK,
-            format!("{shown} has no C_GetFunctionList, so it is not a PKCS#11 module"),
-            "name the vendor's PKCS#11 library, not another one of its libraries",
-        ),
+    if bytes.windows(symbol.len()).any(|window| window == symbol) {
+        return Finding::ok(CHECK, format!("{shown} is a PKCS#11 library for this processor"));
     }
+    Finding::fail(
+        CHECK,
+        format!("{shown} has no C_GetFunctionList, so it is not a PKCS#11 module"),
+        "name the vendor's PKCS#11 library, not another one of its libraries",
+    )
 }
 
 /// Whether the PIN can be read, by us and by nobody else. It is not read.
-pub fn pin(config: &Config, context: &Context) -> Finding {
+pub(crate) fn pin(config: &Config, context: &Context) -> Finding {
     const CHECK: &str = "pin";
     let source = config.pin_source.clone().or_else(|| uri_attribute(config, "pin-source"));
     let Some(source) = source else {
-        return Finding::fail(CHECK, "no pin_source is set", "set pin_source = \"file:/path\" or \"credential:NAME\"");
+        return Finding::fail(
+            CHECK,
+            "no pin_source is set",
+            "set pin_source = \"file:/path\" or \"credential:NAME\"",
+        );
     };
     match source.split_once(':') {
         Some(("file", path)) => pin_file(Path::new(path.strip_prefix("//").unwrap_or(path))),
         Some(("credential", name)) => match &context.env.credentials {
             Some(dir) => pin_file(&dir.join(name)),
-            None => Finding::ok(CHECK, format!("systemd gives credential {name} to the service; not visible here")),
+            None => Finding::ok(
+                CHECK,
+                format!("systemd gives credential {name} to the service; not visible here"),
+            ),
         },
         _ if source == "prompt" => Finding::warn(
             CHECK,
             "asked for at every start",
             "use a file or a systemd credential if the daemon starts unattended",
         ),
-        _ => Finding::fail(CHECK, "pin_source is not understood", "use file:/path, credential:NAME or prompt"),
+        _ => {
+            Finding::fail(CHECK, "pin_source is not understood", "use file:/path, credential:NAME or prompt")
+        }
     }
 }
 
@@ -112,7 +127,13 @@ fn pin_file(path: &Path) -> Finding {
     let shown = path.display();
     let meta = match fs::metadata(path).and_then(|meta| fs::File::open(path).map(|_| meta)) {
         Ok(meta) => meta,
-        Err(error) => return Finding::fail(CHECK, format!("{shown}: {error}"), "run as the daemon's user, or fix the path"),
+        Err(error) => {
+            return Finding::fail(
+                CHECK,
+                format!("{shown}: {error}"),
+                "run as the daemon's user, or fix the path",
+            );
+        }
     };
     match meta.mode() & 0o777 {
         0o400 | 0o600 => Finding::ok(CHECK, format!("{shown} can be read by its owner only")),
@@ -121,7 +142,7 @@ fn pin_file(path: &Path) -> Finding {
 }
 
 /// Whether the latch can be written: without it no login is tried at all.
-pub fn latch(local: &Local) -> Finding {
+pub(crate) fn latch(local: &Local) -> Finding {
     const CHECK: &str = "latch";
     let dir = local.seal.latch_dir.clone().unwrap_or_else(|| local.data_dir.join("latch"));
     let shown = dir.display();
@@ -138,21 +159,19 @@ pub fn latch(local: &Local) -> Finding {
 }
 
 /// Whether the daemon's files are the daemon's alone.
-pub fn data_dir(dir: &Path) -> Option<Finding> {
+pub(crate) fn data_dir(dir: &Path) -> Finding {
     const CHECK: &str = "data directory";
     let shown = dir.display();
-    let meta = match fs::metadata(dir) {
-        Ok(meta) => meta,
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            return Some(Finding::warn(CHECK, format!("{shown} is not there yet"), "the daemon makes it at its first start"));
+    match fs::metadata(dir).map(|meta| meta.mode()) {
+        Ok(mode) if mode & 0o077 == 0 => Finding::ok(CHECK, format!("{shown} is its owner's only")),
+        Ok(mode) => {
+            Finding::warn(CHECK, format!("{shown} has mode {:04o}", mode & 0o777), format!("chmod 0700 {shown}"))
         }
-        Err(error) => return Some(Finding::fail(CHECK, format!("{shown}: {error}"), "fix the path or its rights")),
-    };
-    let finding = match meta.mode() & 0o077 {
-        0 => Finding::ok(CHECK, format!("{shown} is its owner's only")),
-        _ => Finding::warn(CHECK, format!("{shown} has mode {:04o}", meta.mode() & 0o777), format!("chmod 0700 {shown}")),
-    };
-    Some(finding)
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            Finding::warn(CHECK, format!("{shown} is not there yet"), "the daemon makes it at its first start")
+        }
+        Err(error) => Finding::fail(CHECK, format!("{shown}: {error}"), "fix the path or its rights"),
+    }
 }
 
 #[cfg(test)]
@@ -168,7 +187,8 @@ mod tests {
     #[test]
     fn a_uri_gives_its_attributes_decoded() {
         let uri = "pkcs11:token=a%20b;serial=1?module-path=/usr/lib/m%2Bx.so&pin-source=file:/etc/pin";
-        let config = Config { module: None, token: None, serial: None, uri: Some(uri.into()), pin_source: None };
+        let config =
+            Config { module: None, token: None, serial: None, uri: Some(uri.into()), pin_source: None };
 
         assert_eq!(uri_attribute(&config, "module-path").as_deref(), Some("/usr/lib/m+x.so"));
         assert_eq!(uri_attribute(&config, "pin-source").as_deref(), Some("file:/etc/pin"));

@@ -18,14 +18,16 @@ const OLDEST: Timestamp = Timestamp::from_micros(1_767_225_600_000_000);
 const SKEW_SECS: i64 = 300;
 
 /// Whether the process may lock as much memory as the configuration wants.
-pub fn memlock(options: &Options) -> Finding {
+pub(crate) fn memlock(options: &Options) -> Finding {
     const CHECK: &str = "memlock limit";
     let wanted = options.slots * SLOT + options.large_bytes;
-    let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
+    let mib = |bytes: u64| format!("{} MiB", bytes.div_ceil(1 << 20));
     let wanted = u64::try_from(wanted).unwrap_or(u64::MAX);
     match getrlimit(Resource::Memlock).current {
         None => Finding::ok(CHECK, format!("unlimited; {} wanted", mib(wanted))),
-        Some(limit) if limit >= wanted => Finding::ok(CHECK, format!("{}; {} wanted", mib(limit), mib(wanted))),
+        Some(limit) if limit >= wanted => {
+            Finding::ok(CHECK, format!("{}; {} wanted", mib(limit), mib(wanted)))
+        }
         Some(limit) => Finding::warn(
             CHECK,
             format!("{} of the {} that may be wanted", mib(limit), mib(wanted)),
@@ -35,7 +37,7 @@ pub fn memlock(options: &Options) -> Finding {
 }
 
 /// What guarded memory this host really gives, by asking for it.
-pub fn guarded_memory(options: &Options) -> Finding {
+pub(crate) fn guarded_memory(options: &Options) -> Finding {
     const CHECK: &str = "guarded memory";
     let asked = Options { allow_unlocked: true, require_secretmem: false, ..options.clone() };
     let raise = "raise LimitMEMLOCK (ulimit -l); --allow-unlocked-memory is for development only";
@@ -47,14 +49,16 @@ pub fn guarded_memory(options: &Options) -> Finding {
             "boot with secretmem.enable=1 (kernel 5.14 or newer), or drop require_secretmem",
         ),
         Ok(Mode::Mlock) => Finding::ok(CHECK, "mlock (this kernel does not offer memfd_secret here)"),
-        Ok(Mode::Unlocked) if options.allow_unlocked => Finding::warn(CHECK, "not locked, as configured", raise),
+        Ok(Mode::Unlocked) if options.allow_unlocked => {
+            Finding::warn(CHECK, "not locked, as configured", raise)
+        }
         Ok(Mode::Unlocked) => Finding::fail(CHECK, "memory cannot be locked", raise),
         Err(error) => Finding::fail(CHECK, error.to_string(), raise),
     }
 }
 
 /// Whether the clock is plausible: tokens and audit records are dated by it.
-pub fn clock(data_dir: &Path) -> Finding {
+pub(crate) fn clock(data_dir: &Path) -> Finding {
     const CHECK: &str = "clock";
     let todo = "set the clock and keep it by NTP; tokens and audit records are dated by it";
     let now = SystemClock.now();
