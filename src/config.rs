@@ -5,23 +5,30 @@ use std::path::{Path, PathBuf};
 /// The configuration (stub).
 pub struct Config {
     /// `[seal]`.
-    pub seal: crate::seal::DeviceConfig,
+    pub seal: Option<crate::seal::DeviceConfig>,
     /// `[memory]`.
     pub memory: crate::seal::guarded::Options,
-    /// Where the database is.
-    pub database: crate::db::Url,
     /// Where files are kept.
     pub data_dir: PathBuf,
     /// `[log]`.
-    pub log: Log,
+    pub log: LogConfig,
 }
 
-/// How logs are written (stub).
-pub struct Log {
+/// `[log]` (stub).
+pub struct LogConfig {
     /// Filter, for example `info`.
     pub level: String,
-    /// `json` also on a terminal.
-    pub json: bool,
+    /// How a line looks.
+    pub format: LogFormat,
+}
+
+/// How a log line looks (stub).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
 }
 
 /// Why there is no configuration (stub).
@@ -36,6 +43,14 @@ impl Config {
     /// Always.
     pub fn load(_file: Option<&Path>) -> Result<Self, ConfigError> {
         Err(ConfigError)
+    }
+
+    /// Stub.
+    ///
+    /// # Errors
+    /// If it is none.
+    pub fn database_url(&self) -> Result<crate::db::Url, crate::db::OpenError> {
+        Ok(crate::db::Url::sqlite(self.data_dir.join("lacre.db")))
     }
 }
 

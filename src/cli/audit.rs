@@ -9,7 +9,6 @@ mod verify;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use bytes::Bytes;
 use clap::{Args, Subcommand};
 use reqwest::Method;
 use reqwest::header::ACCEPT;
@@ -67,22 +66,21 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<(), CliEr
 
 async fn tail(args: &Tail, context: &Context) -> Result<(), CliError> {
     let client = Client::connect(context).await?;
+    let format = context.global.output;
     let mut after = match args.after {
         Some(after) => after,
-        None => last(&client, args.lines, context.global.output).await?,
+        None => last(&client, args.lines, format).await?,
     };
     loop {
         let page = fetch(&client, after).await?;
-        let mut count = 0;
-        for line in lines(&page) {
-            print(line, context.global.output)?;
+        for line in &page {
+            print(line, format)?;
             after = number(&client, line)?;
-            count += 1;
         }
-        if count < PAGE && !args.follow {
+        if page.len() < PAGE && !args.follow {
             return Ok(());
         }
-        if count < PAGE {
+        if page.len() < PAGE {
             client.interruptible(tokio::time::sleep(POLL)).await?;
         }
     }
@@ -91,19 +89,18 @@ async fn tail(args: &Tail, context: &Context) -> Result<(), CliError> {
 /// Prints the last records and returns the number of the last one.
 async fn last(client: &Client, keep: usize, format: Format) -> Result<u64, CliError> {
     let mut after = 0;
-    let mut newest: VecDeque<Vec<u8>> = VecDeque::new();
+    let mut newest = VecDeque::new();
     loop {
         let page = fetch(client, after).await?;
-        let mut count = 0;
-        for line in lines(&page) {
-            after = number(client, line)?;
-            newest.push_back(line.to_vec());
+        let full = page.len() >= PAGE;
+        for line in page {
+            after = number(client, &line)?;
+            newest.push_back(line);
             if newest.len() > keep {
                 newest.pop_front();
             }
-            count += 1;
         }
-        if count < PAGE {
+        if !full {
             newest.iter().try_for_each(|line| print(line, format))?;
             return Ok(after);
         }
@@ -111,23 +108,21 @@ async fn last(client: &Client, keep: usize, format: Format) -> Result<u64, CliEr
 }
 
 /// One page of records after `after`, as the server keeps them.
-async fn fetch(client: &Client, after: u64) -> Result<Bytes, CliError> {
+async fn fetch(client: &Client, after: u64) -> Result<Vec<String>, CliError> {
     let path = format!("/v1/audit/events?after={after}&limit={PAGE}");
     let request = Request::new(Method::GET, &path).header(ACCEPT, "application/x-ndjson");
-    Ok(client.send(request).await?.body)
+    let body = client.send(request).await?.body;
+    let text = std::str::from_utf8(&body).map_err(|_| client.strange("audit records that are not text"))?;
+    Ok(text.split('\n').filter(|line| !line.is_empty()).map(str::to_owned).collect())
 }
 
-fn lines(page: &[u8]) -> impl Iterator<Item = &[u8]> {
-    page.split(|byte| *byte == b'\n').filter(|line| !line.is_empty())
-}
-
-fn number(client: &Client, line: &[u8]) -> Result<u64, CliError> {
+fn number(client: &Client, line: &str) -> Result<u64, CliError> {
     chain::seq_of(line).ok_or_else(|| client.strange("a line that is not an audit record"))
 }
 
-fn print(line: &[u8], format: Format) -> Result<(), CliError> {
+fn print(line: &str, format: Format) -> Result<(), CliError> {
     match format {
-        Format::Json | Format::Ndjson => output::raw(&[line, b"\n"].concat()),
+        Format::Json | Format::Ndjson => output::raw(format!("{line}\n").as_bytes()),
         Format::Name => output::line(&chain::seq_of(line).unwrap_or(0).to_string()),
         Format::Table => output::line(&summary(line)),
     }
@@ -135,8 +130,8 @@ fn print(line: &[u8], format: Format) -> Result<(), CliError> {
 
 /// A record in one line for people: number and time first, then whatever else it says, except the
 /// chain's hash.
-fn summary(line: &[u8]) -> String {
-    let record: Value = serde_json::from_slice(line).unwrap_or_default();
+fn summary(line: &str) -> String {
+    let record: Value = serde_json::from_str(line).unwrap_or_default();
     let mut rows = Vec::new();
     output::flatten("", &record, &mut rows);
     let rest = rows.iter().filter(|(name, _)| !matches!(name.as_str(), "seq" | "time" | "prev" | "v"));

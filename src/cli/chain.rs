@@ -1,27 +1,13 @@
-//! The check of the audit chain, as the command line uses it.
+//! The check of the audit chain, fed page by page: what `audit verify` reads from a daemon or a file.
 //!
-//! Each record is one line of JSON with `seq` (1, 2, ... without gaps) and `prev`, the hex SHA-256
-//! of the exact bytes of the line before; the first `prev` is 64 zeros. This file is the only one
-//! that knows, and the place where the service's own check is called.
+//! The rules themselves are [`crate::audit::verify`]'s. Here is only what pages need: a bad record is
+//! named rightly only by the records after it, so the last line of a page waits for the next page,
+//! and a page that fails is judged again together with the one behind it.
 
 use serde::Deserialize;
-use sha2::{Digest, Sha256};
 
 use super::error::CliError;
-
-/// How far the log has been checked: the last good record and the hash of its line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Checkpoint {
-    /// Its number; 0 before the first record.
-    pub(crate) seq: u64,
-    /// SHA-256 of its line; zeros before the first record.
-    pub(crate) hash: [u8; 32],
-}
-
-impl Checkpoint {
-    /// Before the first record.
-    pub(crate) const GENESIS: Self = Self { seq: 0, hash: [0; 32] };
-}
+use crate::audit::{BadRecord, Checkpoint, verify, verify_against};
 
 #[derive(Deserialize)]
 struct Links {
@@ -30,30 +16,113 @@ struct Links {
 }
 
 /// The number of a record, if the line is one.
-pub(crate) fn seq_of(line: &[u8]) -> Option<u64> {
-    serde_json::from_slice::<Links>(line).ok().map(|links| links.seq)
+pub(crate) fn seq_of(line: &str) -> Option<u64> {
+    serde_json::from_str::<Links>(line).ok().map(|links| links.seq)
 }
 
-/// The hash of a line.
-pub(crate) fn hash_of(line: &[u8]) -> [u8; 32] {
-    Sha256::digest(line).into()
+/// The way along the log: every record fits the one before, and the trusted one is met unchanged.
+pub(crate) struct Walk {
+    /// What was verified here before.
+    trusted: Option<Checkpoint>,
+    /// Whether it was met, or lies before the first line.
+    met: bool,
+    /// Before the first held line.
+    head: Checkpoint,
+    /// Read, and not judged finally.
+    held: Vec<String>,
+    /// The number before the first record that is new to us.
+    begin: Option<u64>,
+    failed: bool,
 }
 
-/// Checks that `lines` continue the log from `start`, and returns how far it goes.
-pub(crate) fn verify<'a>(
-    lines: impl IntoIterator<Item = &'a [u8]>,
-    start: Checkpoint,
-) -> Result<Checkpoint, CliError> {
-    lines.into_iter().try_fold(start, |before, line| {
-        let seq = before.seq + 1;
-        let bad = |reason: &str| CliError::BadRecord { seq, reason: reason.to_owned() };
-        let links: Links = serde_json::from_slice(line).map_err(|_| bad("not a record with seq and prev"))?;
-        if links.seq != seq {
-            return Err(bad(&format!("its place is taken by record {}", links.seq)));
+impl Walk {
+    /// Begins a walk.
+    pub(crate) fn new(trusted: Option<Checkpoint>) -> Self {
+        let met = trusted.is_none_or(|trusted| trusted.seq == 0);
+        Self { trusted, met, head: Checkpoint::START, held: Vec::new(), begin: None, failed: false }
+    }
+
+    /// Takes the next lines of the log.
+    pub(crate) fn feed(&mut self, lines: Vec<String>) -> Result<(), CliError> {
+        if let (None, Some(first)) = (self.begin, lines.first()) {
+            self.begin = Some(self.find_begin(first)?);
         }
-        if links.prev != hex::encode(before.hash) {
-            return Err(bad("it does not name the hash of the record before it"));
+        self.held.extend(lines);
+        match self.judge() {
+            Ok(()) => {}
+            Err(bad) if self.failed => return Err(bad),
+            Err(_) => {
+                self.failed = true;
+                return Ok(());
+            }
         }
-        Ok(Checkpoint { seq, hash: hash_of(line) })
-    })
+        if let Some(last) = self.held.pop() {
+            self.head = verify(self.held.iter().map(String::as_str), self.head)?;
+            self.held = vec![last];
+        }
+        Ok(())
+    }
+
+    /// Ends the walk: how many records were new, and where the log ends.
+    pub(crate) fn end(mut self) -> Result<(u64, Checkpoint), CliError> {
+        self.judge()?;
+        let head = verify(self.held.iter().map(String::as_str), self.head)?;
+        match self.trusted {
+            Some(trusted) if !self.met => Err(CliError::BadRecord {
+                seq: head.seq + 1,
+                reason: format!("the log ends before record {}, which was verified here before", trusted.seq),
+            }),
+            _ => Ok((head.seq - self.begin.unwrap_or(head.seq), head)),
+        }
+    }
+
+    /// Judges what is held, with the trusted record as witness as soon as it is among it.
+    fn judge(&mut self) -> Result<(), CliError> {
+        let lines = self.held.iter().map(String::as_str);
+        let reach = self.head.seq + u64::try_from(self.held.len()).unwrap_or(u64::MAX);
+        match self.trusted {
+            Some(trusted) if !self.met && trusted.seq <= reach => {
+                verify_against(lines, self.head, trusted)?;
+                self.met = true;
+            }
+            _ => {
+                verify(lines, self.head)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds out where the lines begin: at the log's beginning, at the trusted record, or right after it.
+    fn find_begin(&mut self, first: &str) -> Result<u64, CliError> {
+        let links = serde_json::from_str::<Links>(first).ok();
+        let begin = links.as_ref().map_or(1, |links| links.seq);
+        match (self.trusted, links) {
+            (Some(trusted), _) if begin == trusted.seq + 1 => {
+                self.head = trusted;
+                self.met = true;
+                Ok(trusted.seq)
+            }
+            (Some(trusted), Some(links)) if begin == trusted.seq && begin > 1 => {
+                let mut hash = [0; 32];
+                // A link that is no hash is found by the check of this very line.
+                let _ = hex::decode_to_slice(&links.prev, &mut hash);
+                self.head = Checkpoint { seq: begin - 1, hash };
+                Ok(trusted.seq)
+            }
+            (None, _) if begin > 1 => Err(CliError::BadRecord {
+                seq: 1,
+                reason: format!("the log begins at record {begin}, and no checkpoint says what was before"),
+            }),
+            (Some(_) | None, _) => Ok(0),
+        }
+    }
+}
+
+impl From<BadRecord> for CliError {
+    fn from(bad: BadRecord) -> Self {
+        let text = bad.to_string();
+        // The check's own words, without the number that stands before them there and here.
+        let reason = text.split_once(": ").map_or(text.as_str(), |(_, reason)| reason).to_owned();
+        Self::BadRecord { seq: bad.seq, reason }
+    }
 }

@@ -25,17 +25,16 @@ pub(crate) enum Command {
 
 /// Runs the command. It blocks its thread: nothing else runs.
 pub(crate) fn run(command: &Command, context: &Context) -> Result<(), CliError> {
-    let parts = local::Local::of(&local::config(context)?);
-    let done = match command {
-        Command::Migrate => migrate::migrate(&parts.database),
-        Command::Status => migrate::status(&parts.database),
-    };
-    let done = done.map_err(refused)?;
-    let items: Vec<_> =
-        done.iter().map(|(name, applied)| json!({ "migration": name, "applied": applied })).collect();
-    let columns = [("MIGRATION", "migration"), ("APPLIED", "applied")];
-    output::list(context.global.output, &items, &columns, "migration")?;
-    match done.iter().filter(|(_, applied)| !applied).count() {
+    let parts = local::Local::of(&local::config(context)?)?;
+    if matches!(command, Command::Migrate) {
+        let names = migrate::migrate(&parts.database).map_err(refused)?;
+        context.note(&format!("{} migration(s) applied now", names.len()));
+    }
+    let all = migrate::status(&parts.database).map_err(refused)?;
+    let items: Vec<_> = all.iter().map(|migration| json!(migration)).collect();
+    let columns = [("MIGRATION", "name"), ("APPLIED", "applied")];
+    output::list(context.global.output, &items, &columns, "name")?;
+    match all.iter().filter(|migration| !migration.applied).count() {
         0 => Ok(()),
         count => Err(CliError::Schema(OpenError::MigrationsPending { count })),
     }

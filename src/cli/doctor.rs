@@ -77,10 +77,10 @@ impl Finding {
 pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     let mut findings = Vec::new();
     let mut capabilities = Value::Null;
-    match local::config(context) {
-        Ok(config) => {
+    match local::config(context).and_then(|config| Local::of(&config)) {
+        Ok(local) => {
             findings.push(Finding::ok("configuration", "read"));
-            capabilities = examine(&Local::of(&config), args, context, &mut findings).await;
+            capabilities = examine(&local, args, context, &mut findings).await;
         }
         Err(error) => {
             findings.push(Finding::fail(
@@ -99,9 +99,18 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), CliError> 
 
 /// Looks at everything, cheap things first, and returns the token's capabilities.
 async fn examine(local: &Local, args: &Args, context: &Context, findings: &mut Vec<Finding>) -> Value {
-    findings.extend(files::module(&local.seal.pkcs11));
-    findings.push(files::pin(&local.seal.pkcs11, context));
-    findings.push(files::latch(local));
+    match &local.seal {
+        Some(device) => {
+            findings.extend(files::module(&device.pkcs11));
+            findings.push(files::pin(&device.pkcs11, context));
+            findings.push(files::latch(device, &local.data_dir));
+        }
+        None => findings.push(Finding::fail(
+            "device",
+            "none is configured",
+            "add [seal.pkcs11]; hsm-config has examples",
+        )),
+    }
     findings.push(files::data_dir(&local.data_dir));
     findings.push(host::memlock(&local.memory));
     findings.push(host::guarded_memory(&local.memory));
@@ -113,13 +122,16 @@ async fn examine(local: &Local, args: &Args, context: &Context, findings: &mut V
         findings.push(Finding::warn("token", format!("not asked: {why}"), "run again without that"));
         return Value::Null;
     }
-    device::ask(local, findings).await
+    match &local.seal {
+        Some(config) => device::ask(config, &local.memory, findings).await,
+        None => Value::Null,
+    }
 }
 
 fn database(local: &Local) -> Finding {
     const CHECK: &str = "database";
     match migrate::status(&local.database) {
-        Ok(all) => match all.iter().filter(|(_, applied)| !applied).count() {
+        Ok(all) => match all.iter().filter(|migration| !migration.applied).count() {
             0 => Finding::ok(CHECK, format!("reachable, {} migrations applied", all.len())),
             count => Finding::warn(
                 CHECK,

@@ -32,12 +32,14 @@ pub(crate) struct Unlatch {
 /// Runs the command.
 pub(crate) fn run(command: &Command, context: &Context) -> Result<(), CliError> {
     let Command::Unlatch(args) = command;
-    let mut parts = local::Local::of(&local::config(context)?);
+    let mut parts = local::Local::of(&local::config(context)?)?;
+    let Some(config) = parts.seal else {
+        return Err(CliError::usage("no device is configured", "add [seal.pkcs11] to the configuration"));
+    };
     // Nothing secret passes through here except the PIN, which is never in the arena.
     parts.memory.allow_unlocked = true;
     let arena = Arena::new(&parts.memory).map_err(|e| CliError::local("guarded memory", e))?;
-    let device =
-        seal::start(&parts.seal, &arena).map_err(|e| CliError::local("cannot start the device", e))?;
+    let device = seal::start(&config, &arena).map_err(|e| CliError::local("cannot start the device", e))?;
     let done = device.unlatch(args.force).map_err(|e| CliError::local("cannot change the latch", e));
     let state = device.status().state;
     device.close();

@@ -109,14 +109,12 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<(), CliEr
         Command::Cancel(args) => {
             let path = format!("/v1/jobs/{}/cancel", encode(&args.job));
             let reply = client.send(Request::new(Method::POST, &path)).await?;
-            match serde_json::from_slice::<Value>(&reply.body) {
-                Ok(job) => output::object(format, &job, "id"),
-                // An answer without a body says no more than "accepted".
-                Err(_) => {
-                    context.note("the job was asked to stop");
-                    Ok(())
-                }
+            // An answer without a body says no more than "accepted".
+            if let Ok(job) = serde_json::from_slice::<Value>(&reply.body) {
+                return output::object(format, &job, "id");
             }
+            context.note("the job was asked to stop");
+            Ok(())
         }
     }
 }

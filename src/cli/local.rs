@@ -1,6 +1,4 @@
 //! What commands that work on the daemon's own host take from its configuration.
-//!
-//! The only file of the command line that knows the configuration's members, besides `serve`.
 
 use std::path::PathBuf;
 
@@ -12,8 +10,8 @@ use crate::seal::{DeviceConfig, guarded};
 
 /// Parts of the configuration.
 pub(crate) struct Local {
-    /// The device.
-    pub(crate) seal: DeviceConfig,
+    /// The device, if one is configured.
+    pub(crate) seal: Option<DeviceConfig>,
     /// Guarded memory.
     pub(crate) memory: guarded::Options,
     /// The database.
@@ -24,17 +22,18 @@ pub(crate) struct Local {
 
 impl Local {
     /// Takes the parts.
-    pub(crate) fn of(config: &Config) -> Self {
-        Self {
+    pub(crate) fn of(config: &Config) -> Result<Self, CliError> {
+        Ok(Self {
             seal: config.seal.clone(),
             memory: config.memory.clone(),
-            database: config.database.clone(),
+            database: config.database_url().map_err(|e| CliError::local("configuration", e))?,
             data_dir: config.data_dir.clone(),
-        }
+        })
     }
 }
 
 /// Reads the configuration that `--config` names, or the default one.
 pub(crate) fn config(context: &Context) -> Result<Config, CliError> {
-    Config::load(context.global.config.as_deref()).map_err(|e| CliError::local("cannot start", e))
+    Config::load(context.global.config.as_deref())
+        .map_err(|e| CliError::local("cannot use the configuration", e))
 }

@@ -250,12 +250,11 @@ async fn put(args: Put, context: &Context) -> Result<(), CliError> {
     let value = input::value(context, args.from_file.as_deref())?;
     let client = Client::connect(context).await?;
     let path = args.which.path(&client).await?;
-    let etag = match args.if_version {
-        Some(version) => format!("\"{version}\""),
-        None => {
-            let reply = client.send(Request::new(Method::GET, &path)).await?;
-            reply.etag.ok_or_else(|| client.strange("a secret without ETag"))?
-        }
+    let etag = if let Some(version) = args.if_version {
+        format!("\"{version}\"")
+    } else {
+        let reply = client.send(Request::new(Method::GET, &path)).await?;
+        reply.etag.ok_or_else(|| client.strange("a secret without ETag"))?
     };
     let (encoding, text) = input::encode(&value);
     let path = format!("{path}/value");

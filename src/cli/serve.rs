@@ -1,13 +1,11 @@
 //! `lacre serve`: the daemon.
 
-use std::sync::Arc;
-
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::error::CliError;
 use super::global::Context;
 use super::{local, logging, output};
-use crate::config::Config;
+use crate::config::{Config, LogFormat};
 use crate::daemon;
 
 /// The help's end.
@@ -33,7 +31,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let mut config = local::config(context)?;
     config.memory.allow_unlocked |= args.allow_unlocked_memory;
     let filter = args.log_level.as_deref().unwrap_or(&config.log.level);
-    let levels = logging::start(filter, config.log.json)?;
+    let levels = logging::start(filter, config.log.format == LogFormat::Json)?;
     if args.log_level.is_none() {
         reload_on_hangup(levels, context)?;
     }
@@ -47,10 +45,10 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
 fn reload_on_hangup(levels: logging::Levels, context: &Context) -> Result<(), CliError> {
     let mut hangups =
         signal(SignalKind::hangup()).map_err(|e| CliError::local("cannot listen for SIGHUP", e))?;
-    let file = context.global.config.clone().map(Arc::new);
+    let file = context.global.config.clone();
     tokio::spawn(async move {
         while hangups.recv().await.is_some() {
-            match Config::load(file.as_deref().map(|path| path.as_path())) {
+            match Config::load(file.as_deref()) {
                 Ok(config) => match levels.set(&config.log.level) {
                     Ok(()) => tracing::info!(level = config.log.level, "log level read again"),
                     Err(error) => tracing::error!(%error, "the old log level stays"),

@@ -44,10 +44,7 @@ pub(crate) async fn run(context: &Context) -> Result<(), CliError> {
         Err(error) => return Err(error),
     };
     print(context.global.output, ready, &checks, &details)?;
-    match ready {
-        true => Ok(()),
-        false => Err(CliError::NotUsable { addr: client.addr().to_owned() }),
-    }
+    if ready { Ok(()) } else { Err(CliError::NotUsable { addr: client.addr().to_owned() }) }
 }
 
 fn print(format: Format, ready: bool, checks: &Value, details: &Value) -> Result<(), CliError> {

@@ -8,8 +8,9 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
-use crate::cli::chain::{Checkpoint, hash_of};
+use crate::audit::Checkpoint;
 use crate::cli::error::CliError;
 use crate::cli::global::Environment;
 
@@ -25,7 +26,7 @@ pub(crate) fn default_path(env: &Environment, addr: &str) -> Option<PathBuf> {
         Some(dir) => dir.clone(),
         None => std::env::home_dir()?.join(".local/state"),
     };
-    let which = hex::encode(&hash_of(addr.as_bytes())[..4]);
+    let which = hex::encode(&Sha256::digest(addr)[..4]);
     Some(state.join("lacre").join(format!("audit-checkpoint-{which}.json")))
 }
 

@@ -3,15 +3,14 @@
 use serde_json::Value;
 
 use super::Finding;
-use crate::cli::local::Local;
 use crate::seal::guarded::Options;
-use crate::seal::{self, Arena, Device, DeviceState, StartError};
+use crate::seal::{self, Arena, Device, DeviceConfig, DeviceState, StartError};
 
 /// Starts the device, adds what was found, and returns the token's capabilities.
-pub(crate) async fn ask(local: &Local, findings: &mut Vec<Finding>) -> Value {
+pub(crate) async fn ask(config: &DeviceConfig, memory: &Options, findings: &mut Vec<Finding>) -> Value {
     const CHECK: &str = "token";
     // The canary is all that passes through guarded memory here.
-    let options = Options { allow_unlocked: true, require_secretmem: false, ..local.memory.clone() };
+    let options = Options { allow_unlocked: true, require_secretmem: false, ..memory.clone() };
     let Ok(arena) = Arena::new(&options) else {
         findings.push(Finding::fail(
             CHECK,
@@ -20,7 +19,7 @@ pub(crate) async fn ask(local: &Local, findings: &mut Vec<Finding>) -> Value {
         ));
         return Value::Null;
     };
-    let device = match seal::start(&local.seal, &arena) {
+    let device = match seal::start(config, &arena) {
         Ok(device) => device,
         Err(error) => {
             findings.push(Finding::fail(CHECK, error.to_string(), start_hint(&error)));

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::Finding;
 use crate::cli::global::Context;
-use crate::cli::local::Local;
+use crate::seal::DeviceConfig;
 use crate::seal::pkcs11::Config;
 
 /// An attribute of a `pkcs11:` URI (RFC 7512, section 2.3), percent-decoded.
@@ -142,9 +142,9 @@ fn pin_file(path: &Path) -> Finding {
 }
 
 /// Whether the latch can be written: without it no login is tried at all.
-pub(crate) fn latch(local: &Local) -> Finding {
+pub(crate) fn latch(device: &DeviceConfig, data_dir: &Path) -> Finding {
     const CHECK: &str = "latch";
-    let dir = local.seal.latch_dir.clone().unwrap_or_else(|| local.data_dir.join("latch"));
+    let dir = device.latch_dir.clone().unwrap_or_else(|| data_dir.join("latch"));
     let shown = dir.display();
     match fs::read_dir(&dir) {
         Ok(entries) => match rustix::fs::access(&dir, rustix::fs::Access::WRITE_OK) {
@@ -163,13 +163,17 @@ pub(crate) fn data_dir(dir: &Path) -> Finding {
     const CHECK: &str = "data directory";
     let shown = dir.display();
     match fs::metadata(dir).map(|meta| meta.mode()) {
-        Ok(mode) if mode & 0o077 == 0 => Finding::ok(CHECK, format!("{shown} is its owner's only")),
-        Ok(mode) => {
-            Finding::warn(CHECK, format!("{shown} has mode {:04o}", mode & 0o777), format!("chmod 0700 {shown}"))
-        }
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            Finding::warn(CHECK, format!("{shown} is not there yet"), "the daemon makes it at its first start")
-        }
+        Ok(mode) if matches!(mode & 0o077, 0) => Finding::ok(CHECK, format!("{shown} is its owner's only")),
+        Ok(mode) => Finding::warn(
+            CHECK,
+            format!("{shown} has mode {:04o}", mode & 0o777),
+            format!("chmod 0700 {shown}"),
+        ),
+        Err(error) if error.kind() == ErrorKind::NotFound => Finding::warn(
+            CHECK,
+            format!("{shown} is not there yet"),
+            "the daemon makes it at its first start",
+        ),
         Err(error) => Finding::fail(CHECK, format!("{shown}: {error}"), "fix the path or its rights"),
     }
 }
