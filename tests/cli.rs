@@ -335,7 +335,7 @@ fn a_new_version_is_bound_to_the_one_that_was_seen() {
     let file = dir.path().join("value");
     fs::write(&file, "new").expect("a file");
     let id = "01939d7e-0f2a-7c51-9d6e-3f0c8f1f7a10";
-    let (addr, requests) = stub(vec![answer("200 OK", "etag: \"3\"\r\n", SECRET), ok(SECRET)]);
+    let (addr, requests) = stub(vec![answer("200 OK", "etag: \"77\"\r\n", SECRET), ok(SECRET)]);
 
     let args = ["secrets", "put", id, "--from-file", file.to_str().expect("text"), "--addr", &addr];
     let output = run(&args);
@@ -344,7 +344,21 @@ fn a_new_version_is_bound_to_the_one_that_was_seen() {
     requests.recv().expect("the first request");
     let put = requests.recv().expect("the second request").to_ascii_lowercase();
     assert!(put.starts_with(&format!("put /v1/secrets/{id}/value")), "{put}");
-    assert!(put.contains("if-match: \"3\""), "{put}");
+    assert!(put.contains("if-match: \"77\""), "{put}");
+
+    let (addr, _requests) = stub(vec![answer("200 OK", "etag: \"77\"\r\n", SECRET)]);
+    let stale = [
+        "secrets",
+        "put",
+        id,
+        "--if-version",
+        "2",
+        "--from-file",
+        file.to_str().expect("text"),
+        "--addr",
+        &addr,
+    ];
+    assert_eq!(code(&run(&stale)), 4);
 }
 
 #[test]

@@ -86,6 +86,14 @@ pub(crate) enum CliError {
         /// What was asked for.
         name: String,
     },
+    /// Somebody stored a newer version.
+    #[error("the newest version is {newest}, not {expected}; nothing was stored")]
+    Changed {
+        /// The version that was expected.
+        expected: u64,
+        /// The version that is there.
+        newest: u64,
+    },
     /// The database is there and not in a state to work with.
     #[error(transparent)]
     Schema(#[from] OpenError),
@@ -145,7 +153,8 @@ impl CliError {
             | Self::Unfit { .. }
             | Self::Closed => 1,
             Self::Refused(Problem { status: 404 | 410, .. }) | Self::NotFound { .. } => 3,
-            Self::Refused(Problem { status: 409 | 412 | 428, .. })
+            Self::Changed { .. }
+            | Self::Refused(Problem { status: 409 | 412 | 428, .. })
             | Self::Schema(OpenError::MigrationsPending { .. } | OpenError::InUse { .. }) => 4,
             Self::Refused(_) | Self::NotUsable { .. } | Self::BadRecord { .. } | Self::Schema(_) => 2,
             Self::Partial { .. } => 5,
@@ -174,6 +183,7 @@ impl CliError {
                 last_error.as_deref().unwrap_or("not recorded")
             ),
             Self::Interrupted { hint } => return hint.clone(),
+            Self::Changed { .. } => "somebody else changed it in between; read it again, then decide".into(),
             Self::Schema(OpenError::InUse { .. }) => "stop the daemon first".into(),
             Self::Schema(OpenError::NewerSchema { .. }) => {
                 "install the newer lacre; there is no way back".into()

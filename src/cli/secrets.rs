@@ -250,12 +250,14 @@ async fn put(args: Put, context: &Context) -> Result<(), CliError> {
     let value = input::value(context, args.from_file.as_deref())?;
     let client = Client::connect(context).await?;
     let path = args.which.path(&client).await?;
-    let etag = if let Some(version) = args.if_version {
-        format!("\"{version}\"")
-    } else {
-        let reply = client.send(Request::new(Method::GET, &path)).await?;
-        reply.etag.ok_or_else(|| client.strange("a secret without ETag"))?
-    };
+    // The tag changes with every change of the row, so a version that is right now is bound by it.
+    let seen = client.send(Request::new(Method::GET, &path)).await?;
+    let info: Value = serde_json::from_slice(&seen.body).unwrap_or_default();
+    let newest = info["version"].as_u64().ok_or_else(|| client.strange("a secret without version"))?;
+    if let Some(expected) = args.if_version.filter(|expected| *expected != newest) {
+        return Err(CliError::Changed { expected, newest });
+    }
+    let etag = seen.etag.ok_or_else(|| client.strange("a secret without ETag"))?;
     let (encoding, text) = input::encode(&value);
     let path = format!("{path}/value");
     let body = json!({ "value": text.as_str(), "encoding": encoding });
