@@ -280,7 +280,7 @@ async fn versions(args: &Which, context: &Context) -> Result<(), CliError> {
     let items = client.items(&path, None).await?;
     let columns = [
         ("VERSION", "version"),
-        ("BYTES", "len"),
+        ("BYTES", "length"),
         ("ENCODING", "encoding"),
         ("KEK", "kek_version"),
         ("CREATED", "created_at"),
