@@ -1,4 +1,5 @@
-//! The `lacre` program: an allocator that wipes, a hardened process, then the command line.
+//! The `lacre` program: an allocator that wipes, then the command line. Everything else is in the
+//! library, so that tests and benches can use it.
 
 use std::process::ExitCode;
 
@@ -8,6 +9,5 @@ use std::process::ExitCode;
 static ALLOC: zeroizing_alloc::ZeroAlloc<std::alloc::System> = zeroizing_alloc::ZeroAlloc(std::alloc::System);
 
 fn main() -> ExitCode {
-    let hardening = lacre::process::harden();
-    if hardening.is_complete() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    lacre::cli::main()
 }

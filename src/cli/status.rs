@@ -1,0 +1,67 @@
+//! `lacre status`: whether the daemon can work, and with what.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::client::{Client, Request};
+use super::error::CliError;
+use super::global::{Context, Format};
+use super::output;
+
+/// The help's end.
+pub(crate) const HELP: &str = "EXAMPLES
+  lacre status
+  lacre status -o json --addr unix:///run/lacre/lacre.sock
+
+EXIT CODES
+  0  ready
+  1  no answer, or another error
+  2  reachable but not usable (HSM away, KEK missing, migrations pending)";
+
+/// Arguments of `status`.
+#[derive(clap::Args)]
+pub(crate) struct Args {}
+
+/// Runs the command.
+pub(crate) async fn run(context: &Context) -> Result<(), CliError> {
+    // A daemon whose HSM is away cannot issue tokens, and that is an answer too.
+    let (client, refused) = match Client::connect(context).await {
+        Ok(client) => (client, None),
+        Err(error @ CliError::Refused(_)) => (Client::anonymous(context)?, Some(error)),
+        Err(error) => return Err(error),
+    };
+    let (ready, checks) = client.ready().await?;
+    let status = match refused {
+        None => client.json(Request::new(Method::GET, "/v1/status")).await,
+        Some(error) => Err(error),
+    };
+    let details = match status {
+        Ok(details) => details,
+        Err(error @ CliError::Refused(_)) => {
+            context.note(&format!("note: no details without a token: {error}"));
+            Value::Null
+        }
+        Err(error) => return Err(error),
+    };
+    print(context.global.output, ready, &checks, &details)?;
+    if ready { Ok(()) } else { Err(CliError::NotUsable { addr: client.addr().to_owned() }) }
+}
+
+fn print(format: Format, ready: bool, checks: &Value, details: &Value) -> Result<(), CliError> {
+    let word = if ready { "ready" } else { "not usable" };
+    match format {
+        Format::Name => output::line(word),
+        Format::Json | Format::Ndjson => output::object(
+            format,
+            &json!({ "ready": ready, "readiness": checks, "status": details }),
+            "ready",
+        ),
+        Format::Table => {
+            let mut shown = json!({ "state": word, "readiness": checks });
+            if let (Some(all), Some(more)) = (shown.as_object_mut(), details.as_object()) {
+                all.extend(more.iter().map(|(name, value)| (name.clone(), value.clone())));
+            }
+            output::object(format, &shown, "state")
+        }
+    }
+}
