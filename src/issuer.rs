@@ -158,6 +158,17 @@ impl Issuer {
         todo!()
     }
 
+    /// Makes the application with this id and secret, or gives the one of that id these settings.
+    pub async fn ensure_app(
+        &self,
+        caller: &Caller,
+        id: &ClientId,
+        secret: &SecretString,
+        new: NewApp,
+    ) -> Result<AppInfo, IssuerError> {
+        todo!()
+    }
+
     /// The tenant's applications.
     pub async fn list_apps(&self, caller: &Caller) -> Result<Vec<AppInfo>, IssuerError> {
         todo!()
