@@ -95,3 +95,6 @@ fn routes(max_value_bytes: usize, cfg: &mut ServiceConfig) {
 async fn nothing_here() -> Result<&'static str, Problem> {
     Err(Problem::new(Code::NotFound))
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,7 @@ use actix_web::dev::{Payload, ServiceRequest, ServiceResponse};
 use actix_web::http::header;
 use actix_web::middleware::Next;
 use actix_web::web::Data;
-use actix_web::{Error, FromRequest, HttpMessage, HttpRequest, HttpResponse};
+use actix_web::{Error, FromRequest, HttpMessage, HttpRequest};
 
 use crate::audit::{Action, AuditLog, Event, Outcome};
 use crate::http::limit::{Limiter, RateLimit};
@@ -163,7 +163,8 @@ pub(super) async fn authenticate(
             request.extensions_mut().insert(caller);
             Ok(next.call(request).await?.map_into_boxed_body())
         }
-        Err(problem) => Ok(request.into_response(HttpResponse::from_error(problem))),
+        // Not `into_response`: that one forgets the error, and `observe` would find no problem to write.
+        Err(problem) => Ok(request.error_response(problem)),
     }
 }
 
