@@ -14,5 +14,6 @@ pub mod identity;
 pub mod ids;
 pub mod issuer;
 pub mod keys;
+pub mod process;
 pub mod seal;
 pub mod vault;
