@@ -4,11 +4,19 @@
 //! only after its commit is durable. On SQLite one thread writes, and the writes that wait at the
 //! same time share one transaction (each in a savepoint of its own) and so one fsync. Stores are
 //! plain functions on [`Conn`]; [`with_conn!`] expands one diesel expression for both engines.
+//!
+//! Rules for closures: a read sees a fresh snapshot per statement, not per closure. A write must not
+//! swallow a statement's error and go on (PostgreSQL aborts the whole transaction): use ON CONFLICT,
+//! or return the error. Waiting is bounded: after 5 s in the queue, or with 1024 jobs before it, a
+//! call is refused as [`DbError::Unavailable`] and was not done.
 
 mod connect;
 mod lanes;
 pub mod migrate;
+mod postgres;
+mod queue;
 pub mod schema;
+mod sqlite;
 
 use std::sync::Arc;
 
@@ -80,7 +88,11 @@ impl From<diesel::result::Error> for DbError {
         use diesel::result::{DatabaseErrorKind as Kind, Error};
         match error {
             Error::DatabaseError(Kind::UniqueViolation, _) => Self::Duplicate,
-            Error::DatabaseError(Kind::ClosedConnection | Kind::SerializationFailure, _)
+            Error::RollbackErrorOnCommit { commit_error, .. } => Self::from(*commit_error),
+            Error::DatabaseError(
+                Kind::ClosedConnection | Kind::SerializationFailure | Kind::ReadOnlyTransaction,
+                _,
+            )
             | Error::BrokenTransactionManager => Self::Unavailable(Some(error)),
             Error::DatabaseError(Kind::Unknown, ref info) if connect::is_outage(info.message()) => {
                 Self::Unavailable(Some(error))

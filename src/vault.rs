@@ -6,20 +6,28 @@
 //! are gone from the database file. A crash at any point leaves what was acknowledged and nothing
 //! half visible; planned KEKs and interrupted rewraps go on at the next start.
 
+mod check;
+mod external;
+mod idempotency;
 mod keyring;
 mod model;
 mod rewrap;
+mod secrets;
 mod store;
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::audit::{AuditCode, AuditError, AuditLog};
-use crate::clock::{Clock, Timestamp};
+use tokio::sync::Notify;
+
+use crate::audit::{Action, AuditCode, AuditError, AuditLog, Event, Note, Outcome};
+use crate::clock::Clock;
 use crate::db::{Db, DbError};
-use crate::identity::{Caller, MissingScope};
-use crate::ids::{JobId, SecretId};
+use crate::identity::{Caller, MissingScope, Scope};
 use crate::seal::{KeyAdmin, KeyRef, SealError, Sealer};
+
+use keyring::Keyring;
 
 pub use model::*;
 
@@ -124,9 +132,20 @@ impl Default for Config {
 }
 
 /// The vault service. Cheap to clone.
+///
+/// Every call checks its scope first. Changes, releases and uses of keys run inside
+/// [`AuditLog::around`]; reads of metadata are not recorded in this version. Secrets are in
+/// `secrets.rs`, ciphertext that callers keep in `external.rs`, KEKs in `keyring.rs`, jobs in `rewrap.rs`.
 #[derive(Clone)]
 pub struct Vault {
-    parts: Arc<Parts>,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    parts: Parts,
+    keyring: Keyring,
+    /// A job was queued.
+    job_queued: Notify,
 }
 
 /// What a vault is made of.
@@ -150,148 +169,77 @@ pub struct Parts {
 impl Vault {
     /// Makes the service. Does not touch the device.
     pub fn new(parts: Parts) -> Self {
-        todo!()
+        Self { inner: Arc::new(Inner { parts, keyring: Keyring::default(), job_queued: Notify::new() }) }
     }
 
-    /// Makes the tenant and its first KEK where they are missing, finishes planned KEKs, and inspects
-    /// every live KEK on the device (attributes, ambiguity, fingerprint). Repeatable.
-    ///
-    /// # Errors
-    /// [`VaultError::Seal`] with `KeyUnfit` or `KeyMissing` names the key that must not be used.
-    pub async fn provision(&self, tenant: &crate::ids::TenantId) -> Result<(), VaultError> {
-        todo!()
+    fn parts(&self) -> &Parts {
+        &self.inner.parts
     }
 
-    /// Goes on with jobs that a crash or stop interrupted, and takes new ones. Runs until the process ends.
-    pub async fn run_jobs(&self) {
-        todo!()
-    }
-
-    /// Creates a secret with version 1.
-    pub async fn create(
+    /// Runs `work` between intent and outcome, if the caller holds `scope`; records the refusal if not.
+    async fn audited<T, F, Fut>(
         &self,
         caller: &Caller,
-        new: NewSecret,
-        idempotency: Option<IdempotencyKey>,
-    ) -> Result<SecretInfo, VaultError> {
-        todo!()
+        scope: Scope,
+        event: Event,
+        work: F,
+    ) -> Result<T, VaultError>
+    where
+        F: FnOnce(Note) -> Fut,
+        Fut: Future<Output = Result<T, VaultError>>,
+    {
+        if let Err(missing) = caller.require(scope) {
+            return self.deny(caller, event, missing.into()).await;
+        }
+        self.parts().audit.around(caller, event, work).await
     }
 
-    /// Lists secrets by id, a page at a time.
-    pub async fn list(&self, caller: &Caller, filter: ListFilter) -> Result<Page<SecretInfo>, VaultError> {
-        todo!()
+    /// Records a refusal and returns it.
+    async fn deny<T>(&self, caller: &Caller, event: Event, why: VaultError) -> Result<T, VaultError> {
+        self.parts().audit.record(caller, event, Outcome::Denied(why.audit_code())).await?;
+        Err(why)
     }
 
-    /// Metadata of one secret.
-    pub async fn show(&self, caller: &Caller, id: &SecretId) -> Result<SecretInfo, VaultError> {
-        todo!()
+    /// Sorts a failure to seal or open a stored record. Bytes that the device rejects although it is
+    /// well were altered or moved: that is recorded, with their address.
+    async fn sealing(&self, caller: &Caller, id: &str, version: u64, error: SealError) -> VaultError {
+        if !matches!(error, SealError::Rejected) {
+            return VaultError::Seal(error);
+        }
+        self.incident(caller, id, version).await;
+        VaultError::Integrity
     }
 
-    /// Releases a value: the newest version, or the given one.
-    pub async fn reveal(
-        &self,
-        caller: &Caller,
-        id: &SecretId,
-        version: Option<u64>,
-    ) -> Result<Revealed, VaultError> {
-        todo!()
+    async fn incident(&self, caller: &Caller, id: &str, version: u64) {
+        tracing::error!(tenant = %caller.tenant, secret = id, version, "stored value fails its integrity check");
+        let event =
+            Event::new(Action::IntegrityIncident, "secret", id).detail("version", version.to_string());
+        // The caller gets the error in any case; a log that takes nothing now must not hide it.
+        if self.parts().audit.record(caller, event, Outcome::Failure("integrity")).await.is_err() {
+            tracing::error!("the integrity incident could not be recorded");
+        }
     }
+}
 
-    /// Stores a new version. `expected` is the row version of If-Match.
-    pub async fn replace(
-        &self,
-        caller: &Caller,
-        id: &SecretId,
-        expected: i64,
-        value: PlainValue,
-    ) -> Result<SecretInfo, VaultError> {
-        todo!()
-    }
+#[cfg(test)]
+mod tests {
+    use super::{ExternalContext, OpenItem, PlainValue, Vault};
+    use crate::identity::Caller;
+    use crate::ids::SecretId;
 
-    /// Deletes a secret and all its versions, for real. `expected` is the row version of If-Match, if given.
-    pub async fn delete(
-        &self,
-        caller: &Caller,
-        id: &SecretId,
-        expected: Option<i64>,
-    ) -> Result<(), VaultError> {
-        todo!()
-    }
+    fn sent<T: Send>(_: T) {}
 
-    /// The versions of a secret, newest first, a page at a time (`before` is exclusive).
-    pub async fn versions(
-        &self,
-        caller: &Caller,
-        id: &SecretId,
-        before: Option<u64>,
-        limit: u32,
-    ) -> Result<Page<VersionInfo>, VaultError> {
-        todo!()
-    }
-
-    /// The tenant's KEK versions, newest first, with how many records each wraps.
-    pub async fn keks(&self, caller: &Caller) -> Result<Vec<KekInfo>, VaultError> {
-        todo!()
-    }
-
-    /// Makes a new KEK version, which seals from now on.
-    pub async fn rotate_kek(
-        &self,
-        caller: &Caller,
-        idempotency: Option<IdempotencyKey>,
-    ) -> Result<KekInfo, VaultError> {
-        todo!()
-    }
-
-    /// Starts a job that moves every record of the tenant to the newest KEK version.
-    pub async fn rewrap(
-        &self,
-        caller: &Caller,
-        idempotency: Option<IdempotencyKey>,
-    ) -> Result<JobInfo, VaultError> {
-        todo!()
-    }
-
-    /// A job's progress.
-    pub async fn job(&self, caller: &Caller, id: &JobId) -> Result<JobInfo, VaultError> {
-        todo!()
-    }
-
-    /// Asks a job to stop after the batch it is at.
-    pub async fn cancel_job(&self, caller: &Caller, id: &JobId) -> Result<JobInfo, VaultError> {
-        todo!()
-    }
-
-    /// A fresh data key: plaintext once, and sealed for `context`.
-    pub async fn data_key(
-        &self,
-        caller: &Caller,
-        context: &ExternalContext,
-        len: usize,
-    ) -> Result<DataKey, VaultError> {
-        todo!()
-    }
-
-    /// Seals values whose ciphertext the caller keeps, one result per item.
-    pub async fn seal_external(
-        &self,
-        caller: &Caller,
-        items: Vec<SealItem>,
-    ) -> Result<Vec<Result<Vec<u8>, VaultError>>, VaultError> {
-        todo!()
-    }
-
-    /// Opens what [`Vault::seal_external`] or [`Vault::data_key`] made, one result per item.
-    pub async fn open_external(
-        &self,
-        caller: &Caller,
-        items: Vec<OpenItem>,
-    ) -> Result<Vec<Result<Plain, VaultError>>, VaultError> {
-        todo!()
-    }
-
-    /// Figures for `GET /v1/status` and metrics: secrets by kind, records per KEK version.
-    pub async fn figures(&self, caller: &Caller) -> Result<Figures, VaultError> {
-        todo!()
+    /// Compiles, which is all it is for: the daemon and handlers run these on other threads.
+    #[expect(dead_code, reason = "checked by the compiler, never called")]
+    fn calls_can_move_between_threads(vault: &Vault, caller: &Caller, id: &SecretId, value: PlainValue) {
+        sent(vault.run_jobs());
+        sent(vault.provision(&caller.tenant));
+        sent(vault.rotate_kek(caller, None));
+        sent(vault.rewrap(caller, None));
+        sent(vault.reveal(caller, id, None));
+        sent(vault.replace(caller, id, 1, value));
+        sent(vault.open_external(caller, Vec::<OpenItem>::new()));
+        sent(vault.seal_external(caller, Vec::new()));
+        sent(vault.data_key(caller, &ExternalContext(String::new()), 32));
     }
 }

@@ -1,5 +1,16 @@
-//! Threads that own connections (stub).
-use super::*;
+//! Threads that own connections, and what they tell about themselves.
+//!
+//! SQLite: one thread writes (`sqlite.rs`), a few read. PostgreSQL: a few do both (`postgres.rs`).
+
+use std::fs::File;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use super::connect::Target;
+use super::queue::Queue;
+use super::{Conn, DbError, Engine, OpenError, OpenOptions, Url, postgres, sqlite};
+
 /// The database's status.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct DbStatus {
@@ -7,29 +18,131 @@ pub struct DbStatus {
     pub engine: Engine,
     /// Whether it answers; the reason if it does not.
     pub problem: Option<String>,
+    /// Write jobs committed since the start.
+    pub writes: u64,
+    /// Transactions that committed them: fewer than `writes` where jobs shared one.
+    pub commits: u64,
 }
-pub(super) struct Lanes;
+
+/// What the threads report.
+#[derive(Default)]
+pub(super) struct Health {
+    problem: Mutex<Option<String>>,
+    writes: AtomicU64,
+    commits: AtomicU64,
+}
+
+impl Health {
+    pub(super) fn committed(&self, jobs: usize) {
+        self.writes.fetch_add(u64::try_from(jobs).unwrap_or(0), Ordering::Relaxed);
+        self.commits.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_problem(&self, problem: Option<String>) {
+        let mut now = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
+        if *now != problem {
+            match &problem {
+                Some(reason) => tracing::warn!(reason, "database does not answer"),
+                None => tracing::info!("database answers again"),
+            }
+            *now = problem;
+        }
+    }
+}
+
+/// The threads of one database.
+pub(super) struct Lanes {
+    engine: Engine,
+    writing: Arc<Queue>,
+    reading: Arc<Queue>,
+    health: Arc<Health>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// The single-daemon lock of SQLite; given back when the threads have ended.
+    lock: Mutex<Option<File>>,
+}
+
 impl Lanes {
-    pub(super) fn open(_u: &Url, _o: &OpenOptions) -> Result<Self, OpenError> {
-        todo!()
+    pub(super) fn open(url: &Url, options: &OpenOptions) -> Result<Self, OpenError> {
+        let health = Arc::new(Health::default());
+        let writing = Arc::new(Queue::default());
+        let count = options.connections.clamp(1, 64);
+        let (reading, threads, lock) = match url.target() {
+            Target::Sqlite(path) => {
+                let lock = sqlite::lock(path)?;
+                let reading = Arc::new(Queue::default());
+                let threads = sqlite::start(path, count, &writing, &reading, &health)?;
+                (reading, threads, Some(lock))
+            }
+            Target::Postgres(url) => {
+                let threads = postgres::start(url, count, options.migrate, &writing, &health)?;
+                (Arc::clone(&writing), threads, None)
+            }
+        };
+        Ok(Self {
+            engine: url.engine(),
+            writing,
+            reading,
+            health,
+            threads: Mutex::new(threads),
+            lock: Mutex::new(lock),
+        })
     }
-    pub(super) async fn read<T, E, F>(&self, _q: F) -> Result<T, E>
+
+    pub(super) async fn read<T, E, F>(&self, query: F) -> Result<T, E>
     where
-        F: FnOnce(&mut Conn) -> Result<T, E>,
+        T: Send + 'static,
+        E: From<DbError> + Send + 'static,
+        F: FnOnce(&mut Conn) -> Result<T, E> + Send + 'static,
     {
-        todo!()
+        self.reading.submit(false, query).await
     }
-    pub(super) async fn write<T, E, F>(&self, _q: F) -> Result<T, E>
+
+    pub(super) async fn write<T, E, F>(&self, work: F) -> Result<T, E>
     where
-        F: FnOnce(&mut Conn) -> Result<T, E>,
+        T: Send + 'static,
+        E: From<DbError> + Send + 'static,
+        F: FnOnce(&mut Conn) -> Result<T, E> + Send + 'static,
     {
-        todo!()
+        self.writing.submit(true, work).await
     }
+
     pub(super) fn status(&self) -> DbStatus {
-        todo!()
+        DbStatus {
+            engine: self.engine,
+            problem: self.health.problem.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            writes: self.health.writes.load(Ordering::Relaxed),
+            commits: self.health.commits.load(Ordering::Relaxed),
+        }
     }
+
     pub(super) fn engine(&self) -> Engine {
-        todo!()
+        self.engine
     }
-    pub(super) fn close(&self) {}
+
+    /// Readers end first, so that the writer's last checkpoint finds nobody in its way.
+    pub(super) fn close(&self) {
+        self.reading.close();
+        let mut threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        // The writer is the first of SQLite's threads.
+        for reader in threads.drain(1.min(threads.len())..) {
+            let _ = reader.join();
+        }
+        self.writing.close();
+        for writer in threads {
+            let _ = writer.join();
+        }
+        *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+impl Drop for Lanes {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// Starts a named thread.
+pub(super) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, OpenError> {
+    let thread = std::thread::Builder::new().name(name.to_owned());
+    thread.spawn(body).map_err(|error| OpenError::Unreachable { reason: error.to_string() })
 }

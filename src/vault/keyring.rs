@@ -1,1 +1,394 @@
-//! stub
+//! The tenants' KEKs: which version seals, which ones open, and how a new version comes to be.
+//!
+//! The ring in memory repeats the table and is at most five seconds behind it: for so long a daemon
+//! may go on sealing under a version that another daemon has just retired, which still opens.
+//! Wraps are counted before they are made: a block of them is reserved in the database, so the
+//! stored counter never says less than what was made. When the budget does not allow another block,
+//! a new version is made first.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Mutex as AsyncMutex;
+
+use crate::audit::{Action, Event, Outcome};
+use crate::db::DbError;
+use crate::identity::{Caller, Scope};
+use crate::ids::TenantId;
+use crate::seal::{Kek, KekId, KeyRef, KeySpec, SealError, WrappedKey};
+
+use super::idempotency::Request;
+use super::model::{IdempotencyKey, KekInfo, KekState};
+use super::store::keks::{self, KekRecord};
+use super::store::{self, IdempotencyRow};
+use super::{Vault, VaultError, check};
+
+/// How old a ring may be.
+const FRESH: Duration = Duration::from_secs(5);
+/// Most wraps that are reserved at once: what a crash may waste.
+const BLOCK: u64 = 1024;
+
+/// One tenant's KEK versions.
+struct Ring {
+    records: Vec<KekRecord>,
+    loaded: Instant,
+}
+
+impl Ring {
+    /// The version that seals: the newest active one.
+    fn active(&self) -> Option<&Kek> {
+        self.records.iter().rev().find(|record| record.state == KekState::Active).map(|record| &record.kek)
+    }
+
+    /// A version that may open. Looked up among the tenant's own only.
+    fn opening(&self, id: KekId, version: u32) -> Option<&Kek> {
+        let opens = |state| matches!(state, KekState::Active | KekState::Retired);
+        let found = self.records.iter().find(|record| record.kek.id == id && record.kek.version == version);
+        found.filter(|record| opens(record.state)).map(|record| &record.kek)
+    }
+}
+
+/// Wraps that are reserved and not made yet.
+#[derive(Clone, Copy)]
+struct Grant {
+    version: u32,
+    left: u64,
+}
+
+/// What is known about KEKs in memory.
+#[derive(Default)]
+pub(super) struct Keyring {
+    rings: RwLock<HashMap<TenantId, Arc<Ring>>>,
+    grants: Mutex<HashMap<TenantId, Grant>>,
+    /// Held while wraps are reserved or a version is made, so that a burst causes one of each.
+    making: AsyncMutex<()>,
+}
+
+impl Keyring {
+    /// Takes one wrap out of what is reserved under `version`.
+    fn take(&self, tenant: &TenantId, version: u32) -> bool {
+        let mut grants = self.grants.lock().unwrap_or_else(PoisonError::into_inner);
+        match grants.get_mut(tenant) {
+            Some(grant) if grant.version == version && grant.left > 0 => {
+                grant.left -= 1;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn grant(&self, tenant: &TenantId, grant: Grant) {
+        self.grants.lock().unwrap_or_else(PoisonError::into_inner).insert(tenant.clone(), grant);
+    }
+
+    fn cached(&self, tenant: &TenantId) -> Option<Arc<Ring>> {
+        self.rings.read().unwrap_or_else(PoisonError::into_inner).get(tenant).cloned()
+    }
+
+    fn keep(&self, tenant: &TenantId, ring: Arc<Ring>) {
+        self.rings.write().unwrap_or_else(PoisonError::into_inner).insert(tenant.clone(), ring);
+    }
+}
+
+/// The budget within what the format allows, and above what a version needs to be of any use.
+fn budget(configured: u64) -> u64 {
+    configured.clamp(2, 1 << 31)
+}
+
+/// How many wraps are reserved at once.
+fn block(budget: u64) -> u64 {
+    (budget / 8).clamp(1, BLOCK)
+}
+
+impl Vault {
+    /// The KEK that seals, with one wrap counted against its budget.
+    pub(super) async fn kek_for_sealing(&self, tenant: &TenantId) -> Result<Kek, VaultError> {
+        loop {
+            let kek = self.active_kek(tenant).await?;
+            if self.inner.keyring.take(tenant, kek.version) {
+                return Ok(kek);
+            }
+            let _making = self.inner.keyring.making.lock().await;
+            // Who waited for the lock finds what its holder has reserved.
+            let kek = self.active_kek(tenant).await?;
+            if self.inner.keyring.take(tenant, kek.version) {
+                return Ok(kek);
+            }
+            if !self.reserve(tenant, kek.version).await? {
+                self.outgrow(tenant, kek.version).await?;
+            }
+        }
+    }
+
+    /// The KEK version that a wrapped DEK names, if it is the tenant's own and may open.
+    pub(super) async fn kek_for_opening(
+        &self,
+        tenant: &TenantId,
+        key: &WrappedKey,
+    ) -> Result<Option<Kek>, VaultError> {
+        let (id, version) = (key.kek_id(), key.kek_version());
+        if let Some(kek) = self.ring(tenant).await?.opening(id, version) {
+            return Ok(Some(kek.clone()));
+        }
+        // Another daemon may have made it a moment ago.
+        Ok(self.reload(tenant).await?.opening(id, version).cloned())
+    }
+
+    async fn active_kek(&self, tenant: &TenantId) -> Result<Kek, VaultError> {
+        let ring = self.ring(tenant).await?;
+        ring.active().cloned().ok_or(VaultError::NotFound("key-encryption key"))
+    }
+
+    async fn ring(&self, tenant: &TenantId) -> Result<Arc<Ring>, VaultError> {
+        match self.inner.keyring.cached(tenant) {
+            Some(ring) if ring.loaded.elapsed() < FRESH => Ok(ring),
+            _ => self.reload(tenant).await,
+        }
+    }
+
+    async fn reload(&self, tenant: &TenantId) -> Result<Arc<Ring>, VaultError> {
+        let owner = tenant.clone();
+        let loaded = Instant::now();
+        let records = self.parts().db.read::<_, DbError, _>(move |conn| keks::load(conn, &owner)).await?;
+        let ring = Arc::new(Ring { records, loaded });
+        self.inner.keyring.keep(tenant, Arc::clone(&ring));
+        Ok(ring)
+    }
+
+    /// Reserves a block of wraps; `false` if the budget does not allow it or the version is not active any more.
+    async fn reserve(&self, tenant: &TenantId, version: u32) -> Result<bool, VaultError> {
+        let budget = budget(self.parts().config.wrap_budget);
+        let left = block(budget);
+        let owner = tenant.clone();
+        let work = move |conn: &mut _| keks::reserve(conn, &owner, version, left, budget);
+        let reserved = self.parts().db.write::<_, DbError, _>(work).await?;
+        if reserved {
+            self.inner.keyring.grant(tenant, Grant { version, left });
+        }
+        Ok(reserved)
+    }
+
+    /// Makes the next version because `version` has used up its budget, unless that has happened already.
+    async fn outgrow(&self, tenant: &TenantId, version: u32) -> Result<(), VaultError> {
+        if self.reload(tenant).await?.active().is_some_and(|active| active.version != version) {
+            return Ok(());
+        }
+        let system = Caller::system("vault", tenant.clone());
+        let event = Event::new(Action::KekRotate, "kek", tenant.as_str()).detail("reason", "wrap-budget");
+        let work = |note: crate::audit::Note| async move {
+            let kek = self.make_version(tenant, &Request::Plain).await?;
+            note.add("kek_version", kek.version.to_string());
+            Ok(())
+        };
+        self.parts().audit.around(&system, event, work).await
+    }
+
+    /// Makes a KEK version and lets it seal. The caller holds `making`.
+    ///
+    /// The row comes first. A crash after it leaves a planned row, which the next call finishes under
+    /// the same device id; the other order would leave an object on the token that nothing names.
+    async fn make_version(&self, tenant: &TenantId, request: &Request) -> Result<Kek, VaultError> {
+        let parts = self.parts();
+        let (owner, now) = (tenant.clone(), parts.clock.now());
+        let kek_id = KekId::generate().map_err(no_randomness)?;
+        let key = KeyRef::plan(KeySpec::Kek).map_err(no_randomness)?;
+        let plan = move |conn: &mut _| keks::plan(conn, &owner, kek_id, &key, now);
+        let planned = match parts.db.write::<_, DbError, _>(plan).await {
+            // Another daemon planned at the same moment: its plan is as good, and so is what it made of it.
+            Err(DbError::Duplicate) => match self.planned(tenant).await? {
+                Some(planned) => planned,
+                None => return self.active_kek(tenant).await,
+            },
+            result => result?,
+        };
+        let pinned = parts.admin.generate(&planned.key).await.map_err(VaultError::Seal)?;
+        let (owner, now, key, version) = (tenant.clone(), parts.clock.now(), pinned, planned.version);
+        let row: Option<IdempotencyRow> = request.row(&version.to_string());
+        let activate = move |conn: &mut _| -> Result<bool, VaultError> {
+            let activated = keks::activate(conn, &owner, version, &key, now)?;
+            if let Some(row) = &row {
+                store::claim_key(conn, row, now)?;
+            }
+            Ok(activated)
+        };
+        parts.db.write(activate).await?;
+        let ring = self.reload(tenant).await?;
+        ring.opening(planned.id, version).cloned().ok_or(VaultError::NotFound("key-encryption key"))
+    }
+
+    async fn planned(&self, tenant: &TenantId) -> Result<Option<Kek>, VaultError> {
+        let ring = self.reload(tenant).await?;
+        let planned = ring.records.iter().find(|record| record.state == KekState::Planned);
+        Ok(planned.map(|record| record.kek.clone()))
+    }
+
+    /// Makes the tenant and its first KEK where they are missing, finishes planned KEKs, and inspects
+    /// every live KEK on the device (attributes, ambiguity, fingerprint). Repeatable.
+    ///
+    /// # Errors
+    /// [`VaultError::Seal`] with `KeyUnfit` or `KeyMissing` names the key that must not be used.
+    pub async fn provision(&self, tenant: &TenantId) -> Result<(), VaultError> {
+        let (owner, now) = (tenant.clone(), self.parts().clock.now());
+        let work = move |conn: &mut _| store::ensure_tenant(conn, &owner, now);
+        self.parts().db.write::<_, DbError, _>(work).await?;
+        let system = Caller::system("vault", tenant.clone());
+        let making = self.inner.keyring.making.lock().await;
+        let ring = self.reload(tenant).await?;
+        let planned = ring.records.iter().any(|record| record.state == KekState::Planned);
+        if planned || ring.active().is_none() {
+            let event = Event::new(Action::KekRotate, "kek", tenant.as_str()).detail("reason", "provision");
+            let work = |note: crate::audit::Note| async move {
+                let kek = self.make_version(tenant, &Request::Plain).await?;
+                note.add("kek_version", kek.version.to_string());
+                Ok::<_, VaultError>(())
+            };
+            self.parts().audit.around(&system, event, work).await?;
+        }
+        drop(making);
+        for record in &self.reload(tenant).await?.records {
+            if matches!(record.state, KekState::Active | KekState::Retired) {
+                self.inspect(&system, &record.kek).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn inspect(&self, system: &Caller, kek: &Kek) -> Result<(), VaultError> {
+        let found = match self.parts().admin.inspect(&kek.key).await {
+            Ok(report) if report.deviations.is_empty() => return Ok(()),
+            Ok(report) => SealError::KeyUnfit { key: kek.key.id(), reason: report.deviations.join("; ") },
+            Err(error) => error,
+        };
+        if matches!(found, SealError::KeyUnfit { .. } | SealError::KeyMissing { .. }) {
+            let event = Event::new(Action::KeyIncident, "kek", kek.id.to_string())
+                .detail("version", kek.version.to_string())
+                .detail("key", kek.key.id().to_string())
+                .detail("what", found.to_string());
+            self.parts().audit.record(system, event, Outcome::Failure("key")).await?;
+        }
+        Err(VaultError::Seal(found))
+    }
+
+    /// The tenant's KEK versions, newest first, with how many records each wraps.
+    ///
+    /// # Errors
+    /// [`VaultError::Forbidden`], or what the database says.
+    pub async fn keks(&self, caller: &Caller) -> Result<Vec<KekInfo>, VaultError> {
+        caller.require(Scope::KeysAdmin)?;
+        let tenant = caller.tenant.clone();
+        let query = move |conn: &mut _| Ok((keks::load(conn, &tenant)?, keks::records(conn, &tenant)?));
+        let (records, counts) = self.parts().db.read::<_, DbError, _>(query).await?;
+        let budget = budget(self.parts().config.wrap_budget);
+        let count = |version| counts.get(&version).copied().unwrap_or(0);
+        Ok(records.iter().rev().map(|record| info(record, count(record.kek.version), budget)).collect())
+    }
+
+    /// Makes a new KEK version, which seals from now on.
+    ///
+    /// # Errors
+    /// Those of idempotency keys, or what the device, the log and the database say.
+    pub async fn rotate_kek(
+        &self,
+        caller: &Caller,
+        idempotency: Option<IdempotencyKey>,
+    ) -> Result<KekInfo, VaultError> {
+        let event = Event::new(Action::KekRotate, "kek", caller.tenant.as_str());
+        let version = self
+            .audited(caller, Scope::KeysAdmin, event, |note| async move {
+                check::idempotency(idempotency.as_ref())?;
+                // Asked under the lock: of two equal requests at once, the second finds the first one's result.
+                let _making = self.inner.keyring.making.lock().await;
+                let version =
+                    match self.request(caller, Action::KekRotate.name(), idempotency.as_ref()).await? {
+                        Request::Repeated(version) => {
+                            note.add("repeated", version.as_str());
+                            version.parse().map_err(|_| DbError::impossible("idempotency_keys", &version))?
+                        }
+                        request => self.make_version(&caller.tenant, &request).await?.version,
+                    };
+                note.add("kek_version", version.to_string());
+                Ok(version)
+            })
+            .await?;
+        let found = self.keks(caller).await?.into_iter().find(|kek| kek.version == version);
+        found.ok_or(VaultError::NotFound("key-encryption key"))
+    }
+}
+
+fn info(record: &KekRecord, records: u64, wrap_budget: u64) -> KekInfo {
+    KekInfo {
+        kek_id: record.kek.id.to_string(),
+        version: record.kek.version,
+        key_id: record.kek.key.id().to_string(),
+        mechanism: record.kek.mechanism_name(),
+        state: record.state,
+        wraps: record.wraps_reserved,
+        wrap_budget,
+        records,
+        created_at: record.created_at,
+        activated_at: record.activated_at,
+    }
+}
+
+fn no_randomness(_: getrandom::Error) -> VaultError {
+    VaultError::Seal(SealError::Unavailable {
+        retry_after: Duration::from_secs(1),
+        reason: "the operating system gives no random bytes".to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::{BLOCK, Grant, Keyring, Ring, block, budget};
+    use crate::clock::Timestamp;
+    use crate::ids::TenantId;
+    use crate::seal::{Kek, KekId, KeyRef, KeySpec};
+    use crate::vault::model::KekState;
+    use crate::vault::store::keks::KekRecord;
+
+    fn ring(id: KekId, states: &[KekState]) -> Ring {
+        let record = |(version, state): (u32, &KekState)| KekRecord {
+            kek: Kek { id, version, key: KeyRef::plan(KeySpec::Kek).unwrap() },
+            state: *state,
+            wraps_reserved: 0,
+            created_at: Timestamp::from_micros(0),
+            activated_at: None,
+        };
+        Ring { records: (1..).zip(states).map(record).collect(), loaded: Instant::now() }
+    }
+
+    #[test]
+    fn the_newest_active_version_seals_and_older_ones_open() {
+        use KekState::{Active, Destroyed, Planned, Retired};
+        let (id, other) = (KekId::generate().unwrap(), KekId::generate().unwrap());
+        let ring = ring(id, &[Destroyed, Retired, Active, Planned]);
+
+        assert_eq!(ring.active().map(|kek| kek.version), Some(3));
+        let opens = |version| ring.opening(id, version).is_some();
+        assert_eq!([1, 2, 3, 4, 5].map(opens), [false, true, true, false, false]);
+        assert!(ring.opening(other, 3).is_none());
+    }
+
+    #[test]
+    fn a_reservation_is_spent_once_and_under_its_version_only() {
+        let (keyring, tenant) = (Keyring::default(), TenantId::parse("t").unwrap());
+        keyring.grant(&tenant, Grant { version: 2, left: 2 });
+
+        assert!(!keyring.take(&tenant, 1));
+        assert!(keyring.take(&tenant, 2) && keyring.take(&tenant, 2));
+        assert!(!keyring.take(&tenant, 2));
+        assert!(!keyring.take(&TenantId::parse("u").unwrap(), 2));
+    }
+
+    #[test]
+    fn a_block_never_exceeds_its_budget() {
+        for configured in [0, 1, 2, 8, 100, 1 << 20, u64::MAX] {
+            let budget = budget(configured);
+            // One wrap is the canary's; the first block must fit beside it.
+            assert!(block(budget) < budget && block(budget) <= BLOCK && budget <= 1 << 31, "{configured}");
+        }
+    }
+}

@@ -1,1 +1,343 @@
-//! stub
+//! Jobs that move records to the newest KEK version, in the background, a batch at a time.
+//!
+//! A daemon takes a job for as long as its lease lives. Every batch is one transaction: the new
+//! wraps, each in the place of exactly the old one that was read, with the job's progress and lease.
+//! A crash loses at most the batch at hand. A record that does not open is counted and passed over;
+//! a device that does not answer is waited for.
+
+use std::time::Duration;
+
+use futures_util::stream::{self, StreamExt};
+
+use crate::audit::{Action, AuditCode, Event, Outcome};
+use crate::clock::Timestamp;
+use crate::db::DbError;
+use crate::identity::{Caller, Scope};
+use crate::ids::{JobId, RequestId};
+use crate::seal::{SealError, WrappedKey};
+
+use super::idempotency::Request;
+use super::model::{IdempotencyKey, JobInfo, JobState};
+use super::store::jobs::{self, Job};
+use super::store::keks::{self, Position, ToRewrap};
+use super::{Vault, VaultError, check, secrets, store};
+
+/// Records per transaction.
+const BATCH: i64 = 64;
+/// Records of one batch that are at the device at the same time.
+const AT_ONCE: usize = 4;
+/// How often jobs of other daemons that died are looked for.
+const POLL: Duration = Duration::from_secs(2);
+/// How often expired idempotency keys are deleted.
+const PURGE_EVERY: u32 = 300;
+/// Longest pause before the device is tried again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// What became of one record.
+enum Moved {
+    /// Wrapped anew.
+    To(ToRewrap, WrappedKey),
+    /// Cannot be moved; the code says why.
+    Not(&'static str),
+}
+
+/// What follows a pass over all records.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    End(JobState),
+    /// Records came under an old version while the pass ran.
+    Again,
+}
+
+/// Decides what follows a pass that left `remaining` records, of which `failed` cannot be moved.
+fn after_pass(remaining: u64, failed: u64) -> Next {
+    match (remaining, failed) {
+        (0, _) => Next::End(JobState::Succeeded),
+        (remaining, failed) if remaining <= failed => Next::End(JobState::Failed),
+        _ => Next::Again,
+    }
+}
+
+/// The pause after the `failures`th failure in a row: doubles, up to a limit, and not shorter than asked for.
+fn pause(failures: u32, asked: Option<Duration>) -> Duration {
+    let doubled = Duration::from_millis(250).saturating_mul(1 << failures.min(10));
+    doubled.max(asked.unwrap_or_default()).min(LONGEST_PAUSE)
+}
+
+impl Vault {
+    /// Starts a job that moves every record of the tenant to the newest KEK version. An open job to
+    /// that version is returned instead of a second one.
+    ///
+    /// # Errors
+    /// Those of idempotency keys, or what the log and the database say.
+    pub async fn rewrap(
+        &self,
+        caller: &Caller,
+        idempotency: Option<IdempotencyKey>,
+    ) -> Result<JobInfo, VaultError> {
+        let event = Event::new(Action::RewrapStart, "kek", caller.tenant.as_str());
+        let job = self
+            .audited(caller, Scope::KeysAdmin, event, |note| async move {
+                check::idempotency(idempotency.as_ref())?;
+                let operation = Action::RewrapStart.name();
+                let job = match self.request(caller, operation, idempotency.as_ref()).await? {
+                    Request::Repeated(id) => self.found_job(caller, &id).await,
+                    request => match self.queue_rewrap(caller, &request).await {
+                        Err(VaultError::IdempotencyInFlight) => {
+                            match self.request(caller, operation, idempotency.as_ref()).await? {
+                                Request::Repeated(id) => self.found_job(caller, &id).await,
+                                Request::New(_) | Request::Plain => Err(VaultError::IdempotencyInFlight),
+                            }
+                        }
+                        result => result,
+                    },
+                }?;
+                note.add("job", job.id.as_str());
+                note.add("target_version", job.target_version.to_string());
+                Ok(job)
+            })
+            .await?;
+        self.inner.job_queued.notify_one();
+        Ok(job)
+    }
+
+    async fn queue_rewrap(&self, caller: &Caller, request: &Request) -> Result<JobInfo, VaultError> {
+        let (tenant, id, now) = (caller.tenant.clone(), JobId::generate(), self.parts().clock.now());
+        let row = request.row(id.as_str());
+        self.parts().db.write(move |conn| jobs::queue_rewrap(conn, &tenant, &id, row, now)).await
+    }
+
+    async fn found_job(&self, caller: &Caller, id: &str) -> Result<JobInfo, VaultError> {
+        let id = JobId::parse(id).map_err(|_| DbError::impossible("idempotency_keys", id))?;
+        self.job(caller, &id).await
+    }
+
+    /// A job's progress.
+    ///
+    /// # Errors
+    /// [`VaultError::Forbidden`], [`VaultError::NotFound`], or what the database says.
+    pub async fn job(&self, caller: &Caller, id: &JobId) -> Result<JobInfo, VaultError> {
+        caller.require(Scope::KeysAdmin)?;
+        let (tenant, id) = (caller.tenant.clone(), id.clone());
+        let job = self.parts().db.read::<_, DbError, _>(move |conn| jobs::find(conn, &tenant, &id)).await?;
+        job.map(|job| job.info).ok_or(VaultError::NotFound("job"))
+    }
+
+    /// Asks a job to stop after the batch it is at. What was moved stays moved.
+    ///
+    /// # Errors
+    /// [`VaultError::JobEnded`], [`VaultError::NotFound`], or what the log and the database say.
+    pub async fn cancel_job(&self, caller: &Caller, id: &JobId) -> Result<JobInfo, VaultError> {
+        let event = Event::new(Action::JobCancel, "job", id.as_str());
+        self.audited(caller, Scope::KeysAdmin, event, |_| async move {
+            let (tenant, id, now) = (caller.tenant.clone(), id.clone(), self.parts().clock.now());
+            self.parts().db.write(move |conn| jobs::cancel(conn, &tenant, &id, now)).await
+        })
+        .await
+    }
+
+    /// Goes on with jobs that a crash or stop interrupted, and takes new ones. Runs until the process ends.
+    pub async fn run_jobs(&self) {
+        let owner = RequestId::generate().as_str().to_owned();
+        let mut rounds = 0_u32;
+        loop {
+            while let Some(job) = self.claim_job(&owner).await {
+                self.work_on(job).await;
+            }
+            if rounds % PURGE_EVERY == 0 {
+                let now = self.parts().clock.now();
+                let purge = move |conn: &mut _| store::purge_keys(conn, now);
+                if let Err(error) = self.parts().db.write::<_, DbError, _>(purge).await {
+                    tracing::warn!(%error, "expired idempotency keys were not deleted");
+                }
+            }
+            rounds = rounds.wrapping_add(1);
+            // Either way the table is asked: a notification only makes it sooner.
+            let _ = tokio::time::timeout(POLL, self.inner.job_queued.notified()).await;
+        }
+    }
+
+    async fn claim_job(&self, owner: &str) -> Option<Job> {
+        let (owner, (now, until)) = (owner.to_owned(), self.lease());
+        let claim = move |conn: &mut _| jobs::claim(conn, &owner, now, until);
+        match self.parts().db.write::<_, DbError, _>(claim).await {
+            Ok(job) => job,
+            Err(error) => {
+                tracing::warn!(%error, "jobs cannot be read");
+                None
+            }
+        }
+    }
+
+    fn lease(&self) -> (Timestamp, Timestamp) {
+        let now = self.parts().clock.now();
+        (now, now.plus(self.parts().config.job_lease))
+    }
+
+    /// Moves batch after batch until the job has ended or its lease is gone.
+    async fn work_on(&self, mut job: Job) {
+        let mut failures = 0;
+        while job.info.state == JobState::Running {
+            match self.step(&mut job).await {
+                Ok(true) => failures = 0,
+                // Cancelled, or another daemon has it.
+                Ok(false) => return,
+                Err(error) => {
+                    failures += 1;
+                    let asked = match &error {
+                        VaultError::Seal(error) => error.retry_after(),
+                        _ => None,
+                    };
+                    tracing::warn!(job = %job.info.id, code = error.audit_code(), "rewrap waits");
+                    tokio::time::sleep(pause(failures, asked)).await;
+                    // A sign of life; the database may be what does not answer, then the lease runs on.
+                    if matches!(self.save(&job).await, Ok(false)) {
+                        return;
+                    }
+                }
+            }
+        }
+        self.record_end(&job).await;
+    }
+
+    /// One batch, or the decision at the end of a pass. `false`: the lease is gone.
+    async fn step(&self, job: &mut Job) -> Result<bool, VaultError> {
+        let (tenant, target, position) = (job.tenant.clone(), job.info.target_version, job.position.clone());
+        let query = move |conn: &mut _| keks::to_rewrap(conn, &tenant, target, &position, BATCH);
+        let batch = self.parts().db.read::<_, DbError, _>(query).await?;
+        let Some(last) = batch.last() else { return self.end_pass(job).await };
+        let mut next = job.clone();
+        next.position = last.position.clone();
+        let mut moved = Vec::new();
+        let results: Vec<_> =
+            stream::iter(batch).map(|record| self.move_record(job, record)).buffered(AT_ONCE).collect().await;
+        for result in results {
+            match result? {
+                Moved::To(old, new) => moved.push((old, new)),
+                Moved::Not(code) => {
+                    next.info.failed += 1;
+                    next.info.last_error = Some(code.to_owned());
+                }
+            }
+        }
+        let saved = self.save_batch(next, moved).await?;
+        Ok(saved.map(|saved| *job = saved).is_some())
+    }
+
+    /// Wraps one record's DEK anew. An error means: try again later.
+    async fn move_record(&self, job: &Job, record: ToRewrap) -> Result<Moved, VaultError> {
+        let system = Caller::system("rewrap", job.tenant.clone());
+        let (id, version) = (record.position.secret.as_str(), record.position.version);
+        let wrapped = WrappedKey::from_bytes(&record.wrapped_dek).ok();
+        let from = match &wrapped {
+            Some(wrapped) => self.kek_for_opening(&job.tenant, wrapped).await?,
+            None => None,
+        };
+        let (Some(wrapped), Some(from)) = (wrapped, from) else {
+            self.incident(&system, id, version).await;
+            return Ok(Moved::Not("integrity"));
+        };
+        let to = self.kek_for_sealing(&job.tenant).await?;
+        let context = secrets::context(job.tenant.as_str(), id, version);
+        match self.parts().sealer.rewrap(&from, &to, &context, &wrapped).await {
+            Ok(new) => Ok(Moved::To(record, new)),
+            Err(SealError::Rejected) => {
+                self.incident(&system, id, version).await;
+                Ok(Moved::Not("integrity"))
+            }
+            Err(SealError::KeyMissing { .. }) => Ok(Moved::Not("key-missing")),
+            Err(SealError::KeyUnfit { .. }) => Ok(Moved::Not("key-unfit")),
+            Err(error) => Err(VaultError::Seal(error)),
+        }
+    }
+
+    /// Stores a batch and the job's progress together; `None` if the lease is gone, and then nothing is stored.
+    async fn save_batch(
+        &self,
+        mut job: Job,
+        moved: Vec<(ToRewrap, WrappedKey)>,
+    ) -> Result<Option<Job>, VaultError> {
+        let (now, until) = self.lease();
+        let work = move |conn: &mut _| {
+            for (old, new) in &moved {
+                // A record that was deleted or replaced meanwhile is nobody's loss.
+                if keks::swap_wrap(conn, &job.tenant, old, &new.to_bytes(), new.kek_version())? {
+                    job.info.done += 1;
+                }
+            }
+            if jobs::save(conn, &job, now, until)? { Ok(job) } else { Err(VaultError::JobEnded) }
+        };
+        match self.parts().db.write(work).await {
+            Ok(job) => Ok(Some(job)),
+            Err(VaultError::JobEnded) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn end_pass(&self, job: &mut Job) -> Result<bool, VaultError> {
+        let (tenant, target) = (job.tenant.clone(), job.info.target_version);
+        let count = move |conn: &mut _| keks::remaining(conn, &tenant, target);
+        let remaining = self.parts().db.read::<_, DbError, _>(count).await?;
+        let mut next = job.clone();
+        match after_pass(remaining, job.info.failed) {
+            Next::End(state) => next.info.state = state,
+            Next::Again => {
+                next.position = Position::default();
+                next.info.failed = 0;
+            }
+        }
+        let saved = self.save(&next).await?;
+        *job = next;
+        Ok(saved)
+    }
+
+    async fn save(&self, job: &Job) -> Result<bool, VaultError> {
+        let (job, (now, until)) = (job.clone(), self.lease());
+        Ok(self.parts().db.write::<_, DbError, _>(move |conn| jobs::save(conn, &job, now, until)).await?)
+    }
+
+    async fn record_end(&self, job: &Job) {
+        let system = Caller::system("rewrap", job.tenant.clone());
+        let event = Event::new(Action::RewrapEnd, "job", job.info.id.as_str())
+            .detail("target_version", job.info.target_version.to_string())
+            .detail("done", job.info.done.to_string())
+            .detail("failed", job.info.failed.to_string());
+        let outcome = match job.info.state {
+            JobState::Succeeded => Outcome::Success,
+            _ => Outcome::Failure("records-failed"),
+        };
+        if self.parts().audit.record(&system, event, outcome).await.is_err() {
+            tracing::error!(job = %job.info.id, "the end of a rewrap could not be recorded");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{Next, after_pass, pause};
+    use crate::vault::model::JobState;
+
+    #[test]
+    fn a_job_goes_on_until_only_failures_remain() {
+        for (remaining, failed, next) in [
+            (0, 0, Next::End(JobState::Succeeded)),
+            // What failed was deleted meanwhile.
+            (0, 2, Next::End(JobState::Succeeded)),
+            (2, 2, Next::End(JobState::Failed)),
+            (1, 2, Next::End(JobState::Failed)),
+            (3, 2, Next::Again),
+            (3, 0, Next::Again),
+        ] {
+            assert_eq!(after_pass(remaining, failed), next, "{remaining} {failed}");
+        }
+    }
+
+    #[test]
+    fn pauses_grow_and_end() {
+        assert_eq!(pause(1, None), Duration::from_millis(500));
+        assert_eq!(pause(1, Some(Duration::from_secs(2))), Duration::from_secs(2));
+        assert_eq!(pause(99, None), Duration::from_secs(10));
+    }
+}

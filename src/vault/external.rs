@@ -1,0 +1,137 @@
+//! Ciphertext that the caller keeps: data keys, seal, open. Nothing of it is stored.
+
+use futures_util::stream::{self, StreamExt};
+use zeroize::Zeroizing;
+
+use crate::audit::{Action, Event, Note};
+use crate::identity::{Caller, Scope};
+use crate::seal::{Context, SealError, Sealed};
+
+use super::model::{DataKey, ExternalContext, OpenItem, Plain, SealItem};
+use super::{Vault, VaultError, check};
+
+/// `Context::kind` of everything here: a data key is opened like any other sealed value.
+const KIND: &str = "external";
+/// Items of one batch that are at the device at the same time.
+const AT_ONCE: usize = 8;
+
+fn context<'a>(caller: &'a Caller, context: &'a ExternalContext) -> Context<'a> {
+    Context { tenant: caller.tenant.as_str(), kind: KIND, record: &context.0, version: 0 }
+}
+
+impl Vault {
+    /// A fresh data key of 16 to 64 bytes: plaintext once, and sealed for `context`.
+    ///
+    /// # Errors
+    /// [`VaultError::Invalid`], or what the device and the log say.
+    pub async fn data_key(
+        &self,
+        caller: &Caller,
+        context: &ExternalContext,
+        len: usize,
+    ) -> Result<DataKey, VaultError> {
+        let event = Event::new(Action::DataKeyCreate, "context", context.0.as_str());
+        self.audited(caller, Scope::CryptoUse, event, |note| async move {
+            check::context(context)?;
+            check::data_key_len(len)?;
+            let plain = Plain(self.parts().sealer.random(len).await.map_err(VaultError::Seal)?);
+            // Sealing waits for the device, and guarded memory is not readable across a wait.
+            let copy = Zeroizing::new(plain.with(<[u8]>::to_vec));
+            let sealed = self.seal_one(caller, context, &copy, &note).await?;
+            Ok(DataKey { plain, sealed })
+        })
+        .await
+    }
+
+    /// Seals values whose ciphertext the caller keeps, one result per item, at most 100 items.
+    ///
+    /// # Errors
+    /// [`VaultError::Invalid`] for a batch of a wrong size, or what the log says; everything else is
+    /// a result of its item.
+    pub async fn seal_external(
+        &self,
+        caller: &Caller,
+        items: Vec<SealItem>,
+    ) -> Result<Vec<Result<Vec<u8>, VaultError>>, VaultError> {
+        let event = batch_event(Action::SealExternal, items.iter().map(|item| &item.context));
+        self.audited(caller, Scope::CryptoUse, event, |note| async move {
+            check::batch(items.len())?;
+            let seal = |item: SealItem| {
+                let note = note.clone();
+                async move {
+                    check::context(&item.context)?;
+                    let limit = self.parts().config.max_value_bytes;
+                    if item.value.bytes.len() > limit {
+                        return Err(VaultError::TooLarge { limit });
+                    }
+                    self.seal_one(caller, &item.context, &item.value.bytes, &note).await
+                }
+            };
+            let results: Vec<_> = stream::iter(items).map(seal).buffered(AT_ONCE).collect().await;
+            count_failures(&note, &results);
+            Ok(results)
+        })
+        .await
+    }
+
+    /// Opens what [`Vault::seal_external`] or [`Vault::data_key`] made, one result per item, at most 100 items.
+    ///
+    /// # Errors
+    /// As [`Vault::seal_external`]; a wrong context is [`VaultError::Integrity`] of its item.
+    pub async fn open_external(
+        &self,
+        caller: &Caller,
+        items: Vec<OpenItem>,
+    ) -> Result<Vec<Result<Plain, VaultError>>, VaultError> {
+        let event = batch_event(Action::OpenExternal, items.iter().map(|item| &item.context));
+        self.audited(caller, Scope::CryptoUse, event, |note| async move {
+            check::batch(items.len())?;
+            let open = |item: OpenItem| async move { self.open_one(caller, &item).await };
+            let results: Vec<_> = stream::iter(items).map(open).buffered(AT_ONCE).collect().await;
+            count_failures(&note, &results);
+            Ok(results)
+        })
+        .await
+    }
+
+    async fn seal_one(
+        &self,
+        caller: &Caller,
+        external: &ExternalContext,
+        value: &[u8],
+        note: &Note,
+    ) -> Result<Vec<u8>, VaultError> {
+        let kek = self.kek_for_sealing(&caller.tenant).await?;
+        let context = context(caller, external);
+        let sealed = self.parts().sealer.seal(&kek, &context, value).await.map_err(VaultError::Seal)?;
+        note.add("kek_version", kek.version.to_string());
+        Ok(sealed.to_bytes())
+    }
+
+    /// A rejection here is no incident: the caller may have mixed up its contexts.
+    async fn open_one(&self, caller: &Caller, item: &OpenItem) -> Result<Plain, VaultError> {
+        check::context(&item.context)?;
+        let sealed = Sealed::from_bytes(&item.sealed).map_err(|_| VaultError::Integrity)?;
+        let kek = self.kek_for_opening(&caller.tenant, sealed.key()).await?.ok_or(VaultError::Integrity)?;
+        match self.parts().sealer.open(&kek, &context(caller, &item.context), &sealed).await {
+            Ok(opened) => Ok(Plain(opened)),
+            Err(SealError::Rejected) => Err(VaultError::Integrity),
+            Err(error) => Err(VaultError::Seal(error)),
+        }
+    }
+}
+
+/// One record for a batch: the context of a single item, else how many there are.
+fn batch_event<'a>(action: Action, contexts: impl ExactSizeIterator<Item = &'a ExternalContext>) -> Event {
+    let count = contexts.len();
+    let only = contexts.last().filter(|_| count == 1);
+    let event = Event::new(action, "context", only.map_or("", |context| context.0.as_str()));
+    event.detail("items", count.to_string())
+}
+
+fn count_failures<T>(note: &Note, results: &[Result<T, VaultError>]) {
+    let failed = results.iter().filter(|result| result.is_err()).count();
+    if failed > 0 {
+        note.add("failed", failed.to_string());
+    }
+}
