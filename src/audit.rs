@@ -8,17 +8,27 @@
 
 mod append;
 mod model;
+mod pending;
+mod record;
+mod recover;
 mod store;
+mod verify;
 
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Clock;
-use crate::db::{Db, DbError};
-use crate::identity::{Caller, MissingScope};
+use crate::db::{Conn, Db, DbError};
+use crate::identity::{Caller, MissingScope, Principal, Scope};
+use crate::ids::TenantId;
+
+use append::Appender;
+use pending::Pending;
+use record::Subject;
 
 pub use model::{Action, Event, Note, Outcome, Record};
+pub use verify::{BadReason, BadRecord, Checkpoint, verify, verify_against};
 
 /// Why the audit log refused.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +48,14 @@ pub enum AuditError {
 pub trait AuditCode {
     /// The name, such as `not-found` or `device-unavailable`.
     fn audit_code(&self) -> &'static str;
+
+    /// The outcome that the error makes: a failure, unless it is a refusal.
+    fn audit_outcome(&self) -> Outcome {
+        match self.audit_code() {
+            "forbidden" => Outcome::Denied("forbidden"),
+            code => Outcome::Failure(code),
+        }
+    }
 }
 
 /// Appends to the log and reads it. Cheap to clone.
@@ -45,7 +63,7 @@ pub trait AuditCode {
 pub struct AuditLog {
     db: Db,
     clock: Arc<dyn Clock>,
-    appender: append::Appender,
+    appender: Appender,
 }
 
 /// How the log behaves.
@@ -63,13 +81,16 @@ impl Default for Options {
 }
 
 impl AuditLog {
-    /// Opens the log, starts its appender task (needs a tokio runtime) and closes intents that a
-    /// crash left without outcome as `unknown`.
+    /// Opens the log, starts its appender task (needs a tokio runtime) and, on SQLite, closes intents
+    /// that a crash left without outcome as `unknown`. On PostgreSQL another daemon may be working on
+    /// them still, so there they stay open; to a reader an intent without outcome means `unknown`.
     ///
     /// # Errors
     /// If the database cannot be read or written.
     pub async fn open(db: Db, clock: Arc<dyn Clock>, options: Options) -> Result<Self, AuditError> {
-        todo!()
+        let settled = recover::close_unfinished(&db, clock.now()).await?;
+        let appender = Appender::start(db.clone(), Arc::clone(&clock), options.deadline, settled);
+        Ok(Self { db, clock, appender })
     }
 
     /// Runs `work` between a durable intent and its outcome. `work` adds what it learns (a new id,
@@ -83,7 +104,11 @@ impl AuditLog {
         F: FnOnce(Note) -> Fut,
         Fut: Future<Output = Result<T, E>>,
     {
-        todo!()
+        let pending = Pending::begin(&self.appender, &self.clock, caller, &event).await?;
+        let result = work(pending.note()).await;
+        let outcome = result.as_ref().map_or_else(AuditCode::audit_outcome, |_| Outcome::Success);
+        pending.finish(outcome).await;
+        result
     }
 
     /// Records something that has already happened or was refused, as one durable record.
@@ -91,20 +116,79 @@ impl AuditLog {
     /// # Errors
     /// [`AuditError::Unavailable`] if it could not be made durable in time.
     pub async fn record(&self, caller: &Caller, event: Event, outcome: Outcome) -> Result<(), AuditError> {
-        todo!()
+        let draft = Subject::new(caller, &event).event(self.clock.now(), outcome, &event.details);
+        self.appender.append(draft).await
     }
 
-    /// Records of the caller's tenant (and, for system events, of the daemon) with a number above
-    /// `after`, oldest first, at most `limit`.
+    /// Records a refusal or a read of metadata: queued and written soon, but nothing waits for it.
+    pub async fn record_soon(&self, caller: &Caller, event: Event, outcome: Outcome) {
+        let draft = Subject::new(caller, &event).event(self.clock.now(), outcome, &event.details);
+        self.appender.push(draft).await;
+    }
+
+    /// Records of the caller's tenant with a number above `after`, oldest first, at most `limit`.
+    /// The daemon's own events belong to the tenant it names as caller.
     ///
     /// # Errors
     /// [`AuditError::Forbidden`] without `audit:read`.
     pub async fn events(&self, caller: &Caller, after: u64, limit: u32) -> Result<Vec<Record>, AuditError> {
-        todo!()
+        self.may_read(caller, true).await?;
+        self.read(caller, Some(caller.tenant.clone()), after, limit).await
+    }
+
+    /// All tenants' records with a number above `after`: the whole chain, for [`verify`]. For the
+    /// operator on the daemon's host only (the daemon itself or a local user).
+    ///
+    /// # Errors
+    /// [`AuditError::Forbidden`] for everybody else, and without `audit:read`.
+    pub async fn export(&self, caller: &Caller, after: u64, limit: u32) -> Result<Vec<Record>, AuditError> {
+        self.may_read(caller, matches!(caller.principal, Principal::System(_) | Principal::LocalUser(_)))
+            .await?;
+        self.read(caller, None, after, limit).await
+    }
+
+    /// The end of the chain now: note it elsewhere, and a later [`verify_against`] shows a cut-off tail.
+    ///
+    /// # Errors
+    /// [`AuditError::Read`] if the database cannot be read.
+    pub async fn head(&self) -> Result<Checkpoint, AuditError> {
+        Ok(self.db.read(store::head).await?)
     }
 
     /// Stops taking records and waits until all accepted ones are durable.
     pub async fn close(&self) {
-        todo!()
+        self.appender.close().await;
+    }
+
+    async fn may_read(&self, caller: &Caller, admitted: bool) -> Result<(), AuditError> {
+        let missing = match caller.require(Scope::AuditRead) {
+            Ok(()) if admitted => return Ok(()),
+            Ok(()) => MissingScope(Scope::AuditRead),
+            Err(missing) => missing,
+        };
+        let event = Event::new(Action::AuditRead, "audit-log", "");
+        self.record_soon(caller, event, Outcome::Denied("forbidden")).await;
+        Err(missing.into())
+    }
+
+    async fn read(
+        &self,
+        caller: &Caller,
+        tenant: Option<TenantId>,
+        after: u64,
+        limit: u32,
+    ) -> Result<Vec<Record>, AuditError> {
+        let range = if tenant.is_some() { "tenant" } else { "all" };
+        let page =
+            move |conn: &mut Conn| store::page(conn, tenant.as_ref().map(TenantId::as_str), after, limit);
+        let records = self.db.read(page).await?;
+        // A follower would otherwise get the record of its own last call for ever.
+        if records.iter().any(|(action, _)| action != Action::AuditRead.name()) {
+            let event = Event::new(Action::AuditRead, "audit-log", range)
+                .detail("after", after.to_string())
+                .detail("count", records.len().to_string());
+            self.record_soon(caller, event, Outcome::Success).await;
+        }
+        Ok(records.into_iter().map(|(_, record)| record).collect())
     }
 }

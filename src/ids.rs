@@ -4,8 +4,12 @@
 
 use std::fmt;
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+use zeroize::Zeroizing;
 
 /// The text is not a valid name or id of the wanted kind.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -203,5 +207,35 @@ impl RequestId {
 impl fmt::Display for RequestId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+/// A fresh client secret: 256 random bits, with a prefix by which secret scanners know it.
+///
+/// # Errors
+/// If the operating system has no randomness to give.
+pub fn generate_client_secret() -> Result<SecretString, getrandom::Error> {
+    let mut bytes = Zeroizing::new([0; 32]);
+    getrandom::fill(&mut *bytes)?;
+    // Sized before anything is written, so that no copy is left behind by a reallocation.
+    let mut text = String::with_capacity(64);
+    text.push_str("lcs_");
+    URL_SAFE_NO_PAD.encode_string(&bytes[..], &mut text);
+    Ok(SecretString::from(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use secrecy::ExposeSecret;
+
+    use super::generate_client_secret;
+
+    #[test]
+    fn a_client_secret_has_256_bits_behind_its_prefix_and_none_is_like_another() {
+        let [one, other] = [generate_client_secret().unwrap(), generate_client_secret().unwrap()];
+
+        assert!(one.expose_secret().starts_with("lcs_"));
+        assert_eq!(one.expose_secret().len(), 4 + 43);
+        assert_ne!(one.expose_secret(), other.expose_secret());
     }
 }

@@ -4,6 +4,8 @@
 //! Client secrets are 256 random bits and are kept as HMAC under a device key. Every issued token
 //! has an audit record with its `jti` before it is signed. Tokens are `at+jwt` (RFC 9068).
 
+mod apps;
+mod clients;
 mod model;
 mod store;
 mod verify;
@@ -12,13 +14,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::SecretString;
+use serde_json::{Value, json};
+use uuid::Uuid;
 
-use crate::audit::{AuditCode, AuditError, AuditLog};
-use crate::clock::Clock;
+use crate::audit::{Action, AuditCode, AuditError, AuditLog, Event, Outcome};
+use crate::clock::{Clock, Timestamp};
 use crate::db::{Db, DbError};
-use crate::identity::{Caller, MissingScope};
+use crate::identity::{Caller, MissingScope, Principal, ScopeSet};
 use crate::ids::{ClientId, RequestId, TenantId};
 use crate::keys::{Keys, KeysError};
+
+use clients::Clients;
+use store::App;
+use verify::{Expected, TOKEN_MAX, TYP};
 
 pub use model::*;
 
@@ -77,6 +85,17 @@ impl AuditCode for IssuerError {
             Self::Db(_) => "storage-failed",
         }
     }
+
+    fn audit_outcome(&self) -> Outcome {
+        match self {
+            Self::InvalidClient
+            | Self::UnsupportedGrantType
+            | Self::InvalidScope
+            | Self::InvalidTarget
+            | Self::Forbidden(_) => Outcome::Denied(self.audit_code()),
+            _ => Outcome::Failure(self.audit_code()),
+        }
+    }
 }
 
 /// Why a bearer token was not accepted. The client learns `invalid_token` only.
@@ -125,57 +144,179 @@ impl Config {
 /// The issuer. Cheap to clone.
 #[derive(Clone)]
 pub struct Issuer {
-    parts: Arc<Parts>,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    db: Db,
+    keys: Keys,
+    audit: AuditLog,
+    clock: Arc<dyn Clock>,
+    config: Config,
+    clients: Clients,
+}
+
+/// What a token request may have.
+struct Grant {
+    app: Arc<App>,
+    scopes: ScopeSet,
 }
 
 impl Issuer {
     /// Makes the service.
     pub fn new(parts: Parts) -> Self {
-        todo!()
+        let Parts { db, keys, audit, clock, config } = parts;
+        let clients = Clients::new(db.clone());
+        Self { inner: Arc::new(Inner { db, keys, audit, clock, config, clients }) }
     }
 
     /// The token endpoint: authenticates the client, grants scopes, records, signs.
+    ///
+    /// # Errors
+    /// The errors of RFC 6749, section 5.2, and RFC 8707, section 2, each recorded as a refusal;
+    /// else what kept the token from being signed.
     pub async fn token(&self, request: TokenRequest, id: &RequestId) -> Result<IssuedToken, IssuerError> {
-        todo!()
+        let grant = match self.grant(&request).await {
+            Ok(grant) => grant,
+            Err(error) => {
+                self.record_refusal(&request, id, &error).await;
+                return Err(error);
+            }
+        };
+        let client = &grant.app.info.client_id;
+        let caller = self.caller(Principal::Application(client.clone()), grant.scopes, id.clone());
+        let (jti, scope) = (Uuid::now_v7().to_string(), grant.scopes.to_string());
+        let event = Event::new(Action::TokenIssue, "token", jti.as_str()).detail("scope", scope.as_str());
+        let claims = self.claims(client, &scope, &jti, self.inner.clock.now());
+        let tenant = &self.inner.config.tenant;
+        let signed = self.inner.audit.around(&caller, event, async |_| {
+            Ok::<_, IssuerError>(self.inner.keys.sign_jwt(tenant, TYP, &claims).await?)
+        });
+        let access_token = SecretString::from(signed.await?);
+        Ok(IssuedToken { access_token, expires_in: self.inner.config.token_lifetime.as_secs(), scope })
     }
 
-    /// Checks a bearer token and says who calls.
+    /// Checks a bearer token and says who calls. The rights are those that the token was given and
+    /// the application still has.
+    ///
+    /// # Errors
+    /// [`BearerError::Invalid`] for a bad token, [`BearerError::Unavailable`] if that cannot be told.
     pub async fn authenticate(&self, bearer: &str, request: RequestId) -> Result<Caller, BearerError> {
-        todo!()
+        if bearer.len() > TOKEN_MAX {
+            return Err(BearerError::Invalid("too long"));
+        }
+        let now = self.inner.clock.now();
+        let verified = match self.inner.clients.checked(bearer) {
+            Some(verified) if verified.is_expired(now) => return Err(BearerError::Invalid("expired")),
+            Some(verified) => verified,
+            None => self.verify(bearer, now).await?,
+        };
+        let app = self.inner.clients.find(&self.inner.config.tenant, &verified.client).await;
+        let app = app.map_err(|error| BearerError::Unavailable(error.into()))?;
+        let app = app.ok_or(BearerError::Invalid("the application is gone"))?;
+        let scopes = verified.scopes.iter().filter(|scope| app.info.scopes.contains(*scope)).collect();
+        Ok(self.caller(Principal::Application(verified.client), scopes, request))
     }
 
     /// The JWKS document (RFC 7517, section 5).
-    pub async fn jwks(&self) -> Result<serde_json::Value, IssuerError> {
-        todo!()
+    ///
+    /// # Errors
+    /// If the tenant has no key yet and it cannot be made now.
+    pub async fn jwks(&self) -> Result<Value, IssuerError> {
+        let keys = self.inner.keys.public_keys(&self.inner.config.tenant).await?;
+        let keys: Vec<_> = keys.into_iter().map(|key| key.jwk).collect();
+        Ok(json!({ "keys": keys }))
     }
 
-    /// Makes an application; its secret is in the answer and nowhere else.
-    pub async fn create_app(
-        &self,
-        caller: &Caller,
-        new: NewApp,
-    ) -> Result<(AppInfo, SecretString), IssuerError> {
-        todo!()
+    async fn verify(&self, bearer: &str, now: Timestamp) -> Result<verify::Verified, BearerError> {
+        let Config { issuer, tenant, .. } = &self.inner.config;
+        let keys = self.inner.keys.public_keys(tenant).await;
+        let keys = keys.map_err(|error| BearerError::Unavailable(error.into()))?;
+        let audience = self.inner.config.api_resource();
+        let expected = Expected { issuer, audience: &audience, now };
+        let verified = verify::verify(bearer, &keys, &expected).map_err(BearerError::Invalid)?;
+        self.inner.clients.remember(bearer, verified.clone());
+        Ok(verified)
     }
 
-    /// Makes the application with this id and secret, or gives the one of that id these settings.
-    pub async fn ensure_app(
-        &self,
-        caller: &Caller,
-        id: &ClientId,
-        secret: &SecretString,
-        new: NewApp,
-    ) -> Result<AppInfo, IssuerError> {
-        todo!()
+    /// Decides what to issue; signs and records nothing. The client is authenticated before anything
+    /// is said about its scopes.
+    async fn grant(&self, request: &TokenRequest) -> Result<Grant, IssuerError> {
+        if request.grant_type != "client_credentials" {
+            return Err(IssuerError::UnsupportedGrantType);
+        }
+        let Inner { clients, keys, config, .. } = &*self.inner;
+        let app =
+            clients.authenticate(keys, &config.tenant, &request.client_id, &request.client_secret).await?;
+        if app.info.kind != AppKind::Machine {
+            return Err(IssuerError::UnsupportedGrantType);
+        }
+        let scopes = granted(request.scope.as_deref(), app.info.scopes)?;
+        // An empty parameter counts as an absent one (RFC 6749, section 3.1).
+        match request.resource.as_deref() {
+            None | Some("") => Ok(Grant { app, scopes }),
+            Some(resource) if resource == config.api_resource() => Ok(Grant { app, scopes }),
+            Some(_) => Err(IssuerError::InvalidTarget),
+        }
     }
 
-    /// The tenant's applications.
-    pub async fn list_apps(&self, caller: &Caller) -> Result<Vec<AppInfo>, IssuerError> {
-        todo!()
+    /// RFC 9068, section 2.2.
+    fn claims(&self, client: &ClientId, scope: &str, jti: &str, now: Timestamp) -> Value {
+        let config = &self.inner.config;
+        json!({
+            "iss": config.issuer,
+            "sub": client.as_str(),
+            "client_id": client.as_str(),
+            "aud": config.api_resource(),
+            "scope": scope,
+            "iat": now.as_secs(),
+            "exp": now.plus(config.token_lifetime).as_secs(),
+            "jti": jti,
+        })
     }
 
-    /// Deletes an application: its secret and its tokens stop working.
-    pub async fn delete_app(&self, caller: &Caller, id: &ClientId) -> Result<(), IssuerError> {
-        todo!()
+    async fn record_refusal(&self, request: &TokenRequest, id: &RequestId, error: &IssuerError) {
+        // Only an id that exists is recorded: people paste secrets into the wrong field.
+        let known = match ClientId::parse(&request.client_id) {
+            Ok(client) => self.inner.clients.find(&self.inner.config.tenant, &client).await.ok().flatten(),
+            Err(_) => None,
+        };
+        let client = known.as_ref().map_or("unknown", |app| app.info.client_id.as_str());
+        let event = Event::new(Action::TokenIssue, "application", client);
+        let caller = self.caller(Principal::Anonymous, ScopeSet::NONE, id.clone());
+        self.inner.audit.record_soon(&caller, event, error.audit_outcome()).await;
+    }
+
+    fn caller(&self, principal: Principal, scopes: ScopeSet, request: RequestId) -> Caller {
+        Caller { principal, tenant: self.inner.config.tenant.clone(), scopes, request }
+    }
+}
+
+/// The scopes that were asked for; all of the application's for an absent parameter and for `all`.
+fn granted(asked: Option<&str>, of_app: ScopeSet) -> Result<ScopeSet, IssuerError> {
+    match asked.map(str::trim) {
+        None | Some("" | "all") => Ok(of_app),
+        Some(asked) => ScopeSet::parse(asked)
+            .filter(|asked| of_app.contains_all(*asked))
+            .ok_or(IssuerError::InvalidScope),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{IssuerError, granted};
+    use crate::identity::{Scope, ScopeSet};
+
+    #[test]
+    fn scopes_are_granted_as_asked_and_never_beyond_the_application() {
+        let of_app: ScopeSet = [Scope::SecretsMetadata, Scope::AuditRead].into_iter().collect();
+
+        for all in [None, Some(""), Some("all")] {
+            assert_eq!(granted(all, of_app).unwrap(), of_app);
+        }
+        assert_eq!(granted(Some("audit:read"), of_app).unwrap().to_string(), "audit:read");
+        for more in ["audit:read apps:admin", "all apps:admin", "nonsense", "AUDIT:READ"] {
+            assert!(matches!(granted(Some(more), of_app), Err(IssuerError::InvalidScope)), "{more}");
+        }
     }
 }

@@ -7,13 +7,22 @@
 mod jwk;
 mod store;
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
 
-use crate::audit::{AuditCode, AuditError, AuditLog};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::Serialize;
+use tokio::sync::Mutex;
+
+use crate::audit::{Action, AuditCode, AuditError, AuditLog, Event, Outcome};
 use crate::clock::Clock;
 use crate::db::{Db, DbError};
-use crate::ids::TenantId;
-use crate::seal::{KeyAdmin, KeyRef, SealError, Sealer};
+use crate::identity::Caller;
+use crate::ids::{SigningKeyId, TenantId};
+use crate::seal::{Alg, KeyAdmin, KeyRef, KeySpec, SealError, Sealer};
+
+use store::{Key, Phase, Public};
 
 /// What a key is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -25,6 +34,35 @@ pub enum Purpose {
     /// HMAC of idempotent request bodies.
     RequestBody,
 }
+
+impl Purpose {
+    const ALL: [Self; 3] = [Self::Jwt, Self::ClientSecret, Self::RequestBody];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Jwt => "jwt",
+            Self::ClientSecret => "client-secret",
+            Self::RequestBody => "request-body",
+        }
+    }
+
+    const fn spec(self) -> KeySpec {
+        match self {
+            Self::Jwt => KeySpec::EcP256,
+            Self::ClientSecret | Self::RequestBody => KeySpec::HmacSha256,
+        }
+    }
+
+    /// The JOSE name of what the key does (RFC 7518, section 3.1).
+    const fn alg_name(self) -> &'static str {
+        match self {
+            Self::Jwt => TOKEN_ALG.name(),
+            Self::ClientSecret | Self::RequestBody => "HS256",
+        }
+    }
+}
+
+const TOKEN_ALG: Alg = Alg::Es256;
 
 /// Why a key operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +93,10 @@ impl AuditCode for KeysError {
 #[derive(Clone)]
 pub struct Keys {
     parts: Arc<Parts>,
+    /// Active keys, once read: signing and the JWKS make no query and need no device for it.
+    known: Arc<RwLock<HashMap<(TenantId, Purpose), Key>>>,
+    /// One key is made at a time, so two first uses do not race to the device.
+    making: Arc<Mutex<()>>,
 }
 
 /// What the key service is made of.
@@ -82,40 +124,211 @@ pub struct SigningKey {
     pub jwk: serde_json::Value,
 }
 
+#[derive(Serialize)]
+struct JwsHeader<'a> {
+    alg: &'static str,
+    typ: &'a str,
+    kid: &'a str,
+}
+
 impl Keys {
     /// Makes the service. Does not touch the device.
     pub fn new(parts: Parts) -> Self {
-        Self { parts: Arc::new(parts) }
+        Self { parts: Arc::new(parts), known: Arc::default(), making: Arc::default() }
     }
 
     /// Makes the tenant's keys where they are missing, finishes planned ones, inspects all on the device. Repeatable.
+    ///
+    /// # Errors
+    /// [`SealError::KeyMissing`] and [`SealError::KeyUnfit`] for a key that must not be used; each is
+    /// also recorded as an incident. Everything else heals by calling this again.
     pub async fn provision(&self, tenant: &TenantId) -> Result<(), KeysError> {
-        todo!()
+        for purpose in Purpose::ALL {
+            let key = self.current(tenant, purpose).await?;
+            self.inspect(tenant, purpose, &key).await?;
+        }
+        Ok(())
     }
 
     /// The key of that purpose, for a service that uses it through its own `Sealer`.
+    ///
+    /// # Errors
+    /// If there is none yet and it cannot be made now.
     pub async fn key_ref(&self, tenant: &TenantId, purpose: Purpose) -> Result<KeyRef, KeysError> {
-        todo!()
+        Ok(self.current(tenant, purpose).await?.device)
     }
 
     /// Signs a compact JWS (RFC 7515, section 3.1) with the tenant's token key. `typ` goes into the
     /// header; `claims` is the payload. The caller has recorded the intent.
+    ///
+    /// # Errors
+    /// If the device cannot sign.
     pub async fn sign_jwt(
         &self,
         tenant: &TenantId,
         typ: &str,
         claims: &serde_json::Value,
     ) -> Result<String, KeysError> {
-        todo!()
+        let key = self.current(tenant, Purpose::Jwt).await?;
+        let mut jws = signing_input(typ, key.public()?, &claims.to_string());
+        let signature = self.parts.sealer.sign(&key.device, TOKEN_ALG, jws.as_bytes()).await?;
+        jws.push('.');
+        URL_SAFE_NO_PAD.encode_string(signature.as_bytes(), &mut jws);
+        Ok(jws)
     }
 
     /// HMAC of a client secret.
+    ///
+    /// # Errors
+    /// If the device does not answer.
     pub async fn mac_client_secret(&self, tenant: &TenantId, secret: &[u8]) -> Result<[u8; 32], KeysError> {
-        todo!()
+        let key = self.current(tenant, Purpose::ClientSecret).await?;
+        Ok(self.parts.sealer.mac(&key.device, secret).await?)
     }
 
     /// The tenant's public signing keys, newest first. Served from memory: works while the device is away.
+    ///
+    /// # Errors
+    /// If there is none yet and it cannot be made now.
     pub async fn public_keys(&self, tenant: &TenantId) -> Result<Vec<SigningKey>, KeysError> {
-        todo!()
+        let key = self.current(tenant, Purpose::Jwt).await?;
+        let Public { kid, jwk } = key.public()?.clone();
+        Ok(vec![SigningKey { kid, alg: TOKEN_ALG.name(), jwk }])
+    }
+
+    /// The active key, made on first use: a daemon that started while the device was away catches up.
+    async fn current(&self, tenant: &TenantId, purpose: Purpose) -> Result<Key, KeysError> {
+        if let Some(key) = self.known(tenant, purpose) {
+            return Ok(key);
+        }
+        let _one_at_a_time = self.making.lock().await;
+        if let Some(key) = self.known(tenant, purpose) {
+            return Ok(key);
+        }
+        let mut key = self.planned(tenant, purpose).await?;
+        if matches!(key.phase, Phase::Planned) {
+            key = self.make(tenant, purpose, key).await?;
+        }
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        known.insert((tenant.clone(), purpose), key.clone());
+        Ok(key)
+    }
+
+    fn known(&self, tenant: &TenantId, purpose: Purpose) -> Option<Key> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.get(&(tenant.clone(), purpose)).cloned()
+    }
+
+    /// The stored key; where there is none, its row is written first. A crash after that leaves a row
+    /// without an object, which the next call repairs. The other order would leave an object on the
+    /// token that nothing points to.
+    async fn planned(&self, tenant: &TenantId, purpose: Purpose) -> Result<Key, KeysError> {
+        if let Some(key) = self.stored(tenant, purpose).await? {
+            return Ok(key);
+        }
+        let id = SigningKeyId::generate();
+        let device = KeyRef::plan(purpose.spec()).map_err(|_| DbError::Unavailable(None))?;
+        let (row, now) = ((tenant.clone(), id.clone(), device.clone()), self.parts.clock.now());
+        let insert = move |conn: &mut _| store::insert_planned(conn, &row.0, purpose, &row.1, &row.2, now);
+        match self.parts.db.write(insert).await {
+            Ok(()) => Ok(Key { id, device, phase: Phase::Planned }),
+            // Another daemon was first: its key is the key.
+            Err(DbError::Duplicate) => {
+                let stored = self.stored(tenant, purpose).await?;
+                stored.ok_or_else(|| DbError::impossible("signing_keys", id.as_str()).into())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn stored(&self, tenant: &TenantId, purpose: Purpose) -> Result<Option<Key>, DbError> {
+        let tenant = tenant.clone();
+        self.parts.db.read(move |conn| store::current(conn, &tenant, purpose)).await
+    }
+
+    /// Makes a planned key on the device and takes it into use.
+    async fn make(&self, tenant: &TenantId, purpose: Purpose, planned: Key) -> Result<Key, KeysError> {
+        let caller = Caller::system("keys", tenant.clone());
+        let event = Event::new(Action::KeyCreate, "key", planned.id.as_str())
+            .detail("purpose", purpose.name())
+            .detail("alg", purpose.alg_name())
+            .detail("device_id", planned.device.id().to_string());
+        let made = self.parts.audit.around(&caller, event, async |note| {
+            // Repeating this after a crash finds the object that was made then.
+            let device = self.parts.admin.generate(&planned.device).await?;
+            let public = match purpose {
+                Purpose::Jwt => Some(self.public_half(&device).await?),
+                Purpose::ClientSecret | Purpose::RequestBody => None,
+            };
+            if let Some(public) = &public {
+                note.add("kid", public.kid.as_str());
+            }
+            let (row, now) = ((planned.id.clone(), device.clone(), public.clone()), self.parts.clock.now());
+            let activate = move |conn: &mut _| store::activate(conn, &row.0, &row.1, row.2.as_ref(), now);
+            self.parts.db.write(activate).await?;
+            Ok::<_, KeysError>(Key { id: planned.id.clone(), device, phase: Phase::Active { public } })
+        });
+        made.await
+    }
+
+    async fn public_half(&self, key: &KeyRef) -> Result<Public, SealError> {
+        let public = self.parts.sealer.public_key(key).await?;
+        Ok(Public { kid: jwk::thumbprint(&public), jwk: jwk::jwk(&public, TOKEN_ALG) })
+    }
+
+    async fn inspect(&self, tenant: &TenantId, purpose: Purpose, key: &Key) -> Result<(), KeysError> {
+        let error = match self.parts.admin.inspect(&key.device).await {
+            Ok(report) if report.deviations.is_empty() => return Ok(()),
+            Ok(report) => SealError::KeyUnfit { key: key.device.id(), reason: report.deviations.join("; ") },
+            Err(error) => error,
+        };
+        let code = match &error {
+            SealError::KeyMissing { .. } => "key-missing",
+            SealError::KeyUnfit { .. } => "key-unfit",
+            _ => return Err(error.into()),
+        };
+        let event = Event::new(Action::KeyIncident, "key", key.id.as_str())
+            .detail("purpose", purpose.name())
+            .detail("device_id", key.device.id().to_string());
+        let caller = Caller::system("keys", tenant.clone());
+        self.parts.audit.record_soon(&caller, event, Outcome::Failure(code)).await;
+        Err(error.into())
+    }
+}
+
+impl Key {
+    fn public(&self) -> Result<&Public, DbError> {
+        match &self.phase {
+            Phase::Active { public: Some(public) } => Ok(public),
+            _ => Err(DbError::impossible("signing_keys", self.id.as_str())),
+        }
+    }
+}
+
+/// `BASE64URL(header) . BASE64URL(payload)`, with room for the signature.
+fn signing_input(typ: &str, key: &Public, claims: &str) -> String {
+    let header = JwsHeader { alg: TOKEN_ALG.name(), typ, kid: &key.kid };
+    // Three texts always serialise.
+    let header = serde_json::to_string(&header).unwrap_or_default();
+    let mut jws = String::with_capacity((header.len() + claims.len() + 64) * 4 / 3 + 8);
+    URL_SAFE_NO_PAD.encode_string(header, &mut jws);
+    jws.push('.');
+    URL_SAFE_NO_PAD.encode_string(claims, &mut jws);
+    jws
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::{Public, signing_input};
+
+    #[test]
+    fn the_signing_input_is_that_of_a_compact_jws() {
+        let key = Public { kid: "k-1".to_owned(), jwk: Value::Null };
+        let input = signing_input("at+jwt", &key, &json!({ "iss": "i" }).to_string());
+
+        // printf '{"alg":"ES256","typ":"at+jwt","kid":"k-1"}' | basenc --base64url
+        assert_eq!(input, "eyJhbGciOiJFUzI1NiIsInR5cCI6ImF0K2p3dCIsImtpZCI6ImstMSJ9.eyJpc3MiOiJpIn0");
     }
 }

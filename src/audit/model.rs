@@ -57,11 +57,13 @@ pub enum Action {
     KeyIncident,
     /// The audit log was read.
     AuditRead,
+    /// The audit log could not be written for a while.
+    AuditOutage,
 }
 
 impl Action {
     /// Every action, for the documentation.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::DaemonStart,
         Self::DaemonStop,
         Self::DbMigrate,
@@ -88,6 +90,7 @@ impl Action {
         Self::IntegrityIncident,
         Self::KeyIncident,
         Self::AuditRead,
+        Self::AuditOutage,
     ];
 
     /// The name in the record.
@@ -119,6 +122,7 @@ impl Action {
             Self::IntegrityIncident => "incident.integrity",
             Self::KeyIncident => "incident.key",
             Self::AuditRead => "audit.read",
+            Self::AuditOutage => "audit.outage",
         }
     }
 }
@@ -147,7 +151,7 @@ impl Event {
 }
 
 /// Collects what the work learns for the outcome record.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Note(Arc<Mutex<Vec<(&'static str, String)>>>);
 
 impl Note {

@@ -1,1 +1,160 @@
-//! stub
+//! The `signing_keys` table.
+
+use diesel::prelude::{ExpressionMethods, OptionalExtension, QueryDsl, RunQueryDsl};
+use serde_json::Value;
+
+use crate::clock::Timestamp;
+use crate::db::schema::signing_keys;
+use crate::db::{Conn, DbError};
+use crate::ids::{SigningKeyId, TenantId};
+use crate::keys::Purpose;
+use crate::seal::KeyRef;
+use crate::with_conn;
+
+/// A tenant's current key of a purpose.
+#[derive(Clone)]
+pub(super) struct Key {
+    pub(super) id: SigningKeyId,
+    pub(super) device: KeyRef,
+    pub(super) phase: Phase,
+}
+
+/// How far it has come.
+#[derive(Clone)]
+pub(super) enum Phase {
+    /// Recorded; the device may or may not have made it yet.
+    Planned,
+    /// In use.
+    Active {
+        /// Its public half, for keys that sign.
+        public: Option<Public>,
+    },
+}
+
+/// What the world may know of a signing key.
+#[derive(Clone)]
+pub(super) struct Public {
+    pub(super) kid: String,
+    pub(super) jwk: Value,
+}
+
+type Row = (String, Vec<u8>, Option<String>, Option<String>, String);
+
+/// The tenant's planned or active key of that purpose.
+pub(super) fn current(conn: &mut Conn, tenant: &TenantId, purpose: Purpose) -> Result<Option<Key>, DbError> {
+    let query = signing_keys::table
+        .filter(signing_keys::tenant_id.eq(tenant.as_str()))
+        .filter(signing_keys::purpose.eq(purpose.name()))
+        .filter(signing_keys::state.eq_any(["planned", "active"]))
+        .select((
+            signing_keys::id,
+            signing_keys::key_ref,
+            signing_keys::kid,
+            signing_keys::jwk,
+            signing_keys::state,
+        ));
+    let row: Option<Row> = with_conn!(conn, |c| query.first(c).optional())?;
+    row.map(|row| read(&row, purpose).ok_or_else(|| DbError::impossible("signing_keys", &row.0))).transpose()
+}
+
+fn read((id, device, kid, jwk, state): &Row, purpose: Purpose) -> Option<Key> {
+    let id = SigningKeyId::parse(id).ok()?;
+    let device = KeyRef::from_bytes(device).filter(|key| key.spec() == purpose.spec())?;
+    let phase = match (state.as_str(), kid, jwk) {
+        ("planned", None, None) => Phase::Planned,
+        ("active", Some(kid), Some(jwk)) => {
+            let jwk = serde_json::from_str(jwk).ok()?;
+            Phase::Active { public: Some(Public { kid: kid.clone(), jwk }) }
+        }
+        ("active", None, None) => Phase::Active { public: None },
+        _ => return None,
+    };
+    Some(Key { id, device, phase })
+}
+
+/// Records a key that is to be made.
+///
+/// # Errors
+/// [`DbError::Duplicate`] if the tenant has a current key of that purpose already.
+pub(super) fn insert_planned(
+    conn: &mut Conn,
+    tenant: &TenantId,
+    purpose: Purpose,
+    id: &SigningKeyId,
+    key: &KeyRef,
+    now: Timestamp,
+) -> Result<(), DbError> {
+    let row = (
+        signing_keys::id.eq(id.as_str()),
+        signing_keys::tenant_id.eq(tenant.as_str()),
+        signing_keys::purpose.eq(purpose.name()),
+        signing_keys::alg.eq(purpose.alg_name()),
+        signing_keys::key_ref.eq(key.to_bytes()),
+        signing_keys::state.eq("planned"),
+        signing_keys::created_at.eq(now.as_micros()),
+    );
+    with_conn!(conn, |c| diesel::insert_into(signing_keys::table).values(row).execute(c))?;
+    Ok(())
+}
+
+/// Takes a planned key into use. Does nothing if another daemon has done it already.
+pub(super) fn activate(
+    conn: &mut Conn,
+    id: &SigningKeyId,
+    pinned: &KeyRef,
+    public: Option<&Public>,
+    now: Timestamp,
+) -> Result<(), DbError> {
+    let planned = signing_keys::table
+        .filter(signing_keys::id.eq(id.as_str()))
+        .filter(signing_keys::state.eq("planned"));
+    let active = (
+        signing_keys::key_ref.eq(pinned.to_bytes()),
+        signing_keys::kid.eq(public.map(|public| public.kid.as_str())),
+        signing_keys::jwk.eq(public.map(|public| public.jwk.to_string())),
+        signing_keys::state.eq("active"),
+        signing_keys::activated_at.eq(now.as_micros()),
+    );
+    with_conn!(conn, |c| diesel::update(planned).set(active).execute(c))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::{Phase, Public, activate, current, insert_planned};
+    use crate::clock::Timestamp;
+    use crate::db::{Db, DbError, OpenOptions, Url};
+    use crate::ids::{SigningKeyId, TenantId};
+    use crate::keys::Purpose;
+    use crate::seal::KeyRef;
+
+    #[tokio::test]
+    async fn a_key_is_planned_once_and_then_activated_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let url = Url::sqlite(directory.path().join("lacre.db"));
+        let db = Db::open(&url, &OpenOptions { connections: 1, migrate: true }).unwrap();
+        let tenant = TenantId::parse("default").unwrap();
+        let now = Timestamp::from_micros(1);
+
+        let work = move |conn: &mut crate::db::Conn| {
+            let (id, key) = (SigningKeyId::generate(), KeyRef::plan(Purpose::Jwt.spec()).unwrap());
+            insert_planned(conn, &tenant, Purpose::Jwt, &id, &key, now)?;
+            let found = current(conn, &tenant, Purpose::Jwt)?.unwrap();
+            assert!(matches!(found.phase, Phase::Planned) && found.id == id && found.device == key);
+
+            let public = Public { kid: "k".to_owned(), jwk: json!({ "kty": "EC" }) };
+            activate(conn, &id, &key, Some(&public), now)?;
+            activate(conn, &id, &key, None, now)?;
+            let found = current(conn, &tenant, Purpose::Jwt)?.unwrap();
+            assert!(matches!(found.phase, Phase::Active { public: Some(public) } if public.kid == "k"));
+            assert!(current(conn, &tenant, Purpose::ClientSecret)?.is_none());
+
+            let again = insert_planned(conn, &tenant, Purpose::Jwt, &SigningKeyId::generate(), &key, now);
+            assert!(matches!(again, Err(DbError::Duplicate)));
+            Err::<(), _>(DbError::Duplicate)
+        };
+        assert!(matches!(db.write(work).await, Err(DbError::Duplicate)));
+    }
+}

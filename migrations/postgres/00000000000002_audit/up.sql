@@ -1,4 +1,5 @@
--- One row: the last record's number and hash. Appending locks it, so that numbers have no gaps.
+-- Row 1: the last record's number and hash. Appending locks it, so that numbers have no gaps.
+-- Row 2 (SQLite only): up to which number all intents have their outcome; where a start after a crash begins to read.
 CREATE TABLE audit_head (
     id INT8 NOT NULL PRIMARY KEY,
     seq INT8 NOT NULL,

@@ -1,0 +1,240 @@
+//! Applications: made, listed, deleted. An application never gets a right that its maker lacks.
+
+use secrecy::{ExposeSecret, SecretString};
+use url::Url;
+
+use crate::audit::{Action, Event, Outcome};
+use crate::db::DbError;
+use crate::identity::{Caller, MissingScope, Principal, Scope};
+use crate::ids::{ClientId, generate_client_secret};
+use crate::issuer::model::{AppInfo, NewApp};
+use crate::issuer::store::{self, App};
+use crate::issuer::{Issuer, IssuerError};
+
+const NAME_MAX: usize = 128;
+const REDIRECT_URIS_MAX: usize = 16;
+const URI_MAX: usize = 2048;
+
+impl Issuer {
+    /// Makes an application; its secret is in the answer and nowhere else.
+    ///
+    /// # Errors
+    /// [`IssuerError::Invalid`] names the member that breaks a rule; [`IssuerError::Forbidden`] names
+    /// the scope that the caller lacks, be it to make applications or to grant it.
+    pub async fn create_app(
+        &self,
+        caller: &Caller,
+        new: NewApp,
+    ) -> Result<(AppInfo, SecretString), IssuerError> {
+        let id = ClientId::generate();
+        self.admit(caller, Action::AppCreate, Some(&id)).await?;
+        check(&new)?;
+        self.may_grant(caller, &new, &id).await?;
+        // Without randomness nothing can be made now, as without storage.
+        let secret = generate_client_secret().map_err(|_| DbError::Unavailable(None))?;
+        let event = app_event(Action::AppCreate, &id, &new);
+        let app = self.inner.audit.around(caller, event, async |_| {
+            let app = self.app(caller, id.clone(), &secret, new).await?;
+            let row = app.clone();
+            self.inner.db.write(move |conn| store::insert(conn, &row)).await?;
+            Ok::<_, IssuerError>(app)
+        });
+        let app = app.await?;
+        self.inner.clients.forget(&app.info.client_id);
+        Ok((app.info, secret))
+    }
+
+    /// Makes the application of that id, or brings it to this form, with a secret that the caller
+    /// chose: for `lacre dev`, whose `dev.json` outlives its runs. Changes nothing where nothing differs.
+    ///
+    /// # Errors
+    /// [`IssuerError::Forbidden`] for everybody but the daemon itself; [`IssuerError::Invalid`] also
+    /// if the id belongs to another tenant.
+    pub async fn ensure_app(
+        &self,
+        caller: &Caller,
+        id: &ClientId,
+        secret: &SecretString,
+        new: NewApp,
+    ) -> Result<AppInfo, IssuerError> {
+        if !matches!(caller.principal, Principal::System(_)) {
+            return Err(MissingScope(Scope::AppsAdmin).into());
+        }
+        check(&new)?;
+        let event = app_event(Action::AppCreate, id, &new);
+        let mut app = self.app(caller, id.clone(), secret, new).await?;
+        let wanted = id.clone();
+        let found = self.inner.db.read(move |conn| store::find(conn, &wanted)).await?;
+        if let Some(found) = &found {
+            app.info.created_at = found.info.created_at;
+            if same(found, &app) {
+                return Ok(app.info);
+            }
+        }
+        let row = app.clone();
+        let written = self.inner.audit.around(caller, event, async |_| {
+            let update = found.is_some();
+            let write = move |conn: &mut _| {
+                if update { store::update(conn, &row) } else { store::insert(conn, &row).map(|()| true) }
+            };
+            Ok::<_, IssuerError>(self.inner.db.write(write).await?)
+        });
+        if !written.await? {
+            return Err(invalid("client_id", "the id belongs to another tenant"));
+        }
+        self.inner.clients.forget(id);
+        Ok(app.info)
+    }
+
+    /// The tenant's applications.
+    ///
+    /// # Errors
+    /// [`IssuerError::Forbidden`] without `apps:admin`.
+    pub async fn list_apps(&self, caller: &Caller) -> Result<Vec<AppInfo>, IssuerError> {
+        self.admit(caller, Action::AppList, None).await?;
+        let tenant = caller.tenant.clone();
+        let apps = self.inner.db.read(move |conn| store::list(conn, &tenant)).await?;
+        let event = Event::new(Action::AppList, "application", "").detail("count", apps.len().to_string());
+        self.inner.audit.record_soon(caller, event, Outcome::Success).await;
+        Ok(apps.into_iter().map(|app| app.info).collect())
+    }
+
+    /// Deletes an application: its secret and its tokens stop working, here at once and in other
+    /// daemons within seconds.
+    ///
+    /// # Errors
+    /// [`IssuerError::NotFound`] if the tenant has no such application.
+    pub async fn delete_app(&self, caller: &Caller, id: &ClientId) -> Result<(), IssuerError> {
+        self.admit(caller, Action::AppDelete, Some(id)).await?;
+        let event = Event::new(Action::AppDelete, "application", id.as_str());
+        let deleted = self.inner.audit.around(caller, event, async |_| {
+            let (tenant, id) = (caller.tenant.clone(), id.clone());
+            let found = self.inner.db.write(move |conn| store::delete(conn, &tenant, &id)).await?;
+            found.then_some(()).ok_or(IssuerError::NotFound)
+        });
+        let deleted = deleted.await;
+        self.inner.clients.forget(id);
+        deleted
+    }
+
+    async fn app(
+        &self,
+        caller: &Caller,
+        client_id: ClientId,
+        secret: &SecretString,
+        new: NewApp,
+    ) -> Result<App, IssuerError> {
+        let secret = secret.expose_secret().as_bytes();
+        let secret_mac = self.inner.keys.mac_client_secret(&caller.tenant, secret).await?;
+        let NewApp { name, kind, scopes, redirect_uris, allow_token_exchange } = new;
+        let created_at = self.inner.clock.now();
+        let info = AppInfo { client_id, name, kind, scopes, redirect_uris, allow_token_exchange, created_at };
+        Ok(App { info, tenant: caller.tenant.clone(), secret_mac })
+    }
+
+    async fn admit(&self, caller: &Caller, action: Action, id: Option<&ClientId>) -> Result<(), IssuerError> {
+        let Err(missing) = caller.require(Scope::AppsAdmin) else { return Ok(()) };
+        self.refuse(caller, action, id, missing).await
+    }
+
+    async fn may_grant(&self, caller: &Caller, new: &NewApp, id: &ClientId) -> Result<(), IssuerError> {
+        let lacking = new.scopes.iter().find(|scope| !caller.scopes.contains(*scope));
+        match lacking {
+            Some(scope) if !matches!(caller.principal, Principal::System(_)) => {
+                self.refuse(caller, Action::AppCreate, Some(id), MissingScope(scope)).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn refuse(
+        &self,
+        caller: &Caller,
+        action: Action,
+        id: Option<&ClientId>,
+        missing: MissingScope,
+    ) -> Result<(), IssuerError> {
+        let event = Event::new(action, "application", id.map_or("", ClientId::as_str))
+            .detail("missing", missing.0.name());
+        self.inner.audit.record_soon(caller, event, Outcome::Denied("forbidden")).await;
+        Err(missing.into())
+    }
+}
+
+fn app_event(action: Action, id: &ClientId, new: &NewApp) -> Event {
+    Event::new(action, "application", id.as_str())
+        .detail("kind", new.kind.name())
+        .detail("scope", new.scopes.to_string())
+}
+
+/// Whether writing `new` over `old` would change nothing.
+fn same(old: &App, new: &App) -> bool {
+    let told = |app: &App| {
+        let AppInfo { name, kind, scopes, redirect_uris, allow_token_exchange, .. } = app.info.clone();
+        (name, kind, scopes, redirect_uris, allow_token_exchange)
+    };
+    old.tenant == new.tenant && old.secret_mac == new.secret_mac && told(old) == told(new)
+}
+
+fn check(new: &NewApp) -> Result<(), IssuerError> {
+    let length = new.name.chars().count();
+    if length == 0 || length > NAME_MAX || new.name.chars().any(char::is_control) {
+        return Err(invalid("name", "1 to 128 characters, no control characters"));
+    }
+    if new.redirect_uris.len() > REDIRECT_URIS_MAX {
+        return Err(invalid("redirect_uris", "at most 16"));
+    }
+    if !new.redirect_uris.iter().all(|uri| is_redirect_uri(uri)) {
+        return Err(invalid("redirect_uris", "absolute http or https URIs without fragment or password"));
+    }
+    Ok(())
+}
+
+/// RFC 6749, section 3.1.2: absolute and without fragment.
+fn is_redirect_uri(text: &str) -> bool {
+    let fits = |uri: Url| {
+        matches!(uri.scheme(), "http" | "https")
+            && uri.fragment().is_none()
+            && uri.username().is_empty()
+            && uri.password().is_none()
+    };
+    text.len() <= URI_MAX && Url::parse(text).is_ok_and(fits)
+}
+
+fn invalid(field: &'static str, reason: &str) -> IssuerError {
+    IssuerError::Invalid { field, reason: reason.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{check, is_redirect_uri};
+    use crate::identity::ScopeSet;
+    use crate::issuer::{AppKind, NewApp};
+
+    #[test]
+    fn only_absolute_web_addresses_are_redirect_uris() {
+        for good in ["https://a.example/cb", "http://127.0.0.1:8281/callback", "https://a.example/cb?x=1"] {
+            assert!(is_redirect_uri(good), "{good}");
+        }
+        for bad in
+            ["", "/cb", "javascript:alert(1)", "https://a.example/#x", "https://u:p@a.example/", "ftp://a/"]
+        {
+            assert!(!is_redirect_uri(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_short_and_printable() {
+        let named = |name: &str| NewApp {
+            name: name.to_owned(),
+            kind: AppKind::Machine,
+            scopes: ScopeSet::NONE,
+            redirect_uris: Vec::new(),
+            allow_token_exchange: false,
+        };
+        assert!(check(&named("Backup job")).is_ok());
+        for bad in ["", "a\nb", &"x".repeat(129)] {
+            assert!(check(&named(bad)).is_err());
+        }
+    }
+}
