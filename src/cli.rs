@@ -93,6 +93,11 @@ pub fn command() -> clap::Command {
 
 /// Runs the program. Prints its own errors.
 pub fn main() -> ExitCode {
+    // Before anything else: no core file, no other process's look into this one.
+    let hardening = crate::process::harden();
+    for problem in &hardening.problems {
+        eprintln!("lacre: warning: {problem}");
+    }
     let parsed = Environment::read().and_then(|env| Ok((Cli::try_parse()?, env)));
     let (cli, env) = match parsed {
         Ok(parsed) => parsed,

@@ -1,1 +1,100 @@
-//! HTTP (stub).
+//! The HTTP face: translates requests into calls of the services and answers into responses.
+//!
+//! It decides nothing. Families: [`native`] under `/v1` (problem+json), [`oidc`] (RFC 6749 errors),
+//! [`ops`] (`/livez`, `/readyz`, `/metrics`). Every request passes `observe` (request id, log,
+//! metrics, error bodies); everything under `/v1` passes `auth` before its body is read. Released
+//! values leave in a `secret_body`, which wipes itself. Start reading at [`app`].
+
+mod auth;
+mod body;
+mod limit;
+mod native;
+mod observe;
+mod oidc;
+mod ops;
+mod peer;
+mod problem;
+mod secret_body;
+
+use std::sync::Arc;
+
+use actix_web::App;
+use actix_web::Error;
+use actix_web::body::BoxBody;
+use actix_web::dev::{ServiceFactory, ServiceRequest, ServiceResponse};
+use actix_web::middleware::from_fn;
+use actix_web::web::{self, Data, PathConfig, QueryConfig, ServiceConfig};
+
+use crate::audit::AuditLog;
+use crate::issuer::Issuer;
+use crate::vault::Vault;
+
+pub use auth::Gate;
+pub use limit::{Limiter, RateLimit};
+pub use ops::{Check, MetricsAccess, Operations};
+pub use peer::{CertificateRule, LocalUser, on_connect};
+
+use problem::{Code, Problem};
+
+/// What the face is put together from. Each part is registered by itself, so that a handler's
+/// signature says what it can reach.
+#[derive(Clone)]
+pub struct Parts {
+    /// Secrets, KEKs, jobs.
+    pub vault: Vault,
+    /// Tokens and applications.
+    pub issuer: Issuer,
+    /// The audit log, for reading.
+    pub audit: AuditLog,
+    /// Who may come in.
+    pub gate: Arc<Gate>,
+    /// How the daemon is.
+    pub operations: Arc<dyn Operations>,
+    /// Who may read `/metrics`.
+    pub metrics: MetricsAccess,
+    /// Longest value in bytes, from which the body limits follow.
+    pub max_value_bytes: usize,
+}
+
+/// The application that a server thread runs.
+pub fn app(
+    parts: &Parts,
+) -> App<
+    impl ServiceFactory<
+        ServiceRequest,
+        Config = (),
+        Response = ServiceResponse<BoxBody>,
+        Error = Error,
+        InitError = (),
+    > + use<>,
+> {
+    App::new()
+        .configure(|cfg| register(parts, cfg))
+        .configure(|cfg| routes(parts.max_value_bytes, cfg))
+        .wrap(from_fn(observe::observe))
+}
+
+fn register(parts: &Parts, cfg: &mut ServiceConfig) {
+    cfg.app_data(Data::new(parts.vault.clone()))
+        .app_data(Data::new(parts.issuer.clone()))
+        .app_data(Data::new(parts.audit.clone()))
+        .app_data(Data::from(Arc::clone(&parts.gate)))
+        .app_data(Data::from(Arc::clone(&parts.operations)))
+        .app_data(Data::new(parts.metrics));
+}
+
+fn routes(max_value_bytes: usize, cfg: &mut ServiceConfig) {
+    cfg.app_data(QueryConfig::default().error_handler(|error, _| problem::bad_query(&error).into()))
+        .app_data(PathConfig::default().error_handler(|_, _| Problem::new(Code::NotFound).into()))
+        .configure(ops::routes)
+        .configure(oidc::routes)
+        .configure(|cfg| native::routes(max_value_bytes, cfg))
+        .default_service(web::to(nothing_here));
+}
+
+async fn nothing_here() -> Result<&'static str, Problem> {
+    Err(Problem::new(Code::NotFound))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,32 +1,315 @@
-//! `lacre dev` (stub).
+//! `lacre dev`: a SoftHSM token, a SQLite file and two applications in one directory, no
+//! configuration. A second run on the same directory goes on with the same keys, data and secrets.
+//!
+//! `dev.json` (mode 0600) is a public contract: its shape is in the README, and tools build on it.
 
+use std::fs;
+use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use super::RunError;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use serde_json::json;
+use zeroize::Zeroizing;
+
+use super::listen::Listeners;
+use super::{RunError, Services, serve};
+use crate::config::Config;
+use crate::identity::{Caller, Scope, ScopeSet};
+use crate::ids::ClientId;
+use crate::issuer::{AppKind, NewApp};
+
+const SETUP: &str = include_str!("../../softhsm-setup.sh");
+const LABEL: &str = "lacre-dev";
+const CALLBACK: &str = "http://127.0.0.1:8281/callback";
 
 /// What `lacre dev` was asked for.
 pub struct DevOptions {
     /// Where everything is kept.
     pub data_dir: PathBuf,
-    /// Where it listens.
+    /// Where it listens; loopback only.
     pub listen: SocketAddr,
     /// Start although memory cannot be locked.
     pub allow_unlocked_memory: bool,
 }
 
-/// Makes the token and returns the path of its `softhsm2.conf`.
-///
-/// # Errors
-/// Always (stub).
-pub fn prepare(_options: &DevOptions) -> Result<PathBuf, RunError> {
-    Err(RunError)
+/// Why the development environment could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum DevError {
+    /// The token could not be made.
+    #[error("softhsm-setup.sh failed: {reason}")]
+    Setup {
+        /// Its last words.
+        reason: String,
+    },
+    /// A file or directory cannot be used.
+    #[error("{path}")]
+    File {
+        /// Which one.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// A dev.json that this program did not write, or that was damaged.
+    #[error("{path} is not understood: remove it to get new applications")]
+    Unreadable {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// No random numbers.
+    #[error("the system gives no random numbers")]
+    NoRandom,
 }
 
-/// Runs.
+/// Makes the token where it is missing and returns the path of its `softhsm2.conf`. SoftHSM reads
+/// `SOFTHSM2_CONF` when it is loaded, so the process must have been started with it: the command
+/// line compares and starts itself again.
 ///
 /// # Errors
-/// Always (stub).
-pub async fn run(_options: DevOptions) -> Result<(), RunError> {
-    Err(RunError)
+/// [`DevError`], mostly because SoftHSM is not installed.
+pub fn prepare(options: &DevOptions) -> Result<PathBuf, RunError> {
+    let dir = &options.data_dir;
+    let failed = |source| DevError::File { path: dir.clone(), source };
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
+    let dir = dir.canonicalize().map_err(failed)?;
+    Ok(Token::find(&dir, &[])?.conf)
+}
+
+/// Runs until it is told to stop.
+///
+/// # Errors
+/// [`RunError`].
+pub async fn run(options: DevOptions) -> Result<(), RunError> {
+    let failed = |source| DevError::File { path: options.data_dir.clone(), source };
+    let dir = options.data_dir.canonicalize().map_err(failed)?;
+    let token = Token::find(&dir, &["--print-env"])?;
+    let mut config = configuration(&dir, &options, &token)?;
+    let listeners = Listeners::bind(&mut config)?;
+    let services = Services::init(config).await?;
+    let apps = Apps::ensure(&services, &dir.join("dev.json")).await?;
+    let description = describe(&services.config, &token, &apps);
+    serve(services, listeners, |url| {
+        let written = write_private(&dir.join("dev.json"), &description);
+        match written {
+            // Whether somebody reads this line or not, the daemon works.
+            Ok(()) => drop(writeln!(io::stdout().lock(), "lacre ready url={url} data={}", dir.display())),
+            Err(error) => tracing::error!(%error, "dev.json cannot be written"),
+        }
+    })
+    .await
+}
+
+/// Where the token is.
+struct Token {
+    conf: PathBuf,
+    module: String,
+    pin_file: PathBuf,
+}
+
+impl Token {
+    fn find(dir: &Path, arguments: &[&str]) -> Result<Self, DevError> {
+        let mut command = Command::new("bash");
+        command.args(["-c", SETUP, "softhsm-setup.sh", "--label", LABEL, "--dir"]).arg(dir).args(arguments);
+        let output = command.output().map_err(|error| DevError::Setup { reason: error.to_string() })?;
+        if !output.status.success() {
+            let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            return Err(DevError::Setup { reason });
+        }
+        let text = String::from_utf8_lossy(&output.stdout);
+        let module = exported(&text, "LACRE_PKCS11_MODULE")
+            .ok_or_else(|| DevError::Setup { reason: "it names no module".to_owned() })?;
+        Ok(Self { conf: dir.join("softhsm2.conf"), module, pin_file: dir.join("pin") })
+    }
+}
+
+/// The value of an `export NAME=value` line, without the shell's quoting.
+fn exported(text: &str, name: &str) -> Option<String> {
+    let line =
+        text.lines().find_map(|line| line.strip_prefix("export ")?.strip_prefix(name)?.strip_prefix('='))?;
+    let line = line.strip_prefix('\'').and_then(|line| line.strip_suffix('\'')).unwrap_or(line);
+    Some(line.replace('\\', ""))
+}
+
+fn configuration(dir: &Path, options: &DevOptions, token: &Token) -> Result<Config, DevError> {
+    let mut config = Config { data_dir: dir.to_owned(), ..Config::default() };
+    config.server.listen = options.listen;
+    config.memory.allow_unlocked |= options.allow_unlocked_memory;
+    let seal = json!({ "pkcs11": {
+        "module": token.module,
+        "token": LABEL,
+        "pin_source": format!("file:{}", token.pin_file.display()),
+    }});
+    let seal = serde_json::from_value(seal).map_err(|error| DevError::Setup { reason: error.to_string() })?;
+    config.seal = Some(seal);
+    Ok(config)
+}
+
+/// The applications of a development environment. The secrets are kept in dev.json only.
+struct Apps {
+    management: App,
+    application: App,
+}
+
+struct App {
+    id: ClientId,
+    secret: SecretString,
+}
+
+#[derive(Deserialize)]
+struct Kept {
+    management: KeptApp,
+    application: KeptApp,
+}
+
+#[derive(Deserialize)]
+struct KeptApp {
+    client_id: ClientId,
+    client_secret: SecretString,
+}
+
+impl From<KeptApp> for App {
+    fn from(kept: KeptApp) -> Self {
+        Self { id: kept.client_id, secret: kept.client_secret }
+    }
+}
+
+impl App {
+    fn generate() -> Result<Self, DevError> {
+        let mut bytes = Zeroizing::new([0; 32]);
+        getrandom::fill(&mut *bytes).map_err(|_| DevError::NoRandom)?;
+        Ok(Self { id: ClientId::generate(), secret: URL_SAFE_NO_PAD.encode(*bytes).into() })
+    }
+}
+
+impl Apps {
+    /// Reads the applications of an earlier run, or thinks of new ones.
+    fn load(path: &Path) -> Result<Self, DevError> {
+        match fs::read(path) {
+            Ok(bytes) => {
+                let bytes = Zeroizing::new(bytes);
+                let kept: Kept = serde_json::from_slice(&bytes)
+                    .map_err(|_| DevError::Unreadable { path: path.to_owned() })?;
+                Ok(Self { management: kept.management.into(), application: kept.application.into() })
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Ok(Self { management: App::generate()?, application: App::generate()? })
+            }
+            Err(source) => Err(DevError::File { path: path.to_owned(), source }),
+        }
+    }
+
+    async fn ensure(services: &Services, path: &Path) -> Result<Self, RunError> {
+        let apps = Self::load(path)?;
+        let caller = Caller::system("dev", services.config.tenant.clone());
+        let wanted = [(&apps.management, management()), (&apps.application, application())];
+        for (app, settings) in wanted {
+            services.issuer.ensure_app(&caller, &app.id, &app.secret, settings).await?;
+        }
+        Ok(apps)
+    }
+}
+
+fn management() -> NewApp {
+    NewApp {
+        name: "dev management".to_owned(),
+        kind: AppKind::Machine,
+        scopes: ScopeSet::all(),
+        redirect_uris: Vec::new(),
+        allow_token_exchange: false,
+    }
+}
+
+fn application() -> NewApp {
+    let scopes = [Scope::SecretsMetadata, Scope::SecretsRead, Scope::SecretsWrite, Scope::CryptoUse];
+    NewApp {
+        name: "dev application".to_owned(),
+        kind: AppKind::Traditional,
+        scopes: scopes.into_iter().collect(),
+        redirect_uris: vec![CALLBACK.to_owned()],
+        allow_token_exchange: true,
+    }
+}
+
+fn describe(config: &Config, token: &Token, apps: &Apps) -> Zeroizing<Vec<u8>> {
+    let url = config.public_url();
+    let text = json!({
+        "url": url,
+        "tenant": config.tenant,
+        "pid": std::process::id(),
+        "management": {
+            "client_id": apps.management.id,
+            "client_secret": apps.management.secret.expose_secret(),
+            "token_endpoint": format!("{url}/oidc/token"),
+            "resource": format!("https://{}.lacre.local/api", config.tenant),
+            "scope": "all",
+        },
+        "application": {
+            "client_id": apps.application.id,
+            "client_secret": apps.application.secret.expose_secret(),
+            "redirect_uris": [CALLBACK],
+            "allow_token_exchange": true,
+        },
+        "hsm": { "module": token.module, "token_label": LABEL, "pin_file": token.pin_file },
+        "database": format!("sqlite:{}", config.data_dir.join("lacre.db").display()),
+    });
+    Zeroizing::new(format!("{text:#}\n").into_bytes())
+}
+
+/// Readers see the old file or the new one, never half of it, and nobody else reads it.
+fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let staging = path.with_extension("json.new");
+    if let Err(error) = fs::remove_file(&staging)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        return Err(error);
+    }
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&staging)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&staging, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn the_shells_quoting_is_undone() {
+        let text = "export A=/x\nexport LACRE_PKCS11_MODULE=/opt/my\\ dir/m.so\nexport B='c'\n";
+        assert_eq!(exported(text, "LACRE_PKCS11_MODULE").as_deref(), Some("/opt/my dir/m.so"));
+        assert_eq!(exported(text, "B").as_deref(), Some("c"));
+        assert_eq!(exported(text, "LACRE_PKCS11"), None);
+    }
+
+    #[test]
+    fn a_second_run_finds_the_applications_of_the_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("dev.json");
+        let first = Apps::load(&path).unwrap();
+        let config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
+        let token =
+            Token { conf: dir.path().join("c"), module: "m".to_owned(), pin_file: dir.path().join("pin") };
+        write_private(&path, &describe(&config, &token, &first)).unwrap();
+
+        let second = Apps::load(&path).unwrap();
+        assert_eq!(second.management.id, first.management.id);
+        assert_eq!(second.application.secret.expose_secret(), first.application.secret.expose_secret());
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_damaged_dev_json_is_not_overwritten_in_silence() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("dev.json");
+        fs::write(&path, "{}").unwrap();
+        assert!(matches!(Apps::load(&path), Err(DevError::Unreadable { .. })));
+    }
 }

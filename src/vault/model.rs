@@ -110,6 +110,13 @@ pub struct NewSecret {
     pub expires_at: Option<Timestamp>,
 }
 
+impl NewSecret {
+    /// Reads `expires_at` as RFC 3339 text; `None` if it is not such a text.
+    pub fn parse_expiry(text: &str) -> Option<Timestamp> {
+        Timestamp::parse_rfc3339(text)
+    }
+}
+
 /// Metadata of a secret. Never the value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SecretInfo {

@@ -36,6 +36,7 @@ fn start_hint(error: &StartError) -> &'static str {
         StartError::Module { .. } => "check the module's path, processor and rights",
         StartError::Pin { .. } => "check pin_source; the PIN was not tried",
         StartError::Selection(_) => "set one of token, serial and uri in [seal.pkcs11]",
+        StartError::Threads { .. } => "raise the limit on threads of the daemon's user",
         StartError::Latch { .. } => "give the latch directory to the daemon's user",
     }
 }

@@ -1,0 +1,52 @@
+//! Looks at the keys on the device: at the start until they are found fit, then once a minute.
+//!
+//! Found unfit right after the start, the process ends: somebody is there to read the message.
+//! Found unfit later, only readiness fails; requests that do not need the key go on.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::health::Health;
+use super::services::{ProvisionError, Services};
+
+/// How long after the start an unfit key still ends the process.
+const START: Duration = Duration::from_secs(10);
+const AGAIN_WHILE_FAILING: Duration = Duration::from_secs(1);
+const AGAIN: Duration = Duration::from_secs(60);
+
+pub(super) async fn run(
+    services: Arc<Services>,
+    health: Arc<Health>,
+    fatal: oneshot::Sender<ProvisionError>,
+) {
+    let started = Instant::now();
+    let mut fatal = Some(fatal);
+    let mut last = None;
+    loop {
+        let found = services.provision().await;
+        let problem = found.as_ref().err().map(|error| super::health::chain(error));
+        if problem != last {
+            match &problem {
+                Some(problem) => tracing::error!(problem, "the keys on the device cannot be used"),
+                None => tracing::info!("the keys on the device are fit for use"),
+            }
+        }
+        let wait = if problem.is_none() { AGAIN } else { AGAIN_WHILE_FAILING };
+        health.attested(problem.clone());
+        last = problem;
+        match found {
+            Err(error) if error.is_unfit() && started.elapsed() < START => {
+                if let Some(fatal) = fatal.take() {
+                    // The receiver is gone only when the process is ending anyway.
+                    let _ = fatal.send(error);
+                }
+            }
+            // Passed once: from now on the process stays.
+            Ok(()) => fatal = None,
+            Err(_) => {}
+        }
+        tokio::time::sleep(wait).await;
+    }
+}

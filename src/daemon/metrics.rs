@@ -1,0 +1,92 @@
+//! The metrics recorder and the gauges that are read off when somebody looks. Names are those of
+//! `docs/api.md`; no label carries an id, a name or a path.
+
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_process::Collector;
+
+use crate::seal::guarded::Status as Memory;
+use crate::seal::{DeviceState, DeviceStatus};
+use crate::vault::Figures;
+
+/// From a cached read to the deadline of a device call.
+const SECONDS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
+
+pub(super) struct Metrics {
+    handle: PrometheusHandle,
+    process: Collector,
+}
+
+impl Metrics {
+    /// Makes the process's recorder. In a process with several daemons (tests) the first one counts
+    /// for all; the others render what they alone would have counted: nothing.
+    pub(super) fn install() -> Self {
+        let builder = PrometheusBuilder::new();
+        let suffix = Matcher::Suffix("_duration_seconds".to_owned());
+        let builder = builder.set_buckets_for_metric(suffix, &SECONDS).unwrap_or_else(|error| {
+            tracing::warn!(%error, "histograms have no buckets");
+            PrometheusBuilder::new()
+        });
+        let recorder = builder.build_recorder();
+        let handle = recorder.handle();
+        if metrics::set_global_recorder(recorder).is_err() {
+            tracing::debug!("another daemon in this process records the metrics");
+        }
+        describe();
+        let process = Collector::default();
+        process.describe();
+        gauge!("lacre_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+        // Present from the start, so that a rate over it is defined.
+        counter!("lacre_auth_failures_total", "reason" => "invalid-token").absolute(0);
+        Self { handle, process }
+    }
+
+    pub(super) fn upkeep(&self) {
+        self.handle.run_upkeep();
+    }
+
+    pub(super) fn set_state(&self, is_ready: bool, memory: &Memory, device: &DeviceStatus) {
+        gauge!("lacre_ready").set(f64::from(u8::from(is_ready)));
+        gauge!("lacre_hsm_up").set(f64::from(u8::from(device.state == DeviceState::Ready)));
+        gauge!("lacre_guard_slots", "state" => "free").set(as_figure(memory.free as u64));
+        let used = memory.slots.saturating_sub(memory.free);
+        gauge!("lacre_guard_slots", "state" => "used").set(as_figure(used as u64));
+        for (lane, queued) in ["fast", "slow", "admin"].into_iter().zip(device.queued) {
+            gauge!("lacre_hsm_queue", "lane" => lane).set(as_figure(queued as u64));
+        }
+        self.process.collect();
+    }
+
+    pub(super) fn set_figures(&self, figures: &Figures) {
+        for (kind, count) in &figures.secrets {
+            gauge!("lacre_secrets", "kind" => *kind).set(as_figure(*count));
+        }
+        for (version, count) in &figures.records_by_kek_version {
+            gauge!("lacre_wrapped_by_kek_version", "version" => version.to_string()).set(as_figure(*count));
+        }
+        gauge!("lacre_jobs_open").set(as_figure(figures.open_jobs));
+    }
+
+    pub(super) fn render(&self) -> String {
+        self.handle.render()
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a gauge above 2^53 is as good rounded")]
+fn as_figure(count: u64) -> f64 {
+    count as f64
+}
+
+fn describe() {
+    describe_counter!("lacre_http_requests_total", "Requests by route, method and status.");
+    describe_histogram!("lacre_http_request_duration_seconds", "Time to answer, by route.");
+    describe_counter!("lacre_auth_failures_total", "Requests refused for want of a valid credential.");
+    describe_gauge!("lacre_ready", "1 while all readiness checks pass.");
+    describe_gauge!("lacre_hsm_up", "1 while the device is logged in and answering.");
+    describe_gauge!("lacre_hsm_queue", "Jobs waiting for the device, by lane.");
+    describe_gauge!("lacre_guard_slots", "Slots of guarded memory, by state.");
+    describe_gauge!("lacre_secrets", "Stored secrets by kind.");
+    describe_gauge!("lacre_wrapped_by_kek_version", "Stored records by the KEK version that wraps them.");
+    describe_gauge!("lacre_jobs_open", "Jobs that have not ended.");
+    describe_gauge!("lacre_build_info", "Always 1; the version is a label.");
+}

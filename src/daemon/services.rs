@@ -1,0 +1,215 @@
+//! The services and what they stand on, made in one order and closed in the reverse one.
+
+use std::sync::Arc;
+
+use crate::audit::{AuditError, AuditLog, Options as AuditOptions};
+use crate::clock::{Clock, SystemClock};
+use crate::config::Config;
+use crate::db::{Db, OpenError, OpenOptions};
+use crate::http::Gate;
+use crate::identity::Caller;
+use crate::issuer::{self, Issuer};
+use crate::keys::{self, Keys, KeysError, Purpose};
+use crate::seal::{self, Arena, ArenaError, Device, SealError};
+use crate::vault::{self, Vault, VaultError};
+
+/// Everything a running daemon has.
+pub struct Services {
+    /// What it was told.
+    pub config: Config,
+    /// The database.
+    pub db: Db,
+    /// Guarded memory.
+    pub arena: Arena,
+    /// The device.
+    pub device: Device,
+    /// The audit log.
+    pub audit: AuditLog,
+    /// Signing and MAC keys.
+    pub keys: Keys,
+    /// Secrets and KEKs.
+    pub vault: Vault,
+    /// Tokens and applications.
+    pub issuer: Issuer,
+    /// Wall time.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// Why a part could not be started. A device that is away is not an error.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// No device is configured.
+    #[error("no device is configured: the section [seal.pkcs11] is missing")]
+    NoDevice,
+    /// Keys were never made for this database.
+    #[error("this installation has no keys yet: run `lacre init` first")]
+    NotInitialised,
+    /// Guarded memory.
+    #[error(transparent)]
+    Memory(#[from] ArenaError),
+    /// The database.
+    #[error(transparent)]
+    Database(#[from] OpenError),
+    /// The device's module, selection or PIN source.
+    #[error(transparent)]
+    Device(#[from] seal::StartError),
+    /// The audit log.
+    #[error("the audit log cannot be opened")]
+    Audit(#[from] AuditError),
+    /// The record of the keys.
+    #[error("the keys cannot be looked up")]
+    Keys(#[source] KeysError),
+    /// The keys could not be made.
+    #[error("the keys could not be made")]
+    Provision(#[from] ProvisionError),
+}
+
+/// What is wrong with the keys on the device.
+#[derive(Debug, thiserror::Error)]
+pub enum ProvisionError {
+    /// A signing or MAC key.
+    #[error("signing and MAC keys")]
+    Keys(#[from] KeysError),
+    /// A KEK.
+    #[error("key-encryption keys")]
+    Vault(#[from] VaultError),
+}
+
+impl ProvisionError {
+    /// Whether a key is missing, ambiguous or weakened: waiting does not heal that.
+    pub fn is_unfit(&self) -> bool {
+        let (Self::Keys(KeysError::Seal(error)) | Self::Vault(VaultError::Seal(error))) = self else {
+            return false;
+        };
+        matches!(error, SealError::KeyUnfit { .. } | SealError::KeyMissing { .. })
+    }
+}
+
+/// What the services stand on.
+struct Ground {
+    db: Db,
+    arena: Arena,
+    device: Device,
+    audit: AuditLog,
+    keys: Keys,
+    clock: Arc<dyn Clock>,
+}
+
+impl Ground {
+    async fn open(config: &Config) -> Result<Self, StartError> {
+        let seal = config.seal.as_ref().ok_or(StartError::NoDevice)?;
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let arena = Arena::new(&config.memory)?;
+        let options = OpenOptions { connections: config.database.connections, migrate: false };
+        let db = Db::open(&config.database_url()?, &options)?;
+        let audit_options = AuditOptions { deadline: config.audit.deadline };
+        let audit = AuditLog::open(db.clone(), Arc::clone(&clock), audit_options).await?;
+        let mut seal = seal.clone();
+        seal.latch_dir.get_or_insert_with(|| config.data_dir.join("latch"));
+        let device = seal::start(&seal, &arena)?;
+        let keys = Keys::new(keys::Parts {
+            db: db.clone(),
+            sealer: device.sealer.clone(),
+            admin: device.admin.clone(),
+            audit: audit.clone(),
+            clock: Arc::clone(&clock),
+        });
+        Ok(Self { db, arena, device, audit, keys, clock })
+    }
+
+    async fn build(self, config: Config) -> Result<Services, StartError> {
+        let body_key = self.keys.key_ref(&config.tenant, Purpose::RequestBody).await;
+        let body_key = body_key.map_err(|error| match error {
+            // Recorded last: an init that was interrupted has to be run again.
+            KeysError::Seal(SealError::KeyMissing { .. }) => StartError::NotInitialised,
+            other => StartError::Keys(other),
+        })?;
+        let vault = Vault::new(vault::Parts {
+            db: self.db.clone(),
+            sealer: self.device.sealer.clone(),
+            admin: self.device.admin.clone(),
+            audit: self.audit.clone(),
+            clock: Arc::clone(&self.clock),
+            body_key,
+            config: config.vault.clone(),
+        });
+        let issuer = Issuer::new(issuer::Parts {
+            db: self.db.clone(),
+            keys: self.keys.clone(),
+            audit: self.audit.clone(),
+            clock: Arc::clone(&self.clock),
+            config: issuer::Config {
+                issuer: format!("{}/oidc", config.public_url()),
+                tenant: config.tenant.clone(),
+                token_lifetime: config.issuer.token_lifetime,
+            },
+        });
+        let Self { db, arena, device, audit, keys, clock } = self;
+        Ok(Services { config, db, arena, device, audit, keys, vault, issuer, clock })
+    }
+}
+
+impl Services {
+    /// Opens an initialised installation. The device may be away.
+    ///
+    /// # Errors
+    /// [`StartError::NotInitialised`] if `lacre init` never ran on this database: keys are made on
+    /// purpose, never because a daemon was pointed at an empty place.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let ground = Ground::open(&config).await?;
+        let signing = ground.keys.public_keys(&config.tenant).await.map_err(StartError::Keys)?;
+        if signing.is_empty() {
+            return Err(StartError::NotInitialised);
+        }
+        ground.build(config).await
+    }
+
+    /// Opens an installation and makes what it lacks. Needs the device. Repeatable.
+    ///
+    /// # Errors
+    /// [`StartError`]; what was made stays.
+    pub async fn init(config: Config) -> Result<Self, StartError> {
+        if let Err(error) = std::fs::create_dir_all(&config.data_dir) {
+            tracing::debug!(%error, "the data directory is not made here");
+        }
+        let ground = Ground::open(&config).await?;
+        ground.keys.provision(&config.tenant).await.map_err(ProvisionError::from)?;
+        let services = ground.build(config).await?;
+        services.provision().await?;
+        Ok(services)
+    }
+
+    /// Makes what is planned and missing, and inspects every live key on the device.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub async fn provision(&self) -> Result<(), ProvisionError> {
+        self.keys.provision(&self.config.tenant).await?;
+        self.vault.provision(&self.config.tenant).await?;
+        Ok(())
+    }
+
+    /// The daemon as a caller, for its own records.
+    pub(super) fn caller(&self) -> Caller {
+        Caller::system("daemon", self.config.tenant.clone())
+    }
+
+    pub(super) fn gate(&self) -> Gate {
+        let server = &self.config.server;
+        let certificates = server.tls.as_ref().map_or_else(Vec::new, |tls| tls.client_rules.clone());
+        Gate::new(
+            self.issuer.clone(),
+            self.audit.clone(),
+            self.config.tenant.clone(),
+            (server.local_users.clone(), certificates),
+            server.rate_limit,
+        )
+    }
+
+    /// Ends in order: what was accepted is recorded before device and database go.
+    pub async fn close(&self) {
+        self.audit.close().await;
+        self.device.close();
+        self.db.close();
+    }
+}

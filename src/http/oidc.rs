@@ -1,0 +1,326 @@
+//! `/oidc`: the token endpoint (RFC 6749, section 4.4) and the JWKS document (RFC 7517, section 5).
+//!
+//! Errors have the form of RFC 6749, section 5.2; what goes wrong inside is told as
+//! `temporarily_unavailable` or `server_error` and explained in the log only.
+
+use actix_web::body::BoxBody;
+use actix_web::http::StatusCode;
+use actix_web::http::header;
+use actix_web::web::{self, Bytes, Data, PayloadConfig, ServiceConfig};
+use actix_web::{HttpMessage, HttpRequest, HttpResponse, HttpResponseBuilder};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use url::form_urlencoded;
+
+use crate::audit::AuditCode;
+use crate::http::auth::{self, Gate};
+use crate::http::problem::{Code, Problem, chain, outage_of};
+use crate::http::secret_body::SecretJson;
+use crate::ids::ClientId;
+use crate::issuer::{IssuedToken, Issuer, IssuerError, TokenRequest};
+
+const FORM_LIMIT: usize = 16 << 10;
+
+pub(super) fn routes(cfg: &mut ServiceConfig) {
+    let token = web::resource("/oidc/token").app_data(PayloadConfig::new(FORM_LIMIT)).post(token);
+    cfg.service(token).service(web::resource("/oidc/jwks").get(jwks));
+}
+
+async fn token(
+    request: HttpRequest,
+    body: Result<Bytes, actix_web::Error>,
+    issuer: Data<Issuer>,
+    gate: Data<Gate>,
+) -> HttpResponse {
+    let used_basic = request.headers().contains_key(header::AUTHORIZATION);
+    match answer(&request, body, &issuer, &gate).await {
+        Ok(token) => issued(&token),
+        Err(error) => error.respond(used_basic),
+    }
+}
+
+async fn answer(
+    request: &HttpRequest,
+    body: Result<Bytes, actix_web::Error>,
+    issuer: &Issuer,
+    gate: &Gate,
+) -> Result<IssuedToken, OauthError> {
+    if !request.content_type().eq_ignore_ascii_case("application/x-www-form-urlencoded") {
+        return Err(OauthError::request("the body must be application/x-www-form-urlencoded"));
+    }
+    let body = body.map_err(|_| OauthError::request("the body cannot be read or is too long"))?;
+    let wanted = read_request(authorization(request)?, &body)?;
+    let client = ClientId::parse(&wanted.client_id).map_err(|_| OauthError::new("invalid_client"))?;
+    // Before the secret is looked at: trying secrets must not be faster than working with one.
+    gate.count_client(&client).map_err(OauthError::from_problem)?;
+    let id = auth::request_id(request);
+    issuer.token(wanted, &id).await.map_err(|error| {
+        let answer = OauthError::of(&error);
+        if answer.status.is_server_error() {
+            tracing::error!(request_id = %id, cause = chain(&error), "no token issued");
+        }
+        answer
+    })
+}
+
+fn issued(token: &IssuedToken) -> HttpResponse {
+    let meta = json!({ "token_type": "Bearer", "expires_in": token.expires_in, "scope": token.scope });
+    let text = token.access_token.expose_secret();
+    let mut body = SecretJson::object(&meta, text.len());
+    body.name("access_token").utf8(text).raw("}");
+    let mut response = HttpResponse::Ok();
+    uncached(&mut response).content_type("application/json").message_body(body.finish()).map_or_else(
+        |_| HttpResponse::InternalServerError().finish(),
+        |response| response.map_into_boxed_body(),
+    )
+}
+
+fn uncached(response: &mut HttpResponseBuilder) -> &mut HttpResponseBuilder {
+    // RFC 6749, section 5.1.
+    response.insert_header((header::CACHE_CONTROL, "no-store")).insert_header((header::PRAGMA, "no-cache"))
+}
+
+/// A client's id and secret as one of the two methods gave them.
+type Credential = (String, SecretString);
+
+/// The credential of an `Authorization: Basic` header (RFC 6749, section 2.3.1), if there is one.
+fn authorization(request: &HttpRequest) -> Result<Option<Credential>, OauthError> {
+    let Some(header) = request.headers().get(header::AUTHORIZATION) else { return Ok(None) };
+    let read = || {
+        let (scheme, encoded) = header.to_str().ok()?.split_once(' ')?;
+        let decoded =
+            STANDARD.decode(encoded.trim()).ok().filter(|_| scheme.eq_ignore_ascii_case("basic"))?;
+        let (id, secret) = std::str::from_utf8(&decoded).ok()?.split_once(':')?;
+        Some((form_decoded(id)?, SecretString::from(form_decoded(secret)?)))
+    };
+    read().map(Some).ok_or_else(|| {
+        OauthError::new("invalid_client").explain("the Authorization header is not understood")
+    })
+}
+
+/// Undoes `application/x-www-form-urlencoded` for one string; `None` if an escape is incomplete.
+fn form_decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'+' => b' ',
+            b'%' => {
+                let digits = [rest.next()?, rest.next()?];
+                let mut decoded = [0];
+                hex::decode_to_slice(digits, &mut decoded).ok()?;
+                decoded[0]
+            }
+            other => other,
+        });
+    }
+    String::from_utf8(bytes).ok()
+}
+
+#[derive(Default)]
+struct Form {
+    grant_type: Option<String>,
+    client_id: Option<String>,
+    client_secret: Option<SecretString>,
+    scope: Option<String>,
+    resource: Option<String>,
+}
+
+impl Form {
+    fn parse(body: &[u8]) -> Result<Self, OauthError> {
+        let mut form = Self::default();
+        for (name, value) in form_urlencoded::parse(body) {
+            // RFC 6749, section 3.2: an empty parameter is absent, an unknown one is ignored, and
+            // none may come twice.
+            if value.is_empty() {
+                continue;
+            }
+            let value = value.into_owned();
+            let repeated = match &*name {
+                "grant_type" => form.grant_type.replace(value).is_some(),
+                "client_id" => form.client_id.replace(value).is_some(),
+                "client_secret" => form.client_secret.replace(SecretString::from(value)).is_some(),
+                "scope" => form.scope.replace(value).is_some(),
+                "resource" => form.resource.replace(value).is_some(),
+                _ => false,
+            };
+            if repeated {
+                return Err(OauthError::request("a parameter comes twice"));
+            }
+        }
+        Ok(form)
+    }
+}
+
+fn read_request(basic: Option<Credential>, body: &[u8]) -> Result<TokenRequest, OauthError> {
+    let form = Form::parse(body)?;
+    let (client_id, client_secret) = match (basic, form.client_id, form.client_secret) {
+        (Some(_), _, Some(_)) => {
+            return Err(OauthError::request("one way of client authentication, not two"));
+        }
+        (Some((id, _)), Some(other), None) if id != other => {
+            return Err(OauthError::request("client_id differs from the Authorization header"));
+        }
+        (Some(credential), _, None) => credential,
+        (None, Some(id), Some(secret)) => (id, secret),
+        (None, _, _) => {
+            return Err(OauthError::new("invalid_client").explain("client authentication is needed"));
+        }
+    };
+    let grant_type = form.grant_type.ok_or_else(|| OauthError::request("grant_type is needed"))?;
+    Ok(TokenRequest { grant_type, client_id, client_secret, scope: form.scope, resource: form.resource })
+}
+
+/// An error of the token endpoint.
+#[derive(Debug)]
+struct OauthError {
+    status: StatusCode,
+    error: &'static str,
+    description: Option<String>,
+    retry_after: Option<u64>,
+}
+
+impl OauthError {
+    fn new(error: &'static str) -> Self {
+        let status = match error {
+            "invalid_client" => StatusCode::UNAUTHORIZED,
+            "server_error" => StatusCode::INTERNAL_SERVER_ERROR,
+            "temporarily_unavailable" => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::BAD_REQUEST,
+        };
+        let retry_after = status.is_server_error().then_some(1);
+        Self { status, error, description: None, retry_after }
+    }
+
+    fn request(description: &str) -> Self {
+        Self::new("invalid_request").explain(description)
+    }
+
+    fn explain(mut self, description: &str) -> Self {
+        self.description = Some(description.to_owned());
+        self
+    }
+
+    fn from_problem(problem: Problem) -> Self {
+        // Only the rate limit speaks before the issuer does.
+        let status = problem.code().status();
+        Self { status, retry_after: Some(1), ..Self::new("temporarily_unavailable") }
+    }
+
+    fn of(error: &IssuerError) -> Self {
+        let name = match error {
+            IssuerError::InvalidClient | IssuerError::NotFound => "invalid_client",
+            IssuerError::UnsupportedGrantType => "unsupported_grant_type",
+            IssuerError::InvalidScope | IssuerError::Forbidden(_) => "invalid_scope",
+            IssuerError::InvalidTarget => "invalid_target",
+            IssuerError::Invalid { .. } => "invalid_request",
+            IssuerError::Keys(_) | IssuerError::Audit(_) | IssuerError::Db(_) => {
+                match outage_of(error.audit_code()) {
+                    Code::Internal => "server_error",
+                    _ => "temporarily_unavailable",
+                }
+            }
+        };
+        let answer = Self::new(name);
+        if answer.status.is_server_error() { answer } else { answer.explain(&error.to_string()) }
+    }
+
+    fn respond(&self, used_basic: bool) -> HttpResponse<BoxBody> {
+        let mut response = HttpResponse::build(self.status);
+        uncached(&mut response);
+        if self.status == StatusCode::UNAUTHORIZED && used_basic {
+            response.insert_header((header::WWW_AUTHENTICATE, "Basic realm=\"lacre\", charset=\"UTF-8\""));
+        }
+        if let Some(seconds) = self.retry_after {
+            response.insert_header((header::RETRY_AFTER, seconds.to_string()));
+        }
+        let mut body = json!({ "error": self.error });
+        if let Some(description) = &self.description {
+            body["error_description"] = json!(description);
+        }
+        response.json(body)
+    }
+}
+
+async fn jwks(request: HttpRequest, issuer: Data<Issuer>) -> Result<HttpResponse, Problem> {
+    let document = issuer.jwks().await?.to_string();
+    let tag = format!("\"{}\"", hex::encode(&Sha256::digest(&document)[..16]));
+    let known = request.headers().get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok());
+    let is_known = known.is_some_and(|known| known == "*" || known.split(',').any(|one| one.trim() == tag));
+    let mut response = if is_known { HttpResponse::NotModified() } else { HttpResponse::Ok() };
+    // Shorter than the lead time with which keys are published before they sign.
+    response.insert_header((header::CACHE_CONTROL, "public, max-age=300")).insert_header((header::ETAG, tag));
+    Ok(match is_known {
+        true => response.finish(),
+        false => response.content_type("application/json").body(document),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::test::TestRequest;
+
+    use super::*;
+
+    fn basic(text: &str) -> Result<Option<Credential>, OauthError> {
+        let value = format!("Basic {}", STANDARD.encode(text));
+        authorization(&TestRequest::default().insert_header(("Authorization", value)).to_http_request())
+    }
+
+    fn error(body: &str) -> &'static str {
+        read_request(None, body.as_bytes()).err().map_or("none", |error| error.error)
+    }
+
+    #[test]
+    fn basic_credentials_are_form_decoded() {
+        let (id, secret) = basic("a%2Bb:c+d%3a%25").unwrap().unwrap();
+        assert_eq!((id.as_str(), secret.expose_secret()), ("a+b", "c d:%"));
+
+        assert!(basic("no-colon").is_err());
+        assert!(basic("a:%2").is_err());
+        assert!(authorization(&TestRequest::default().to_http_request()).unwrap().is_none());
+    }
+
+    #[test]
+    fn one_way_of_authentication_is_enough_and_two_are_too_many() {
+        let form = b"grant_type=client_credentials&client_id=a&client_secret=s";
+        let with_form = read_request(None, form).ok().unwrap();
+        assert_eq!((with_form.client_id.as_str(), with_form.client_secret.expose_secret()), ("a", "s"));
+
+        let credential = || Some(("a".to_owned(), SecretString::from("s".to_owned())));
+        assert_eq!(read_request(credential(), form).err().unwrap().error, "invalid_request");
+        assert!(read_request(credential(), b"grant_type=x&client_id=a").is_ok());
+        assert_eq!(
+            read_request(credential(), b"grant_type=x&client_id=b").err().unwrap().error,
+            "invalid_request"
+        );
+    }
+
+    #[test]
+    fn parameters_come_once() {
+        assert_eq!(error("grant_type=a&grant_type=b&client_id=a&client_secret=s"), "invalid_request");
+        assert_eq!(error("client_id=a&client_secret=s"), "invalid_request");
+        assert_eq!(error("grant_type=a&client_id=a"), "invalid_client");
+        assert_eq!(
+            error("grant_type=a&client_id=a&client_secret=s&scope=&scope=x&unknown=1&unknown=2"),
+            "none"
+        );
+    }
+
+    #[test]
+    fn a_refused_basic_client_is_challenged() {
+        let response = OauthError::new("invalid_client").respond(true);
+        assert_eq!(response.status(), 401);
+        assert!(response.headers().contains_key(header::WWW_AUTHENTICATE));
+        assert_eq!(response.headers().get(header::CACHE_CONTROL).unwrap(), "no-store");
+        assert!(
+            !OauthError::new("invalid_client")
+                .respond(false)
+                .headers()
+                .contains_key(header::WWW_AUTHENTICATE)
+        );
+    }
+}

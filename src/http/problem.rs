@@ -1,0 +1,426 @@
+//! Errors of the native API (RFC 9457): one table of codes, one conversion per service error.
+//!
+//! A 4xx explains itself to the client; a 5xx never does: its source goes to the log once, under the
+//! request id, from `observe`. What is transient says so (`retryable`, `Retry-After`).
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::time::Duration;
+
+use actix_web::HttpResponse;
+use actix_web::ResponseError;
+use actix_web::error::QueryPayloadError;
+use actix_web::http::StatusCode;
+use actix_web::http::header::{self, HeaderMap, HeaderValue};
+use serde_json::{Value, json};
+
+use crate::audit::{AuditCode, AuditError};
+use crate::identity::MissingScope;
+use crate::ids::RequestId;
+use crate::issuer::{BearerError, IssuerError};
+use crate::vault::VaultError;
+
+/// What went wrong: the `code` member, stable over versions. Documented in `docs/api.md`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Code {
+    Malformed,
+    Unauthenticated,
+    InvalidToken,
+    InsufficientScope,
+    NotFound,
+    MethodNotAllowed,
+    NameTaken,
+    IdempotencyInFlight,
+    JobEnded,
+    Expired,
+    VersionConflict,
+    TooLarge,
+    UnsupportedMediaType,
+    Invalid,
+    IdempotencyMismatch,
+    PreconditionRequired,
+    RateLimited,
+    Integrity,
+    Internal,
+    DeviceUnavailable,
+    Busy,
+    AuditUnavailable,
+    StorageUnavailable,
+}
+
+impl Code {
+    #[cfg(test)]
+    pub(super) const ALL: [Self; 23] = [
+        Self::Malformed,
+        Self::Unauthenticated,
+        Self::InvalidToken,
+        Self::InsufficientScope,
+        Self::NotFound,
+        Self::MethodNotAllowed,
+        Self::NameTaken,
+        Self::IdempotencyInFlight,
+        Self::JobEnded,
+        Self::Expired,
+        Self::VersionConflict,
+        Self::TooLarge,
+        Self::UnsupportedMediaType,
+        Self::Invalid,
+        Self::IdempotencyMismatch,
+        Self::PreconditionRequired,
+        Self::RateLimited,
+        Self::Integrity,
+        Self::Internal,
+        Self::DeviceUnavailable,
+        Self::Busy,
+        Self::AuditUnavailable,
+        Self::StorageUnavailable,
+    ];
+
+    /// Status, name, title.
+    const fn entry(self) -> (u16, &'static str, &'static str) {
+        match self {
+            Self::Malformed => (400, "malformed", "The request cannot be read"),
+            Self::Unauthenticated => (401, "unauthenticated", "A credential is needed"),
+            Self::InvalidToken => (401, "invalid-token", "The token is not accepted"),
+            Self::InsufficientScope => (403, "insufficient-scope", "A right is missing"),
+            Self::NotFound => (404, "not-found", "Not found"),
+            Self::MethodNotAllowed => (405, "method-not-allowed", "The method is not offered here"),
+            Self::NameTaken => (409, "name-taken", "The name is taken"),
+            Self::IdempotencyInFlight => (409, "idempotency-in-flight", "The first request is not done yet"),
+            Self::JobEnded => (409, "job-ended", "The job has ended"),
+            Self::Expired => (410, "expired", "The secret has expired"),
+            Self::VersionConflict => (412, "version-conflict", "The secret has changed"),
+            Self::TooLarge => (413, "too-large", "Too large"),
+            Self::UnsupportedMediaType => (415, "unsupported-media-type", "The content type is not accepted"),
+            Self::Invalid => (422, "invalid", "A member is not valid"),
+            Self::IdempotencyMismatch => {
+                (422, "idempotency-mismatch", "The idempotency key belongs to another request")
+            }
+            Self::PreconditionRequired => (428, "precondition-required", "If-Match is needed"),
+            Self::RateLimited => (429, "rate-limited", "Too many requests"),
+            Self::Integrity => (500, "integrity", "A stored value failed its integrity check"),
+            Self::Internal => (500, "internal", "Internal error"),
+            Self::DeviceUnavailable => (503, "device-unavailable", "The security module does not answer"),
+            Self::Busy => (503, "busy", "Too much work is queued"),
+            Self::AuditUnavailable => (503, "audit-unavailable", "The audit log does not take records"),
+            Self::StorageUnavailable => (503, "storage-unavailable", "The database does not answer"),
+        }
+    }
+
+    pub(super) fn status(self) -> StatusCode {
+        StatusCode::from_u16(self.entry().0).expect("the table holds HTTP statuses only")
+    }
+
+    pub(super) const fn name(self) -> &'static str {
+        self.entry().1
+    }
+
+    const fn is_retryable(self) -> bool {
+        matches!(self.entry().0, 429 | 503) || matches!(self, Self::IdempotencyInFlight)
+    }
+}
+
+/// An error on its way to a client of the native API.
+#[derive(Debug)]
+pub(super) struct Problem {
+    code: Code,
+    detail: Option<String>,
+    retry_after: Option<Duration>,
+    scope: Option<&'static str>,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+impl Problem {
+    pub(super) fn new(code: Code) -> Self {
+        // Where nobody knows better, a second: shorter only makes a herd.
+        let retry_after = code.is_retryable().then_some(Duration::from_secs(1));
+        Self { code, detail: None, retry_after, scope: None, source: None }
+    }
+
+    /// A member of the request breaks a rule. `reason` never holds a value.
+    pub(super) fn invalid(field: &str, reason: impl fmt::Display) -> Self {
+        Self::new(Code::Invalid).detail(format!("{field}: {reason}"))
+    }
+
+    /// What actix itself answered with a bare status.
+    pub(super) fn of_status(status: StatusCode) -> Self {
+        Self::new(match status.as_u16() {
+            404 => Code::NotFound,
+            405 => Code::MethodNotAllowed,
+            413 => Code::TooLarge,
+            415 => Code::UnsupportedMediaType,
+            400..=499 => Code::Malformed,
+            _ => Code::Internal,
+        })
+    }
+
+    pub(super) fn detail(mut self, detail: impl Into<String>) -> Self {
+        self.detail = Some(detail.into());
+        self
+    }
+
+    pub(super) fn retry_after(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait);
+        self
+    }
+
+    pub(super) fn caused_by(mut self, source: impl StdError + Send + Sync + 'static) -> Self {
+        self.source = Some(Box::new(source));
+        self
+    }
+
+    pub(super) fn code(&self) -> Code {
+        self.code
+    }
+
+    /// The cause and its causes, for the log; never for the client.
+    pub(super) fn cause_chain(&self) -> Option<String> {
+        self.source.as_deref().map(|source| chain(source))
+    }
+
+    /// The body for one item of a batch: no request id, it is the batch's.
+    pub(super) fn item(&self) -> Value {
+        let (status, code, title) = self.code.entry();
+        let mut body = json!({ "status": status, "code": code, "title": title });
+        self.add_detail(&mut body);
+        body["retryable"] = json!(self.code.is_retryable());
+        body
+    }
+
+    pub(super) fn body(&self, request: &RequestId, path: &str) -> Value {
+        let (status, code, title) = self.code.entry();
+        let mut body =
+            json!({ "type": format!("urn:lacre:problem:{code}"), "title": title, "status": status });
+        self.add_detail(&mut body);
+        body["instance"] = json!(path);
+        body["code"] = json!(code);
+        body["request_id"] = json!(request);
+        body["retryable"] = json!(self.code.is_retryable());
+        body
+    }
+
+    pub(super) fn put_headers(&self, headers: &mut HeaderMap) {
+        if let Some(wait) = self.retry_after {
+            let whole = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(whole.max(1)));
+        }
+        let challenge = match (self.code, self.scope) {
+            (Code::Unauthenticated, _) => "Bearer realm=\"lacre\"".to_owned(),
+            (Code::InvalidToken, _) => "Bearer realm=\"lacre\", error=\"invalid_token\"".to_owned(),
+            (Code::InsufficientScope, Some(scope)) => {
+                format!("Bearer realm=\"lacre\", error=\"insufficient_scope\", scope=\"{scope}\"")
+            }
+            _ => return,
+        };
+        if let Ok(value) = HeaderValue::try_from(challenge) {
+            headers.insert(header::WWW_AUTHENTICATE, value);
+        }
+    }
+
+    fn add_detail(&self, body: &mut Value) {
+        if let Some(detail) = self.detail.as_deref().filter(|_| self.code.status().is_client_error()) {
+            body["detail"] = json!(detail);
+        }
+    }
+}
+
+/// An error and its causes in one line.
+pub(super) fn chain(error: &(dyn StdError + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text = format!("{text}: {cause}");
+        next = cause.source();
+    }
+    text
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.code.name())
+    }
+}
+
+impl StdError for Problem {}
+
+impl ResponseError for Problem {
+    fn status_code(&self) -> StatusCode {
+        self.code.status()
+    }
+
+    // The body needs the request id and the path, which only `observe` knows: it writes it.
+    fn error_response(&self) -> HttpResponse {
+        let mut response = HttpResponse::new(self.status_code());
+        self.put_headers(response.headers_mut());
+        response
+    }
+}
+
+/// A query string that does not parse.
+pub(super) fn bad_query(error: &QueryPayloadError) -> Problem {
+    match error {
+        // The text names members and their expected types; values stay out of it.
+        QueryPayloadError::Deserialize(inner) if inner.to_string().starts_with("unknown field") => {
+            Problem::new(Code::Invalid).detail("query: a parameter is not known here")
+        }
+        _ => Problem::new(Code::Invalid).detail("query: a parameter has a wrong form"),
+    }
+}
+
+impl From<MissingScope> for Problem {
+    fn from(missing: MissingScope) -> Self {
+        let mut problem = Self::new(Code::InsufficientScope).detail(missing.to_string());
+        problem.scope = Some(missing.0.name());
+        problem
+    }
+}
+
+impl From<AuditError> for Problem {
+    fn from(error: AuditError) -> Self {
+        match error {
+            AuditError::Forbidden(missing) => missing.into(),
+            AuditError::Unavailable => Self::new(Code::AuditUnavailable).caused_by(error),
+            AuditError::Read(_) => Self::new(Code::StorageUnavailable).caused_by(error),
+        }
+    }
+}
+
+impl From<VaultError> for Problem {
+    fn from(error: VaultError) -> Self {
+        let code = match error {
+            VaultError::Forbidden(missing) => return missing.into(),
+            VaultError::Audit(error) => return error.into(),
+            VaultError::Seal(_) => return sealing(error),
+            VaultError::Db(ref cause) if cause.is_transient() => Code::StorageUnavailable,
+            VaultError::Db(_) => Code::Internal,
+            VaultError::Integrity => Code::Integrity,
+            VaultError::NotFound(_) => Code::NotFound,
+            VaultError::NameTaken => Code::NameTaken,
+            VaultError::VersionConflict { .. } => Code::VersionConflict,
+            VaultError::Invalid { .. } => Code::Invalid,
+            VaultError::TooLarge { .. } => Code::TooLarge,
+            VaultError::Expired => Code::Expired,
+            VaultError::IdempotencyMismatch => Code::IdempotencyMismatch,
+            VaultError::IdempotencyInFlight => Code::IdempotencyInFlight,
+            VaultError::JobEnded => Code::JobEnded,
+        };
+        let text = error.to_string();
+        if code.status().is_server_error() {
+            Self::new(code).caused_by(error)
+        } else {
+            Self::new(code).detail(text)
+        }
+    }
+}
+
+fn sealing(error: VaultError) -> Problem {
+    let VaultError::Seal(cause) = &error else { return Problem::new(Code::Internal).caused_by(error) };
+    let wait = cause.retry_after();
+    let code = match (wait, error.audit_code()) {
+        (Some(_), "busy") => Code::Busy,
+        (Some(_), _) => Code::DeviceUnavailable,
+        (None, _) => Code::Internal,
+    };
+    let problem = Problem::new(code).caused_by(error);
+    match wait {
+        Some(wait) => problem.retry_after(wait),
+        None => problem,
+    }
+}
+
+impl From<IssuerError> for Problem {
+    fn from(error: IssuerError) -> Self {
+        let code = match error {
+            IssuerError::Forbidden(missing) => return missing.into(),
+            IssuerError::Audit(error) => return error.into(),
+            IssuerError::NotFound => Code::NotFound,
+            IssuerError::InvalidClient => Code::Unauthenticated,
+            IssuerError::Invalid { .. }
+            | IssuerError::InvalidScope
+            | IssuerError::InvalidTarget
+            | IssuerError::UnsupportedGrantType => Code::Invalid,
+            IssuerError::Keys(_) | IssuerError::Db(_) => outage_of(error.audit_code()),
+        };
+        let text = error.to_string();
+        if code.status().is_server_error() {
+            Self::new(code).caused_by(error)
+        } else {
+            Self::new(code).detail(text)
+        }
+    }
+}
+
+/// The code for an error of a lower layer, by the name it has in the audit log.
+pub(super) fn outage_of(audit_code: &str) -> Code {
+    match audit_code {
+        "device-unavailable" => Code::DeviceUnavailable,
+        "busy" => Code::Busy,
+        "audit-unavailable" => Code::AuditUnavailable,
+        "storage-failed" => Code::StorageUnavailable,
+        _ => Code::Internal,
+    }
+}
+
+impl From<BearerError> for Problem {
+    fn from(error: BearerError) -> Self {
+        match error {
+            BearerError::Invalid(_) => Self::new(Code::InvalidToken),
+            BearerError::Unavailable(cause) => match cause {
+                // Not the client's doing, so never a 401: its token may be good.
+                IssuerError::NotFound | IssuerError::InvalidClient => Self::new(Code::InvalidToken),
+                cause => Self::new(outage_of(cause.audit_code())).caused_by(cause),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::Scope;
+
+    #[test]
+    fn a_5xx_never_explains_itself() {
+        let problem = Problem::new(Code::Internal).detail("table secrets").caused_by(std::fmt::Error);
+        let body = problem.body(&RequestId::generate(), "/v1/secrets");
+
+        assert!(!body.to_string().contains("table"), "{body}");
+        assert!(problem.cause_chain().is_some());
+    }
+
+    #[test]
+    fn every_body_has_the_members_of_the_documentation() {
+        for code in Code::ALL {
+            let body = Problem::new(code).body(&RequestId::generate(), "/v1/x");
+            for member in ["type", "title", "status", "instance", "code", "request_id", "retryable"] {
+                assert!(!body[member].is_null(), "{code:?} lacks {member}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_missing_scope_is_named_in_the_challenge() {
+        let problem = Problem::from(MissingScope(Scope::SecretsRead));
+        let response = problem.error_response();
+
+        let challenge = response.headers().get(header::WWW_AUTHENTICATE).unwrap().to_str().unwrap();
+        assert!(challenge.contains("error=\"insufficient_scope\", scope=\"secrets:read\""), "{challenge}");
+    }
+
+    #[test]
+    fn waiting_is_told_in_whole_seconds_and_never_as_zero() {
+        for (wait, told) in [(Duration::from_millis(20), "1"), (Duration::from_millis(2500), "3")] {
+            let response = Problem::new(Code::Busy).retry_after(wait).error_response();
+            assert_eq!(response.headers().get(header::RETRY_AFTER).unwrap(), told);
+        }
+    }
+
+    #[test]
+    fn every_code_is_documented() {
+        let api = include_str!("../../docs/api.md");
+        for code in Code::ALL {
+            let row = format!("| `{}` | {} |", code.name(), code.status().as_u16());
+            assert!(api.contains(&row), "docs/api.md lacks {row}");
+        }
+    }
+}

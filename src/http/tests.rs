@@ -1,0 +1,147 @@
+//! What needs no service: the shapes of errors, headers, and the operations' answers.
+
+use actix_web::body::to_bytes;
+use actix_web::http::header;
+use actix_web::test::{TestRequest, call_service, init_service};
+use actix_web::web::PayloadConfig;
+use serde_json::{Value, json};
+
+use super::body::JsonBody;
+use super::*;
+
+struct Daemon {
+    problem: Option<&'static str>,
+    draining: bool,
+}
+
+impl Operations for Daemon {
+    fn checks(&self) -> Vec<Check> {
+        vec![Check { name: "device", problem: self.problem.map(str::to_owned) }]
+    }
+
+    fn is_draining(&self) -> bool {
+        self.draining
+    }
+
+    fn status(&self) -> Value {
+        json!({})
+    }
+
+    fn metrics(&self) -> String {
+        String::new()
+    }
+}
+
+async fn take(body: JsonBody) -> Result<&'static str, Problem> {
+    body.parse::<Value>().map(|_| "taken")
+}
+
+async fn send(daemon: Daemon, request: TestRequest) -> (ServiceResponse<()>, Value) {
+    let daemon: Arc<dyn Operations> = Arc::new(daemon);
+    let small = web::resource("/take").app_data(PayloadConfig::new(64)).post(take);
+    let app = App::new()
+        .app_data(Data::from(daemon))
+        .service(small)
+        .configure(|cfg| routes(1024, cfg))
+        .wrap(from_fn(observe::observe));
+    let response = call_service(&init_service(app).await, request.to_request()).await;
+    let (request, response) = response.into_parts();
+    let (response, body) = response.into_parts();
+    let body = to_bytes(body).await.unwrap();
+    let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
+    (ServiceResponse::new(request, response), body)
+}
+
+async fn ask(request: TestRequest) -> (ServiceResponse<()>, Value) {
+    send(Daemon { problem: None, draining: false }, request).await
+}
+
+fn header_of(response: &ServiceResponse<()>, name: &str) -> String {
+    response.headers().get(name).map_or("", |value| value.to_str().unwrap()).to_owned()
+}
+
+#[actix_web::test]
+async fn what_is_not_there_is_a_problem_with_the_requests_id() {
+    let (response, body) =
+        ask(TestRequest::get().uri("/nowhere?x=1").insert_header(("X-Request-Id", "abc-1"))).await;
+
+    assert_eq!(response.status(), 404);
+    assert_eq!(header_of(&response, "content-type"), "application/problem+json");
+    assert_eq!(header_of(&response, "x-request-id"), "abc-1");
+    assert_eq!(header_of(&response, "x-content-type-options"), "nosniff");
+    assert_eq!(body["request_id"], "abc-1");
+    assert_eq!(body["instance"], "/nowhere");
+    assert_eq!(body["type"], "urn:lacre:problem:not-found");
+}
+
+#[actix_web::test]
+async fn an_ill_formed_request_id_is_replaced() {
+    let (response, _) = ask(TestRequest::get().uri("/livez").insert_header(("X-Request-Id", "a b;c"))).await;
+    assert_eq!(header_of(&response, "x-request-id").len(), 32);
+}
+
+#[actix_web::test]
+async fn a_wrong_method_names_the_right_ones() {
+    let (response, body) = ask(TestRequest::post().uri("/livez")).await;
+
+    assert_eq!((response.status().as_u16(), body["code"].as_str()), (405, Some("method-not-allowed")));
+    assert_eq!(header_of(&response, "allow"), "GET");
+}
+
+#[actix_web::test]
+async fn a_body_must_be_json_and_short_enough() {
+    let json = |text: &str| {
+        TestRequest::post()
+            .uri("/take")
+            .insert_header(("content-type", "application/json"))
+            .set_payload(text.to_owned())
+    };
+    let code = async |request| ask(request).await.1["code"].as_str().map(str::to_owned);
+
+    assert_eq!(ask(json("{}")).await.0.status(), 200);
+    assert_eq!(
+        ask(json("{}").insert_header(("content-type", "application/json; charset=utf-8"))).await.0.status(),
+        200
+    );
+    assert_eq!(code(json("{")).await.as_deref(), Some("malformed"));
+    assert_eq!(code(json(&format!("\"{}\"", "x".repeat(64)))).await.as_deref(), Some("too-large"));
+    let gzip = json("{}").insert_header(("content-encoding", "gzip"));
+    assert_eq!(code(gzip).await.as_deref(), Some("unsupported-media-type"));
+    let form = json("a=b").insert_header(("content-type", "text/plain"));
+    assert_eq!(code(form).await.as_deref(), Some("unsupported-media-type"));
+}
+
+#[actix_web::test]
+async fn nothing_under_v1_is_answered_without_the_gate() {
+    for path in ["/v1/secrets", "/v1/nowhere", "/v1/status"] {
+        let (response, body) = ask(TestRequest::get().uri(path)).await;
+        // This application has no gate at all: closed, not open.
+        assert_eq!((response.status().as_u16(), body["code"].as_str()), (500, Some("internal")), "{path}");
+        assert_eq!(header_of(&response, "cache-control"), "no-store");
+    }
+}
+
+#[actix_web::test]
+async fn readiness_names_the_failing_check_and_explains_it_on_request() {
+    let away = || Daemon { problem: Some("token not present"), draining: false };
+
+    let (response, body) = send(away(), TestRequest::get().uri("/readyz")).await;
+    assert_eq!(response.status(), 503);
+    assert_eq!(header_of(&response, "retry-after"), "1");
+    assert_eq!(body["checks"], json!([{ "name": "device", "ok": false }]));
+
+    let (_, body) = send(away(), TestRequest::get().uri("/readyz?verbose")).await;
+    assert_eq!(body["checks"][0]["reason"], "token not present");
+
+    let (response, body) = ask(TestRequest::get().uri("/readyz")).await;
+    assert_eq!((response.status().as_u16(), &body["ready"]), (200, &json!(true)));
+}
+
+#[actix_web::test]
+async fn connections_are_closed_while_the_daemon_drains() {
+    let (response, _) =
+        send(Daemon { problem: None, draining: true }, TestRequest::get().uri("/livez")).await;
+    assert!(!response.response().head().keep_alive());
+    assert_eq!(response.status(), 200);
+    assert_eq!(response.headers().get(header::RETRY_AFTER), None);
+}
