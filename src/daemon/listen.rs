@@ -147,16 +147,21 @@ pub(super) async fn until_stopped(
     let [mut terminate, mut interrupt, mut hangup] = signals().map_err(RunError::Server)?;
     let mut ready = health.ready();
     let mut on_ready = Some(on_ready);
+    let mut awaiting_verdict = true;
     loop {
         tokio::select! {
             ended = &mut server => return ended.map_err(RunError::Server),
             _ = terminate.recv() => stop(health, &handle),
             _ = interrupt.recv() => stop(health, &handle),
             _ = hangup.recv() => reload(certificates.as_deref()),
-            Ok(unfit) = &mut keys_unfit => {
-                // The server is a future of this very task, so its end cannot be waited for here.
-                drop(handle.stop(false));
-                return Err(unfit.into());
+            verdict = &mut keys_unfit, if awaiting_verdict => {
+                // The sender is dropped once the keys were found fit; polled again, it would panic.
+                awaiting_verdict = false;
+                if let Ok(unfit) = verdict {
+                    // The server is a future of this very task, so its end cannot be waited for here.
+                    drop(handle.stop(false));
+                    return Err(unfit.into());
+                }
             }
             Ok(_) = ready.wait_for(|ready| *ready), if on_ready.is_some() => {
                 notify::ready();
