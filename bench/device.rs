@@ -93,9 +93,9 @@ impl Stage {
             pkcs11: pkcs11::Config {
                 module: Some(path_of(MODULE)),
                 token: Some(LABEL.to_owned()),
-                serial: None,
-                uri: None,
+
                 pin_source: Some(format!("file:{}", dir.join("pin").display())),
+                ..pkcs11::Config::default()
             },
             latch_dir: Some(dir.join("latch")),
             fast_threads: 1,

@@ -6,7 +6,7 @@ use cryptoki::mechanism::Mechanism as KeyGen;
 use cryptoki::object::{Attribute, KeyType, ObjectHandle};
 use cryptoki::types::Ulong;
 use cryptoki_sys::{CKM_AES_GCM, CKM_ECDSA, CKM_RSA_PKCS, CKM_SHA256_HMAC};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::seal::backend::BackendError;
 use crate::seal::key::WrapMechanism;
@@ -40,15 +40,15 @@ pub(crate) fn capabilities(session: &mut Session) -> Result<Value, BackendError>
     let entered = token.enter()?;
     let loaded = entered.loaded();
     let listed = token.raw.mechanisms(loaded.slot.id())?;
-    let mechanisms: Vec<_> = NAMES
+    let mechanisms: Map<_, _> = NAMES
         .into_iter()
-        .map(|(number, name)| json!({ "name": name, "offered": listed.contains(&number) }))
+        .map(|(number, name)| (name.to_owned(), json!(listed.contains(&number))))
         .collect();
     let handle = session.raw_session().handle();
-    let mut wraps = Vec::new();
+    let mut wraps = Map::new();
     for candidate in [WrapMechanism::AesGcm, WrapMechanism::AesKw, WrapMechanism::AesKwObject] {
         let works = wrap::works(token, &entered, handle, candidate)?;
-        wraps.push(json!({ "name": candidate.name(), "known_answer": works }));
+        wraps.insert(candidate.name().to_owned(), json!(works));
     }
     let limit = |count: u64| match count {
         0 => json!("no limit"),
@@ -64,8 +64,8 @@ pub(crate) fn capabilities(session: &mut Session) -> Result<Value, BackendError>
         "max_sessions": limit(loaded.info.max_sessions),
         "max_rw_sessions": limit(loaded.info.max_rw_sessions),
         "mechanisms_listed": listed.len(),
-        "mechanisms": mechanisms,
-        "wrap": wraps,
+        "mechanism_offered": mechanisms,
+        "wrap_gives_known_answer": wraps,
         "gcm_iv": gcm_iv(session)?,
         "microseconds_per_operation": timings(session),
     }))
