@@ -21,7 +21,7 @@ use secrecy::SecretString;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
-use crate::audit::{Action, AuditError, Event, Outcome};
+use crate::audit::AuditError;
 use crate::config::{Config, ConfigError};
 use crate::identity::{Caller, ScopeSet};
 use crate::ids::ClientId;
@@ -126,7 +126,7 @@ async fn serve(
     let health = Arc::new(Health::new(Arc::clone(&services)));
     let gate = Arc::new(services.gate());
     let (server, certificates) = listeners.server(&services, &health, &gate)?;
-    services.audit.record(&services.caller(), event(Action::DaemonStart), Outcome::Success).await?;
+    services.record_start().await?;
 
     let (fatal, keys_unfit) = oneshot::channel();
     let mut tasks = JoinSet::new();
@@ -139,14 +139,7 @@ async fn serve(
     notify::started();
     let ended = listen::until_stopped(server, &health, certificates, keys_unfit, on_ready).await;
     tasks.shutdown().await;
-    let stop = services.audit.record(&services.caller(), event(Action::DaemonStop), Outcome::Success).await;
-    if let Err(error) = stop {
-        tracing::warn!(%error, "the stop is not in the audit log");
-    }
+    services.record_stop().await;
     services.close().await;
     ended
-}
-
-fn event(action: Action) -> Event {
-    Event::new(action, "daemon", env!("CARGO_PKG_VERSION"))
 }

@@ -1,7 +1,7 @@
 //! The HTTP face: translates requests into calls of the services and answers into responses.
 //!
-//! It decides nothing. Families: [`native`] under `/v1` (problem+json), [`oidc`] (RFC 6749 errors),
-//! [`ops`] (`/livez`, `/readyz`, `/metrics`). Every request passes `observe` (request id, log,
+//! It decides nothing. Families: `native` under `/v1` (problem+json), `oidc` (RFC 6749 errors),
+//! `ops` (`/livez`, `/readyz`, `/metrics`). Every request passes `observe` (request id, log,
 //! metrics, error bodies); everything under `/v1` passes `auth` before its body is read. Released
 //! values leave in a `secret_body`, which wipes itself. Start reading at [`app`].
 

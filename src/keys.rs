@@ -150,6 +150,21 @@ impl Keys {
         Ok(())
     }
 
+    /// Whether all of the tenant's keys have been made. Makes none and does not touch the device, so
+    /// that a daemon can tell an installation that was never initialised from one whose device is away.
+    ///
+    /// # Errors
+    /// If the database cannot be read.
+    pub async fn are_made(&self, tenant: &TenantId) -> Result<bool, KeysError> {
+        for purpose in Purpose::ALL {
+            match self.stored(tenant, purpose).await? {
+                Some(Key { phase: Phase::Active { .. }, .. }) => {}
+                _ => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
     /// The key of that purpose, for a service that uses it through its own `Sealer`.
     ///
     /// # Errors

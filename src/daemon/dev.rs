@@ -23,6 +23,7 @@ use crate::config::Config;
 use crate::identity::{Caller, Scope, ScopeSet};
 use crate::ids::ClientId;
 use crate::issuer::{AppKind, NewApp};
+use crate::seal::{Arena, SealError};
 
 const SETUP: &str = include_str!("../../softhsm-setup.sh");
 const LABEL: &str = "lacre-dev";
@@ -63,8 +64,8 @@ pub enum DevError {
         path: PathBuf,
     },
     /// No random numbers.
-    #[error("the system gives no random numbers")]
-    NoRandom,
+    #[error("no random numbers")]
+    NoRandom(#[source] SealError),
 }
 
 /// Makes the token where it is missing and returns the path of its `softhsm2.conf`. SoftHSM reads
@@ -180,16 +181,16 @@ impl From<KeptApp> for App {
 }
 
 impl App {
-    fn generate() -> Result<Self, DevError> {
-        let mut bytes = Zeroizing::new([0; 32]);
-        getrandom::fill(&mut *bytes).map_err(|_| DevError::NoRandom)?;
-        Ok(Self { id: ClientId::generate(), secret: URL_SAFE_NO_PAD.encode(*bytes).into() })
+    async fn generate(arena: &Arena) -> Result<Self, DevError> {
+        let bytes = arena.random(32).await.map_err(DevError::NoRandom)?;
+        let secret = bytes.with(|bytes| URL_SAFE_NO_PAD.encode(bytes));
+        Ok(Self { id: ClientId::generate(), secret: secret.into() })
     }
 }
 
 impl Apps {
     /// Reads the applications of an earlier run, or thinks of new ones.
-    fn load(path: &Path) -> Result<Self, DevError> {
+    async fn load(path: &Path, arena: &Arena) -> Result<Self, DevError> {
         match fs::read(path) {
             Ok(bytes) => {
                 let bytes = Zeroizing::new(bytes);
@@ -198,14 +199,15 @@ impl Apps {
                 Ok(Self { management: kept.management.into(), application: kept.application.into() })
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Ok(Self { management: App::generate()?, application: App::generate()? })
+                let (management, application) = (App::generate(arena).await?, App::generate(arena).await?);
+                Ok(Self { management, application })
             }
             Err(source) => Err(DevError::File { path: path.to_owned(), source }),
         }
     }
 
     async fn ensure(services: &Services, path: &Path) -> Result<Self, RunError> {
-        let apps = Self::load(path)?;
+        let apps = Self::load(path, &services.arena).await?;
         let caller = Caller::system("dev", services.config.tenant.clone());
         let wanted = [(&apps.management, management()), (&apps.application, application())];
         for (app, settings) in wanted {
@@ -281,6 +283,10 @@ mod tests {
 
     use super::*;
 
+    fn arena() -> Arena {
+        Arena::new(&crate::seal::guarded::Options { allow_unlocked: true, ..Default::default() }).unwrap()
+    }
+
     #[test]
     fn the_shells_quoting_is_undone() {
         let text = "export A=/x\nexport LACRE_PKCS11_MODULE=/opt/my\\ dir/m.so\nexport B='c'\n";
@@ -289,27 +295,27 @@ mod tests {
         assert_eq!(exported(text, "LACRE_PKCS11"), None);
     }
 
-    #[test]
-    fn a_second_run_finds_the_applications_of_the_first() {
+    #[tokio::test]
+    async fn a_second_run_finds_the_applications_of_the_first() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("dev.json");
-        let first = Apps::load(&path).unwrap();
+        let first = Apps::load(&path, &arena()).await.unwrap();
         let config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
         let token =
             Token { conf: dir.path().join("c"), module: "m".to_owned(), pin_file: dir.path().join("pin") };
         write_private(&path, &describe(&config, &token, &first)).unwrap();
 
-        let second = Apps::load(&path).unwrap();
+        let second = Apps::load(&path, &arena()).await.unwrap();
         assert_eq!(second.management.id, first.management.id);
         assert_eq!(second.application.secret.expose_secret(), first.application.secret.expose_secret());
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 
-    #[test]
-    fn a_damaged_dev_json_is_not_overwritten_in_silence() {
+    #[tokio::test]
+    async fn a_damaged_dev_json_is_not_overwritten_in_silence() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("dev.json");
         fs::write(&path, "{}").unwrap();
-        assert!(matches!(Apps::load(&path), Err(DevError::Unreadable { .. })));
+        assert!(matches!(Apps::load(&path, &arena()).await, Err(DevError::Unreadable { .. })));
     }
 }

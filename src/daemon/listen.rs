@@ -1,5 +1,7 @@
 //! The listeners, the HTTP server on them, and how it is brought to its end.
 
+#![expect(clippy::disallowed_types, reason = "the one place that listens")]
+
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -11,7 +13,7 @@ use std::time::Duration;
 use actix_web::HttpServer;
 use actix_web::dev::{Server, ServerHandle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::RunError;
 use super::health::Health;
@@ -147,23 +149,23 @@ pub(super) async fn until_stopped(
     let [mut terminate, mut interrupt, mut hangup] = signals().map_err(RunError::Server)?;
     let mut ready = health.ready();
     let mut on_ready = Some(on_ready);
-    let mut awaiting_verdict = true;
+    let mut judged = false;
     loop {
         tokio::select! {
             ended = &mut server => return ended.map_err(RunError::Server),
             _ = terminate.recv() => stop(health, &handle),
             _ = interrupt.recv() => stop(health, &handle),
             _ = hangup.recv() => reload(certificates.as_deref()),
-            verdict = &mut keys_unfit, if awaiting_verdict => {
-                // The sender is dropped once the keys were found fit; polled again, it would panic.
-                awaiting_verdict = false;
+            verdict = &mut keys_unfit, if !judged => {
+                // Polled once only: the sender goes when the keys are found fit.
+                judged = true;
                 if let Ok(unfit) = verdict {
-                    // The server is a future of this very task, so its end cannot be waited for here.
                     drop(handle.stop(false));
+                    let _ = (&mut server).await;
                     return Err(unfit.into());
                 }
             }
-            Ok(_) = ready.wait_for(|ready| *ready), if on_ready.is_some() => {
+            true = becomes_ready(&mut ready), if on_ready.is_some() => {
                 notify::ready();
                 if let Some(tell) = on_ready.take() {
                     tell(&health.base_url());
@@ -171,6 +173,10 @@ pub(super) async fn until_stopped(
             }
         }
     }
+}
+
+async fn becomes_ready(ready: &mut watch::Receiver<bool>) -> bool {
+    ready.wait_for(|ready| *ready).await.is_ok()
 }
 
 fn signals() -> io::Result<[Signal; 3]> {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::audit::{AuditError, AuditLog, Options as AuditOptions};
+use crate::audit::{Action, AuditError, AuditLog, Event, Options as AuditOptions, Outcome};
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::db::{Db, OpenError, OpenOptions};
@@ -119,11 +119,7 @@ impl Ground {
 
     async fn build(self, config: Config) -> Result<Services, StartError> {
         let body_key = self.keys.key_ref(&config.tenant, Purpose::RequestBody).await;
-        let body_key = body_key.map_err(|error| match error {
-            // Recorded last: an init that was interrupted has to be run again.
-            KeysError::Seal(SealError::KeyMissing { .. }) => StartError::NotInitialised,
-            other => StartError::Keys(other),
-        })?;
+        let body_key = body_key.map_err(StartError::Keys)?;
         let vault = Vault::new(vault::Parts {
             db: self.db.clone(),
             sealer: self.device.sealer.clone(),
@@ -157,8 +153,7 @@ impl Services {
     /// purpose, never because a daemon was pointed at an empty place.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let ground = Ground::open(&config).await?;
-        let signing = ground.keys.public_keys(&config.tenant).await.map_err(StartError::Keys)?;
-        if signing.is_empty() {
+        if !ground.keys.are_made(&config.tenant).await.map_err(StartError::Keys)? {
             return Err(StartError::NotInitialised);
         }
         ground.build(config).await
@@ -189,9 +184,20 @@ impl Services {
         Ok(())
     }
 
-    /// The daemon as a caller, for its own records.
-    pub(super) fn caller(&self) -> Caller {
-        Caller::system("daemon", self.config.tenant.clone())
+    pub(super) async fn record_start(&self) -> Result<(), AuditError> {
+        self.record(Action::DaemonStart).await
+    }
+
+    pub(super) async fn record_stop(&self) {
+        if let Err(error) = self.record(Action::DaemonStop).await {
+            tracing::warn!(%error, "the stop is not in the audit log");
+        }
+    }
+
+    async fn record(&self, action: Action) -> Result<(), AuditError> {
+        let caller = Caller::system("daemon", self.config.tenant.clone());
+        let event = Event::new(action, "daemon", env!("CARGO_PKG_VERSION"));
+        self.audit.record(&caller, event, Outcome::Success).await
     }
 
     pub(super) fn gate(&self) -> Gate {

@@ -72,10 +72,10 @@ fn issued(token: &IssuedToken) -> HttpResponse {
     let mut body = SecretJson::object(&meta, text.len());
     body.name("access_token").utf8(text).raw("}");
     let mut response = HttpResponse::Ok();
-    uncached(&mut response).content_type("application/json").message_body(body.finish()).map_or_else(
-        |_| HttpResponse::InternalServerError().finish(),
-        |response| response.map_into_boxed_body(),
-    )
+    uncached(&mut response)
+        .content_type("application/json")
+        .message_body(body.finish())
+        .map_or_else(|_| HttpResponse::InternalServerError().finish(), HttpResponse::map_into_boxed_body)
 }
 
 fn uncached(response: &mut HttpResponseBuilder) -> &mut HttpResponseBuilder {

@@ -77,46 +77,69 @@ impl Code {
     ];
 
     /// Status, name, title.
-    const fn entry(self) -> (u16, &'static str, &'static str) {
+    const fn entry(self) -> (StatusCode, &'static str, &'static str) {
         match self {
-            Self::Malformed => (400, "malformed", "The request cannot be read"),
-            Self::Unauthenticated => (401, "unauthenticated", "A credential is needed"),
-            Self::InvalidToken => (401, "invalid-token", "The token is not accepted"),
-            Self::InsufficientScope => (403, "insufficient-scope", "A right is missing"),
-            Self::NotFound => (404, "not-found", "Not found"),
-            Self::MethodNotAllowed => (405, "method-not-allowed", "The method is not offered here"),
-            Self::NameTaken => (409, "name-taken", "The name is taken"),
-            Self::IdempotencyInFlight => (409, "idempotency-in-flight", "The first request is not done yet"),
-            Self::JobEnded => (409, "job-ended", "The job has ended"),
-            Self::Expired => (410, "expired", "The secret has expired"),
-            Self::VersionConflict => (412, "version-conflict", "The secret has changed"),
-            Self::TooLarge => (413, "too-large", "Too large"),
-            Self::UnsupportedMediaType => (415, "unsupported-media-type", "The content type is not accepted"),
-            Self::Invalid => (422, "invalid", "A member is not valid"),
-            Self::IdempotencyMismatch => {
-                (422, "idempotency-mismatch", "The idempotency key belongs to another request")
+            Self::Malformed => (StatusCode::BAD_REQUEST, "malformed", "The request cannot be read"),
+            Self::Unauthenticated => (StatusCode::UNAUTHORIZED, "unauthenticated", "A credential is needed"),
+            Self::InvalidToken => (StatusCode::UNAUTHORIZED, "invalid-token", "The token is not accepted"),
+            Self::InsufficientScope => (StatusCode::FORBIDDEN, "insufficient-scope", "A right is missing"),
+            Self::NotFound => (StatusCode::NOT_FOUND, "not-found", "Not found"),
+            Self::MethodNotAllowed => {
+                (StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "The method is not offered here")
             }
-            Self::PreconditionRequired => (428, "precondition-required", "If-Match is needed"),
-            Self::RateLimited => (429, "rate-limited", "Too many requests"),
-            Self::Integrity => (500, "integrity", "A stored value failed its integrity check"),
-            Self::Internal => (500, "internal", "Internal error"),
-            Self::DeviceUnavailable => (503, "device-unavailable", "The security module does not answer"),
-            Self::Busy => (503, "busy", "Too much work is queued"),
-            Self::AuditUnavailable => (503, "audit-unavailable", "The audit log does not take records"),
-            Self::StorageUnavailable => (503, "storage-unavailable", "The database does not answer"),
+            Self::NameTaken => (StatusCode::CONFLICT, "name-taken", "The name is taken"),
+            Self::IdempotencyInFlight => {
+                (StatusCode::CONFLICT, "idempotency-in-flight", "The first request is not done yet")
+            }
+            Self::JobEnded => (StatusCode::CONFLICT, "job-ended", "The job has ended"),
+            Self::Expired => (StatusCode::GONE, "expired", "The secret has expired"),
+            Self::VersionConflict => {
+                (StatusCode::PRECONDITION_FAILED, "version-conflict", "The secret has changed")
+            }
+            Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too-large", "Too large"),
+            Self::UnsupportedMediaType => (
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "unsupported-media-type",
+                "The content type is not accepted",
+            ),
+            Self::Invalid => (StatusCode::UNPROCESSABLE_ENTITY, "invalid", "A member is not valid"),
+            Self::IdempotencyMismatch => (
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "idempotency-mismatch",
+                "The idempotency key belongs to another request",
+            ),
+            Self::PreconditionRequired => {
+                (StatusCode::PRECONDITION_REQUIRED, "precondition-required", "If-Match is needed")
+            }
+            Self::RateLimited => (StatusCode::TOO_MANY_REQUESTS, "rate-limited", "Too many requests"),
+            Self::Integrity => {
+                (StatusCode::INTERNAL_SERVER_ERROR, "integrity", "A stored value failed its integrity check")
+            }
+            Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal", "Internal error"),
+            Self::DeviceUnavailable => {
+                (StatusCode::SERVICE_UNAVAILABLE, "device-unavailable", "The security module does not answer")
+            }
+            Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy", "Too much work is queued"),
+            Self::AuditUnavailable => {
+                (StatusCode::SERVICE_UNAVAILABLE, "audit-unavailable", "The audit log does not take records")
+            }
+            Self::StorageUnavailable => {
+                (StatusCode::SERVICE_UNAVAILABLE, "storage-unavailable", "The database does not answer")
+            }
         }
     }
 
-    pub(super) fn status(self) -> StatusCode {
-        StatusCode::from_u16(self.entry().0).expect("the table holds HTTP statuses only")
+    pub(super) const fn status(self) -> StatusCode {
+        self.entry().0
     }
 
     pub(super) const fn name(self) -> &'static str {
         self.entry().1
     }
 
-    const fn is_retryable(self) -> bool {
-        matches!(self.entry().0, 429 | 503) || matches!(self, Self::IdempotencyInFlight)
+    fn is_retryable(self) -> bool {
+        matches!(self.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
+            || self == Self::IdempotencyInFlight
     }
 }
 
@@ -181,7 +204,7 @@ impl Problem {
     /// The body for one item of a batch: no request id, it is the batch's.
     pub(super) fn item(&self) -> Value {
         let (status, code, title) = self.code.entry();
-        let mut body = json!({ "status": status, "code": code, "title": title });
+        let mut body = json!({ "status": status.as_u16(), "code": code, "title": title });
         self.add_detail(&mut body);
         body["retryable"] = json!(self.code.is_retryable());
         body
@@ -190,7 +213,7 @@ impl Problem {
     pub(super) fn body(&self, request: &RequestId, path: &str) -> Value {
         let (status, code, title) = self.code.entry();
         let mut body =
-            json!({ "type": format!("urn:lacre:problem:{code}"), "title": title, "status": status });
+            json!({ "type": format!("urn:lacre:problem:{code}"), "title": title, "status": status.as_u16() });
         self.add_detail(&mut body);
         body["instance"] = json!(path);
         body["code"] = json!(code);
@@ -381,7 +404,7 @@ mod tests {
 
     #[test]
     fn a_5xx_never_explains_itself() {
-        let problem = Problem::new(Code::Internal).detail("table secrets").caused_by(std::fmt::Error);
+        let problem = Problem::new(Code::Internal).detail("table secrets").caused_by(fmt::Error);
         let body = problem.body(&RequestId::generate(), "/v1/secrets");
 
         assert!(!body.to_string().contains("table"), "{body}");

@@ -22,7 +22,7 @@ fn kek_view(kek: &KekInfo) -> Value {
         "wrap_budget": kek.wrap_budget,
         "records": kek.records,
         "created_at": kek.created_at.to_rfc3339(),
-        "activated_at": kek.activated_at.map(|at| at.to_rfc3339()),
+        "activated_at": kek.activated_at.as_ref().map(ToString::to_string),
     })
 }
 

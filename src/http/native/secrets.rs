@@ -25,7 +25,7 @@ pub(super) fn view(info: &SecretInfo) -> Value {
         "version": info.version,
         "created_at": info.created_at.to_rfc3339(),
         "updated_at": info.updated_at.to_rfc3339(),
-        "expires_at": info.expires_at.map(|at| at.to_rfc3339()),
+        "expires_at": info.expires_at.as_ref().map(ToString::to_string),
     })
 }
 

@@ -57,10 +57,9 @@ pub(super) fn json_response(response: HttpResponseBuilder, json: SecretJson) -> 
 
 fn finish(mut response: HttpResponseBuilder, media: &str, body: SecretBody) -> HttpResponse<BoxBody> {
     response.insert_header((header::CACHE_CONTROL, "no-store")).content_type(media);
-    response.message_body(body).map_or_else(
-        |_| HttpResponse::InternalServerError().finish(),
-        |response| response.map_into_boxed_body(),
-    )
+    response
+        .message_body(body)
+        .map_or_else(|_| HttpResponse::InternalServerError().finish(), HttpResponse::map_into_boxed_body)
 }
 
 fn value_json(revealed: &Revealed) -> Result<SecretJson, Problem> {
