@@ -1,5 +1,7 @@
 //! The listeners, the HTTP server on them, and how it is brought to its end.
 
+#![expect(clippy::disallowed_types, reason = "the server is made here")]
+
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};

@@ -107,6 +107,7 @@ impl Code {
         }
     }
 
+    #[expect(clippy::expect_used, reason = "the table is a constant")]
     pub(super) fn status(self) -> StatusCode {
         StatusCode::from_u16(self.entry().0).expect("the table holds HTTP statuses only")
     }
@@ -381,7 +382,7 @@ mod tests {
 
     #[test]
     fn a_5xx_never_explains_itself() {
-        let problem = Problem::new(Code::Internal).detail("table secrets").caused_by(std::fmt::Error);
+        let problem = Problem::new(Code::Internal).detail("table secrets").caused_by(fmt::Error);
         let body = problem.body(&RequestId::generate(), "/v1/secrets");
 
         assert!(!body.to_string().contains("table"), "{body}");

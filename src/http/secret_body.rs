@@ -102,7 +102,7 @@ impl SecretJson {
     }
 }
 
-/// Bytes that `text` takes inside a JSON string as serde_json escapes it.
+/// Bytes that `text` takes inside a JSON string as `serde_json` escapes it.
 pub(super) fn utf8_len(text: &[u8]) -> usize {
     text.iter()
         .map(|byte| match byte {
