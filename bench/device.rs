@@ -93,9 +93,8 @@ impl Stage {
             pkcs11: pkcs11::Config {
                 module: Some(path_of(MODULE)),
                 token: Some(LABEL.to_owned()),
-                serial: None,
-                uri: None,
                 pin_source: Some(format!("file:{}", dir.join("pin").display())),
+                ..Default::default()
             },
             latch_dir: Some(dir.join("latch")),
             fast_threads: 1,
