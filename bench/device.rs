@@ -5,6 +5,16 @@
 //! `tests/backend/shim` between Lacre and the token. Raw rate: one thread, one session, a cached
 //! handle, one init and one call. Lacre's rate: 64 tasks on a runtime with two workers.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    unreachable_pub,
+    reason = "a bench prints and fails by panicking"
+)]
+
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -3,6 +3,16 @@
 //!
 //! What must not compile is in `src/seal/guarded/misuse.rs`.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    unreachable_pub,
+    reason = "a test fails by panicking"
+)]
+
 #[path = "memory/probe.rs"]
 mod probe;
 #[path = "memory/roles.rs"]
