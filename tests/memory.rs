@@ -347,6 +347,7 @@ fn a_hardened_process_is_closed_to_its_own_user_and_to_others() {
 /// Runs `work` far down the stack, where the frames of the scanner do not overwrite what it leaves.
 #[inline(never)]
 fn deep_in_the_stack<T>(work: impl FnOnce() -> T) -> T {
+    #[expect(clippy::large_stack_arrays, reason = "that is the point")]
     let depth = [0_u8; 64 << 10];
     std::hint::black_box(&depth);
     work()
