@@ -41,6 +41,7 @@ lint: ## Run the quick part of test: format, lints, licences, scripts
 
 fmt: ## Format the code
 	cargo fmt
+	cargo fmt --manifest-path tests/backend/shim/Cargo.toml
 
 bench: ## Print the figures: device and daemon, each beside the raw device of the same run
 	@scripts/deps.sh test

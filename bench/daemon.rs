@@ -5,6 +5,16 @@
 //! `lacre serve` with its audit log durable as always and its rate limit off; SQLite first, then
 //! PostgreSQL where its programs are installed.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    unreachable_pub,
+    reason = "a bench prints and fails by panicking"
+)]
+
 use std::time::{Duration, Instant};
 
 #[path = "daemon/bare.rs"]

@@ -5,6 +5,16 @@
 //! `tests/backend/shim` between Lacre and the token. Raw rate: one thread, one session, a cached
 //! handle, one init and one call. Lacre's rate: 64 tasks on a runtime with two workers.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    unreachable_pub,
+    reason = "a bench prints and fails by panicking"
+)]
+
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -93,9 +103,8 @@ impl Stage {
             pkcs11: pkcs11::Config {
                 module: Some(path_of(MODULE)),
                 token: Some(LABEL.to_owned()),
-
                 pin_source: Some(format!("file:{}", dir.join("pin").display())),
-                ..pkcs11::Config::default()
+                ..Default::default()
             },
             latch_dir: Some(dir.join("latch")),
             fast_threads: 1,

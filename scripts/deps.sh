@@ -102,9 +102,12 @@ ensure_venv() {
 
 # The lock file's packages for every platform: cargo-deny reads them without a network.
 ensure_crates() {
-  cargo fetch --locked --offline --quiet 2>/dev/null && return
-  say "fetching the crates of Cargo.lock"
-  cargo fetch --locked --quiet
+  local manifest
+  for manifest in Cargo.toml tests/backend/shim/Cargo.toml; do
+    cargo fetch --locked --offline --quiet --manifest-path "$manifest" 2>/dev/null && continue
+    say "fetching the crates of $manifest"
+    cargo fetch --locked --quiet --manifest-path "$manifest"
+  done
 }
 
 ensure_cargo_deny() {

@@ -191,6 +191,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             data_dir: PathBuf::from("/var/lib/lacre"),
+            #[expect(clippy::expect_used, reason = "a constant")]
             tenant: TenantId::parse("default").expect("a constant that keeps the rule"),
             server: ServerConfig::default(),
             database: DatabaseConfig::default(),
@@ -258,7 +259,9 @@ impl Config {
             .source(environment);
         let mut config: Self = builder.add_source(variables).build()?.try_deserialize()?;
         if let Some(seal) = &mut config.seal {
-            seal.pkcs11.credentials_dir = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+            #[expect(clippy::disallowed_methods, reason = "this is where the environment is read")]
+            let credentials = std::env::var_os("CREDENTIALS_DIRECTORY");
+            seal.pkcs11.credentials_dir = credentials.map(PathBuf::from);
         }
         config.check()?;
         Ok(config)

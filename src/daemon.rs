@@ -100,11 +100,8 @@ async fn first_app(services: &Services, name: &str) -> Result<InitReport, RunErr
     let caller = Caller::system("init", services.config.tenant.clone());
     let apps = services.issuer.list_apps(&caller).await?;
     if let Some(app) = apps.into_iter().find(|app| app.name == name) {
-        return Ok(InitReport {
-            client_id: app.client_id,
-            client_secret: SecretString::default(),
-            created: false,
-        });
+        let client_secret = SecretString::default();
+        return Ok(InitReport { client_id: app.client_id, client_secret, created: false });
     }
     let new = NewApp {
         name: name.to_owned(),

@@ -1,6 +1,14 @@
 //! The database layer on both engines.
 
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    unreachable_pub,
+    reason = "a test fails by panicking"
+)]
 
 #[path = "support/postgres.rs"]
 mod postgres;
@@ -107,7 +115,7 @@ async fn a_job_that_panics_rolls_back_alone_and_its_thread_lives_on() {
             let nested = |_: &mut Conn| -> Result<(), DbError> { panic!("on purpose") };
             match conn {
                 Conn::Sqlite(c) => c.transaction(|_| -> QueryResult<()> { panic!("on purpose") })?,
-                other => nested(other)?,
+                other @ Conn::Postgres(_) => nested(other)?,
             }
             Ok(())
         });
@@ -353,6 +361,7 @@ async fn broken_connections_are_replaced() {
 }
 
 #[derive(QueryableByName)]
+#[allow(clippy::struct_field_names, reason = "the names of information_schema")]
 struct Column {
     #[diesel(sql_type = Text)]
     table_name: String,

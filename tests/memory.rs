@@ -3,6 +3,16 @@
 //!
 //! What must not compile is in `src/seal/guarded/misuse.rs`.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    unreachable_pub,
+    reason = "a test fails by panicking"
+)]
+
 #[path = "memory/probe.rs"]
 mod probe;
 #[path = "memory/roles.rs"]
@@ -337,6 +347,7 @@ fn a_hardened_process_is_closed_to_its_own_user_and_to_others() {
 /// Runs `work` far down the stack, where the frames of the scanner do not overwrite what it leaves.
 #[inline(never)]
 fn deep_in_the_stack<T>(work: impl FnOnce() -> T) -> T {
+    #[expect(clippy::large_stack_arrays, reason = "that is the point")]
     let depth = [0_u8; 64 << 10];
     std::hint::black_box(&depth);
     work()

@@ -2,6 +2,15 @@
 //!
 //! All tests share one process, one token and one set of rules, so they take turns.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    unreachable_pub,
+    reason = "a test fails by panicking"
+)]
 #![expect(unsafe_code, reason = "the environment of the test process is set once")]
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};

@@ -5,6 +5,16 @@
 //! wherever it lies, and a valid one outside the limits must be rejected too (Lacre is stricter than
 //! Wycheproof there). The counts are printed: `cargo test --test wycheproof -- --nocapture`.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    unreachable_pub,
+    reason = "a test fails by panicking"
+)]
+
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use hmac::{Hmac, KeyInit, Mac};
 use p256::ecdsa::signature::Verifier;

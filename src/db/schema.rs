@@ -1,6 +1,6 @@
 //! The tables as diesel sees them: kept by hand, equal on both engines (a test compares).
-//! Owners: vault (tenants, keks, secrets, secret_versions, jobs, idempotency_keys), audit
-//! (audit_head, audit_records), keys (signing_keys), issuer (applications).
+//! Owners: vault (`tenants`, `keks`, `secrets`, `secret_versions`, `jobs`, `idempotency_keys`), audit
+//! (`audit_head`, `audit_records`), keys (`signing_keys`), issuer (`applications`).
 
 #![expect(missing_docs, reason = "diesel's macro makes undocumented items; migrations document the columns")]
 

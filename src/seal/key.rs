@@ -177,6 +177,7 @@ impl Alg {
 
 /// How a KEK wraps DEKs, chosen once per KEK by a known-answer probe and written into every value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(clippy::enum_variant_names, reason = "the next mechanism need not be AES")]
 pub enum WrapMechanism {
     /// AES-256-GCM with the wrap's AAD (SP 800-38D), `C_Encrypt`/`C_Decrypt`.
     AesGcm,
@@ -230,7 +231,7 @@ pub struct WrappedDek {
 
 /// What identifies a key beyond its id. Checked whenever the key is looked up on the device.
 #[derive(Clone, PartialEq, Eq)]
-pub enum Pin {
+pub(crate) enum Pin {
     /// Not generated yet.
     Planned,
     /// SHA-256 of the public key (see [`PublicKey::fingerprint`]), or of a MAC over a fixed text.

@@ -238,9 +238,9 @@ impl Prober {
 fn probe_once(lanes: &Lanes, round: u32) -> Result<(), TokenProblem> {
     lanes.token.bump_epoch();
     if round < GENTLE_ROUNDS {
-        lanes.token.bring_up()?
+        lanes.token.bring_up()?;
     } else {
-        lanes.token.reinitialise()?
+        lanes.token.reinitialise()?;
     }
     let key = lanes.breaker.facts().key.clone();
     let used = Session::open(&lanes.token, false).and_then(|mut session| match key {

@@ -144,7 +144,7 @@ impl Vault {
             while let Some(job) = self.claim_job(&owner).await {
                 self.work_on(job).await;
             }
-            if rounds % PURGE_EVERY == 0 {
+            if rounds.is_multiple_of(PURGE_EVERY) {
                 let now = self.parts().clock.now();
                 let purge = move |conn: &mut _| store::purge_keys(conn, now);
                 if let Err(error) = self.parts().db.write::<_, DbError, _>(purge).await {

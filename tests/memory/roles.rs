@@ -171,6 +171,7 @@ fn victim() {
     drop(secret);
 }
 
+#[expect(clippy::naive_bytecount, reason = "32 bytes")]
 fn reader(uid: u32, pid: u32, address: usize) {
     probe::become_user(uid);
     let outcome = |read: std::io::Result<Vec<u8>>| match read {

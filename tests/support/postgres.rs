@@ -4,6 +4,12 @@
 //! child of a shell that waits on a pipe from this process, so it ends however this process ends.
 //! A machine without PostgreSQL fails the tests that need it; nothing is skipped.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    unreachable_pub,
+    reason = "a test helper, also of unit tests"
+)]
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 use std::io::Write;

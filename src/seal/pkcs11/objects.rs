@@ -222,6 +222,7 @@ const ATTRIBUTES: [AttributeType; 17] = [
 ];
 
 /// The attributes as text, and every rule they break (KL-1).
+#[expect(clippy::type_complexity, reason = "the two lists of a `KeyReport`, for its one maker")]
 pub(super) fn check(
     session: &Session,
     object: ObjectHandle,

@@ -22,7 +22,7 @@ use crate::seal::pkcs11::raw::Mechanism;
 use crate::seal::pkcs11::token::{Entered, Token};
 use crate::seal::pkcs11::wrap::{self, Wrapper};
 
-/// DER of DigestInfo with SHA-256 (RFC 8017, section 9.2, note 1): the hash follows.
+/// DER of `DigestInfo` with SHA-256 (RFC 8017, section 9.2, note 1): the hash follows.
 const DIGEST_INFO_SHA256: [u8; 19] = [
     0x30, 0x31, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01, 0x05, 0x00,
     0x04, 0x20,
@@ -33,6 +33,7 @@ const CANARY_AAD: &[u8] = b"lacre/canary/v1";
 const MAC_PIN_TEXT: &[u8] = b"lacre/pin/v1/mac";
 
 /// A session, its token, and the handles it has found.
+#[expect(clippy::struct_field_names, reason = "it is cryptoki's session")]
 pub(crate) struct Session {
     token: Arc<Token>,
     session: RawSession,
@@ -205,7 +206,7 @@ fn pinned_mechanism(key: &KeyRef) -> Option<WrapMechanism> {
 
 /// `r || s` at full width: some modules drop leading zeros of both halves (hsm.md 3.2).
 fn fixed_width(raw: &[u8], field: usize) -> Option<Vec<u8>> {
-    if raw.is_empty() || raw.len() % 2 != 0 || raw.len() > 2 * field {
+    if raw.is_empty() || !raw.len().is_multiple_of(2) || raw.len() > 2 * field {
         return None;
     }
     let (r, s) = raw.split_at(raw.len() / 2);

@@ -6,6 +6,8 @@
 //! under the read half of one lock; initialising the library again takes the write half, so it never
 //! happens below a running call.
 
+#![expect(clippy::disallowed_types, reason = "the module is loaded and initialised here")]
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
@@ -289,7 +291,7 @@ impl Token {
         let pin =
             self.selection.read_pin(&self.arena).map_err(|error| TokenProblem::Stopped(error.to_string()))?;
         let attempt = pin
-            .with(|pin| self.latch.begin(&self.latch_name(&info), pin))
+            .with(|pin| self.latch.begin(&Self::latch_name(&info), pin))
             .map_err(|error| latch_problem(&error))?;
         let attempt = match attempt {
             Ok(attempt) => attempt,
@@ -317,7 +319,7 @@ impl Token {
         outcome
     }
 
-    fn latch_name(&self, info: &TokenInfo) -> String {
+    fn latch_name(info: &TokenInfo) -> String {
         format!("{}\0{}\0{}", info.manufacturer, info.serial, info.label)
     }
 
@@ -333,7 +335,7 @@ impl Token {
             self.latch.forget_serial(&self.selection_name())?;
         }
         let entered = self.enter().map_err(|error| std::io::Error::other(error.to_string()))?;
-        self.latch.clear(&self.latch_name(&entered.loaded().info), force)
+        self.latch.clear(&Self::latch_name(&entered.loaded().info), force)
     }
 
     /// A guarded buffer for a worker thread, without waiting.
