@@ -191,8 +191,7 @@ mod tests {
     #[test]
     fn a_uri_gives_its_attributes_decoded() {
         let uri = "pkcs11:token=a%20b;serial=1?module-path=/usr/lib/m%2Bx.so&pin-source=file:/etc/pin";
-        let config =
-            Config { module: None, token: None, serial: None, uri: Some(uri.into()), pin_source: None };
+        let config = Config { uri: Some(uri.into()), ..Config::default() };
 
         assert_eq!(uri_attribute(&config, "module-path").as_deref(), Some("/usr/lib/m+x.so"));
         assert_eq!(uri_attribute(&config, "pin-source").as_deref(), Some("file:/etc/pin"));
