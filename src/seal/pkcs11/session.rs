@@ -346,6 +346,7 @@ impl Backend for Session {
             Ok(Some(object)) => object,
             Ok(None) => return Err(self.absent(&entered)),
             Err(BackendError::Unfit(reason)) => {
+                self.token.bump_epoch();
                 return Ok(KeyReport { attributes: Vec::new(), deviations: vec![reason] });
             }
             Err(other) => return Err(other),
