@@ -23,8 +23,13 @@ pub(crate) struct Local {
 impl Local {
     /// Takes the parts.
     pub(crate) fn of(config: &Config) -> Result<Self, CliError> {
+        // The daemon's latch, wherever this command runs.
+        let mut seal = config.seal.clone();
+        if let Some(seal) = &mut seal {
+            seal.latch_dir.get_or_insert_with(|| config.data_dir.join("latch"));
+        }
         Ok(Self {
-            seal: config.seal.clone(),
+            seal,
             memory: config.memory.clone(),
             database: config.database_url().map_err(|e| CliError::local("configuration", e))?,
             data_dir: config.data_dir.clone(),

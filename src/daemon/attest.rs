@@ -33,7 +33,10 @@ pub(super) async fn run(
                 None => tracing::info!("the keys on the device are fit for use"),
             }
         }
-        let wait = if problem.is_none() { AGAIN } else { AGAIN_WHILE_FAILING };
+        // Each look at a key that is missing or weakened is an incident in the audit log, and such a key
+        // does not heal by itself: looking every second would only fill the log.
+        let is_unfit = found.as_ref().is_err_and(ProvisionError::is_unfit);
+        let wait = if problem.is_none() || is_unfit { AGAIN } else { AGAIN_WHILE_FAILING };
         health.attested(problem.clone());
         last = problem;
         match found {

@@ -186,6 +186,12 @@ impl Session {
         (result.is_ok() && count == 1).then_some(found[0])
     }
 
+    /// Changes attributes.
+    pub fn set(&self, object: CK_OBJECT_HANDLE, template: &[CK_ATTRIBUTE]) -> Result<(), CK_RV> {
+        let (first, count) = (template.as_ptr().cast_mut(), template.len() as CK_ULONG);
+        call!(self.list, C_SetAttributeValue(self.handle, object, first, count))
+    }
+
     /// An attribute's value of at most 1 KiB.
     pub fn value(&self, object: CK_OBJECT_HANDLE, kind: CK_ATTRIBUTE_TYPE) -> Result<Vec<u8>, CK_RV> {
         let mut buffer = vec![0; 1024];

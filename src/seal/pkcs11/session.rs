@@ -19,7 +19,7 @@ use crate::seal::key::{
 };
 use crate::seal::pkcs11::objects;
 use crate::seal::pkcs11::raw::Mechanism;
-use crate::seal::pkcs11::token::{Entered, Token};
+use crate::seal::pkcs11::token::{Entered, OwnSession, Token};
 use crate::seal::pkcs11::wrap::{self, Wrapper};
 
 /// DER of `DigestInfo` with SHA-256 (RFC 8017, section 9.2, note 1): the hash follows.
@@ -36,21 +36,20 @@ const MAC_PIN_TEXT: &[u8] = b"lacre/pin/v1/mac";
 #[expect(clippy::struct_field_names, reason = "it is cryptoki's session")]
 pub(crate) struct Session {
     token: Arc<Token>,
-    session: RawSession,
-    epoch: u64,
+    session: OwnSession,
     handles: HashMap<KeyId, CK_OBJECT_HANDLE>,
 }
 
 impl Session {
     /// Opens a session that is logged in.
     pub(crate) fn open(token: &Arc<Token>, read_write: bool) -> Result<Self, BackendError> {
-        let (session, epoch) = token.open_session(read_write)?;
-        Ok(Self { token: Arc::clone(token), session, epoch, handles: HashMap::new() })
+        let session = token.open_session(read_write)?;
+        Ok(Self { token: Arc::clone(token), session, handles: HashMap::new() })
     }
 
     /// Whether nothing has voided this session since it was opened.
     pub(crate) fn is_current(&self) -> bool {
-        self.epoch == self.token.epoch()
+        self.session.is_current()
     }
 
     pub(super) fn token(&self) -> &Token {
@@ -91,8 +90,16 @@ impl Session {
         match &*key.pin {
             Pin::Planned => Err(BackendError::Unfit("it was planned and never generated".to_owned())),
             Pin::Canary(canary) => match self.open_canary(key.id, handle, canary) {
-                Err(BackendError::Rejected { .. }) => {
-                    Err(BackendError::Unfit("its canary does not open: another key under this id".to_owned()))
+                Err(BackendError::Rejected { function, code }) => {
+                    // A device that opens nothing at all says the same of every key: ask whether this
+                    // one opens what it has just wrapped.
+                    match self.make_canary(key.id, handle, canary.mechanism) {
+                        Ok(_) => Err(BackendError::Unfit(
+                            "its canary does not open: another key under this id".to_owned(),
+                        )),
+                        Err(BackendError::Rejected { .. }) => Err(BackendError::Away { function, code }),
+                        Err(other) => Err(other),
+                    }
                 }
                 other => other,
             },
@@ -176,8 +183,9 @@ impl Session {
         Ok(Pin::Canary(canary))
     }
 
-    /// The mechanism of a KEK that is on the token already, by its roles (a repeated generation).
-    fn mechanism_of_existing(
+    /// The mechanism of a KEK: by its roles if it is on the token already (a repeated generation, with
+    /// another configuration perhaps), else by configuration or probe.
+    fn mechanism_for(
         &self,
         entered: &Entered<'_>,
         planned: &KeyRef,
@@ -185,7 +193,17 @@ impl Session {
         if planned.spec != KeySpec::Kek {
             return Ok(None);
         }
-        wrap::choose(&self.token, entered, self.session.handle()).map(Some)
+        let chosen = wrap::choose(&self.token, entered, self.session.handle())?;
+        if let Some(object) = objects::find_one(&self.session, objects::class_of(planned.spec), planned.id)? {
+            for mechanism in [chosen, WrapMechanism::AesGcm, WrapMechanism::AesKwObject, WrapMechanism::AesKw]
+            {
+                let (_, broken) = objects::check(&self.session, object, planned.spec, Some(mechanism))?;
+                if broken.is_empty() {
+                    return Ok(Some(mechanism));
+                }
+            }
+        }
+        Ok(Some(chosen))
     }
 }
 
@@ -219,7 +237,7 @@ fn fixed_width(raw: &[u8], field: usize) -> Option<Vec<u8>> {
 impl Backend for Session {
     fn wrap(&mut self, kek: &KeyRef, dek: &SecretBuf, aad: &[u8]) -> Result<WrappedDek, BackendError> {
         let token = Arc::clone(&self.token);
-        let entered = token.enter()?;
+        let entered = self.session.enter(&token)?;
         let handle = self.handle(&entered, kek)?;
         let mechanism = pinned_mechanism(kek).ok_or_else(|| BackendError::Unfit("not a KEK".to_owned()))?;
         self.wrapper(handle).wrap(mechanism, dek, aad)
@@ -233,7 +251,7 @@ impl Backend for Session {
         out: &mut SecretBuf,
     ) -> Result<(), BackendError> {
         let token = Arc::clone(&self.token);
-        let entered = token.enter()?;
+        let entered = self.session.enter(&token)?;
         let handle = self.handle(&entered, kek)?;
         let result = self.wrapper(handle).unwrap(wrapped, aad, out);
         if let (Err(rejected @ BackendError::Rejected { .. }), Pin::Canary(canary)) = (&result, &*kek.pin) {
@@ -251,7 +269,7 @@ impl Backend for Session {
 
     fn sign(&mut self, key: &KeyRef, alg: Alg, digest: &[u8]) -> Result<Signature, BackendError> {
         let token = Arc::clone(&self.token);
-        let entered = token.enter()?;
+        let entered = self.session.enter(&token)?;
         let handle = self.handle(&entered, key)?;
         let mut out = [0; 512];
         let (session, raw) = (self.session.handle(), &self.token.raw);
@@ -277,22 +295,22 @@ impl Backend for Session {
 
     fn mac(&mut self, key: &KeyRef, message: &[u8]) -> Result<[u8; 32], BackendError> {
         let token = Arc::clone(&self.token);
-        let entered = token.enter()?;
+        let entered = self.session.enter(&token)?;
         let handle = self.handle(&entered, key)?;
         self.mac_with(handle, message)
     }
 
     fn public_key(&mut self, key: &KeyRef) -> Result<PublicKey, BackendError> {
         let token = Arc::clone(&self.token);
-        let entered = token.enter()?;
+        let entered = self.session.enter(&token)?;
         self.handle(&entered, key)?;
         objects::public_key(&self.session, key.spec, key.id)
     }
 
     fn generate(&mut self, planned: &KeyRef) -> Result<KeyRef, BackendError> {
         let token = Arc::clone(&self.token);
-        let entered = token.enter()?;
-        let mechanism = self.mechanism_of_existing(&entered, planned)?;
+        let entered = self.session.enter(&token)?;
+        let mechanism = self.mechanism_for(&entered, planned)?;
         if !self.existing(planned)? {
             objects::generate(&self.session, planned.spec, planned.id, mechanism)?;
         }
@@ -311,7 +329,7 @@ impl Backend for Session {
 
     fn destroy(&mut self, key: &KeyRef) -> Result<(), BackendError> {
         let token = Arc::clone(&self.token);
-        let entered = token.enter()?;
+        let entered = self.session.enter(&token)?;
         if !self.token.is_present(&entered) {
             return Err(BackendError::Away { function: "C_GetTokenInfo", code: 0 });
         }
@@ -323,12 +341,13 @@ impl Backend for Session {
 
     fn inspect(&mut self, key: &KeyRef) -> Result<KeyReport, BackendError> {
         let token = Arc::clone(&self.token);
-        let entered = token.enter()?;
+        let entered = self.session.enter(&token)?;
         let class = objects::class_of(key.spec);
         let object = match objects::find_one(&self.session, class, key.id) {
             Ok(Some(object)) => object,
             Ok(None) => return Err(self.absent(&entered)),
             Err(BackendError::Unfit(reason)) => {
+                self.token.bump_epoch();
                 return Ok(KeyReport { attributes: Vec::new(), deviations: vec![reason] });
             }
             Err(other) => return Err(other),

@@ -51,6 +51,8 @@ impl From<TokenProblem> for BackendError {
 /// The library while it is initialised and the token in it.
 pub(super) struct Loaded {
     pkcs11: Pkcs11,
+    /// The epoch in which this began. Sessions of earlier ones belong to a library that was finalised.
+    since: u64,
     pub(super) slot: Slot,
     pub(super) info: TokenInfo,
     /// Holds the login. `None` before the first login and after it was lost.
@@ -124,19 +126,27 @@ impl Token {
 
     /// Initialises the library where needed, finds the token, checks its identity and logs in.
     pub(crate) fn bring_up(&self) -> Result<(), TokenProblem> {
+        self.load_once()?;
+        let entered = self.enter().map_err(|error| TokenProblem::Away(error.to_string()))?;
+        self.login(&entered)
+    }
+
+    fn load_once(&self) -> Result<(), TokenProblem> {
         if self.loaded.read().unwrap_or_else(PoisonError::into_inner).is_none() {
             let mut place = self.exclusive()?;
             if place.is_none() {
                 *place = Some(self.initialise()?);
             }
         }
-        let entered = self.enter().map_err(|error| TokenProblem::Away(error.to_string()))?;
-        self.login(&entered)
+        Ok(())
     }
 
-    /// The last step of recovery: finalises the library and brings everything up anew.
+    /// The last step of recovery: finalises the library and brings everything up anew. While a call
+    /// hangs inside the module that is not possible, and what is possible without it is done.
     pub(crate) fn reinitialise(&self) -> Result<(), TokenProblem> {
-        self.take_down()?;
+        if let Err(problem) = self.take_down() {
+            tracing::debug!(?problem, "PKCS#11 module not initialised again");
+        }
         self.bring_up()
     }
 
@@ -193,7 +203,7 @@ impl Token {
             |info| format!("{} {}", info.library_description().trim(), info.library_version()),
         );
         *lock(&self.known) = Known { library, label: info.label.clone(), serial: info.serial.clone() };
-        Ok(Loaded { pkcs11, slot, info, anchor: Mutex::new(None) })
+        Ok(Loaded { pkcs11, since: self.epoch(), slot, info, anchor: Mutex::new(None) })
     }
 
     /// The one token that the selection means; slot numbers are not looked at.
@@ -240,14 +250,14 @@ impl Token {
     }
 
     /// Opens a session that is logged in, or says why there is none.
-    pub(super) fn open_session(&self, read_write: bool) -> Result<(RawSession, u64), BackendError> {
-        let epoch = self.epoch();
+    pub(super) fn open_session(self: &Arc<Self>, read_write: bool) -> Result<OwnSession, BackendError> {
         let entered = self.enter()?;
+        let epoch = self.epoch();
         let session = entered.open(read_write)?;
         if !self.raw.is_user_session(session.handle())? {
             self.login(&entered)?;
         }
-        Ok((session, epoch))
+        Ok(OwnSession { token: Arc::clone(self), epoch, session: Some(session) })
     }
 
     /// Logs in unless the anchor session says that the application is logged in already. One thread
@@ -333,6 +343,8 @@ impl Token {
     pub(crate) fn unlatch(&self, force: bool) -> std::io::Result<()> {
         if force {
             self.latch.forget_serial(&self.selection_name())?;
+            // Another serial number had kept the token from being taken up; no PIN is sent here.
+            self.load_once().map_err(|problem| std::io::Error::other(format!("{problem:?}")))?;
         }
         let entered = self.enter().map_err(|error| std::io::Error::other(error.to_string()))?;
         self.latch.clear(&Self::latch_name(&entered.loaded().info), force)
@@ -369,5 +381,51 @@ impl Entered<'_> {
         let Loaded { pkcs11, slot, .. } = self.loaded();
         let opened = if read_write { pkcs11.open_rw_session(*slot) } else { pkcs11.open_ro_session(*slot) };
         opened.map_err(|error| fail("C_OpenSession", &error).into())
+    }
+}
+
+/// A session that is closed only in the library that opened it: after another initialisation its number
+/// may be that of somebody else's session.
+pub(super) struct OwnSession {
+    token: Arc<Token>,
+    epoch: u64,
+    /// `None` only while it is being dropped.
+    session: Option<RawSession>,
+}
+
+impl OwnSession {
+    /// Whether nothing has voided the session since it was opened.
+    pub(super) fn is_current(&self) -> bool {
+        self.epoch == self.token.epoch()
+    }
+
+    /// Enters the module for one call with this session.
+    pub(super) fn enter<'a>(&self, token: &'a Token) -> Result<Entered<'a>, BackendError> {
+        let entered = token.enter()?;
+        if self.epoch < entered.loaded().since {
+            return Err(BackendError::SessionLost { function: "C_Initialize", code: 0 });
+        }
+        Ok(entered)
+    }
+}
+
+impl std::ops::Deref for OwnSession {
+    type Target = RawSession;
+
+    fn deref(&self) -> &RawSession {
+        #[expect(clippy::expect_used, reason = "only drop takes it out")]
+        self.session.as_ref().expect("only drop takes it out")
+    }
+}
+
+impl Drop for OwnSession {
+    fn drop(&mut self) {
+        let Some(session) = self.session.take() else { return };
+        match self.enter(&self.token) {
+            // Closed while the library cannot be finalised below the call.
+            Ok(_entered) => drop(session),
+            // Finalising the library has closed it. Only a count on the library's handle is lost.
+            Err(_) => std::mem::forget(session),
+        }
     }
 }

@@ -1,0 +1,35 @@
+//! The device: what every backend must be able to do, and what happens when the device does not.
+//!
+//! `conformance` and `strain` drive `seal` in this process, over the shim and with a token of their
+//! own; `attributes` looks at the keys with other programs; `start`, `pin`, `outage`, `slow` and
+//! `lost_key` drive real daemons. Check ids are those of reliability.md.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    unreachable_pub,
+    reason = "a test fails by panicking"
+)]
+
+#[path = "../support/daemon.rs"]
+mod daemon;
+#[path = "../support/raw.rs"]
+mod raw;
+#[path = "../support/shim.rs"]
+mod shim;
+#[path = "../support/softhsm.rs"]
+mod softhsm;
+
+mod attributes;
+mod conformance;
+mod lost_key;
+mod outage;
+mod pin;
+mod served;
+mod slow;
+mod stage;
+mod start;
+mod strain;
