@@ -187,7 +187,6 @@ pub enum LogFormat {
 }
 
 impl Default for Config {
-    #[expect(clippy::expect_used, reason = "a constant that keeps the rule of its type")]
     fn default() -> Self {
         Self {
             data_dir: PathBuf::from("/var/lib/lacre"),

@@ -177,7 +177,7 @@ fn other_alg(alg: Alg) -> Alg {
     if alg == Alg::Es256 { Alg::Es384 } else { Alg::Es256 }
 }
 
-/// The public half as pkcs11-tool reads it: SubjectPublicKeyInfo, DER.
+/// The public half as pkcs11-tool reads it: `SubjectPublicKeyInfo`, DER.
 fn public_key_file(stage: &Stage, key: &KeyRef) -> std::path::PathBuf {
     let file = stage.file("public.der");
     let id = hex_id(key.id());
