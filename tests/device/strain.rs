@@ -56,7 +56,9 @@ async fn a_device_that_opens_nothing_is_away_and_the_values_are_not_blamed() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     let (calls, began) = (stage.control.count("C_DecryptInit"), Instant::now());
     for _ in 0..100 {
-        assert!(device.sealer.open(&kek, &HERE, &sealed).await.is_err_and(|error| error.retry_after().is_some()));
+        assert!(
+            device.sealer.open(&kek, &HERE, &sealed).await.is_err_and(|error| error.retry_after().is_some())
+        );
     }
     assert!(began.elapsed() < Duration::from_millis(500));
     assert!(stage.control.count("C_DecryptInit") - calls < 20, "the breaker lets requests through");
@@ -150,7 +152,9 @@ async fn fifty_times_away_and_back_leave_no_threads_no_sessions_and_no_memory_be
 /// Threads of this process whose name begins so.
 fn threads(name: &str) -> usize {
     let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
-    tasks.filter(|task| fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.starts_with(name))).count()
+    tasks
+        .filter(|task| fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.starts_with(name)))
+        .count()
 }
 
 /// Resident memory in bytes.

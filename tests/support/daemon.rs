@@ -112,7 +112,9 @@ impl TestDaemon {
         let dir = self.dir().canonicalize().unwrap();
         match &self.options.config {
             None => {
-                command.args(["dev", "--listen", "127.0.0.1:0", "--allow-unlocked-memory", "--data-dir"]).arg(&dir);
+                command
+                    .args(["dev", "--listen", "127.0.0.1:0", "--allow-unlocked-memory", "--data-dir"])
+                    .arg(&dir);
             }
             Some(text) => {
                 let path = dir.join("test.toml");
@@ -141,7 +143,11 @@ impl TestDaemon {
 
     /// Starts the process; says whether it became ready.
     pub async fn try_run(&mut self) -> bool {
-        let log = fs::OpenOptions::new().create(true).append(true).open(self.dir().join("test-stderr.log")).unwrap();
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.dir().join("test-stderr.log"))
+            .unwrap();
         let mut command = self.command();
         // A group of its own, so that a wrapper and what it started end together.
         command.stdout(Stdio::piped()).stderr(log).stdin(Stdio::null()).process_group(0);
@@ -227,7 +233,8 @@ impl TestDaemon {
     /// An access token of any application.
     pub async fn token_of(&self, client_id: &str, secret: &str, scope: &str) -> String {
         let form = [("grant_type", "client_credentials"), ("scope", scope)];
-        let request = self.client.post(format!("{}/oidc/token", self.url)).basic_auth(client_id, Some(secret));
+        let request =
+            self.client.post(format!("{}/oidc/token", self.url)).basic_auth(client_id, Some(secret));
         let answer = request.form(&form).send().await.unwrap();
         let (status, body) = (answer.status(), answer.json::<Value>().await.unwrap());
         assert_eq!(status, StatusCode::OK, "{body}");
@@ -271,11 +278,14 @@ impl TestDaemon {
         let dev = self.dev_json();
         let mut secrets = vec![self.canary.clone()];
         let pin = fs::read_to_string(self.dir().join("pin")).unwrap_or_default();
-        secrets.extend(["management", "application"].iter().filter_map(|app| {
-            dev[app]["client_secret"].as_str().map(ToOwned::to_owned)
-        }));
+        secrets.extend(
+            ["management", "application"]
+                .iter()
+                .filter_map(|app| dev[app]["client_secret"].as_str().map(ToOwned::to_owned)),
+        );
         secrets.push(pin.trim().to_owned());
-        let needles: Vec<_> = secrets.iter().filter(|text| text.len() >= 6).flat_map(|text| encodings(text)).collect();
+        let needles: Vec<_> =
+            secrets.iter().filter(|text| text.len() >= 6).flat_map(|text| encodings(text)).collect();
         for path in files(self.dir()) {
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
             // Where secrets are meant to be.
@@ -288,7 +298,10 @@ impl TestDaemon {
             }
         }
         for line in lines {
-            assert!(needles.iter().all(|needle| !contains(line.as_bytes(), needle)), "a secret is in the audit log");
+            assert!(
+                needles.iter().all(|needle| !contains(line.as_bytes(), needle)),
+                "a secret is in the audit log"
+            );
         }
     }
 }
@@ -414,7 +427,8 @@ fn files(dir: &Path) -> Vec<PathBuf> {
 /// The text raw, in both base64 alphabets at every offset, in hex, reversed, and as UTF-16.
 pub fn encodings(text: &str) -> Vec<Vec<u8>> {
     let bytes = text.as_bytes();
-    let mut all = vec![bytes.to_vec(), hex::encode(bytes).into_bytes(), hex::encode_upper(bytes).into_bytes()];
+    let mut all =
+        vec![bytes.to_vec(), hex::encode(bytes).into_bytes(), hex::encode_upper(bytes).into_bytes()];
     all.push(bytes.iter().rev().copied().collect());
     all.push(text.encode_utf16().flat_map(u16::to_le_bytes).collect());
     all.push(STANDARD.encode(bytes).into_bytes());

@@ -40,10 +40,8 @@ pub(crate) fn capabilities(session: &mut Session) -> Result<Value, BackendError>
     let entered = token.enter()?;
     let loaded = entered.loaded();
     let listed = token.raw.mechanisms(loaded.slot.id())?;
-    let mechanisms: Map<_, _> = NAMES
-        .into_iter()
-        .map(|(number, name)| (name.to_owned(), json!(listed.contains(&number))))
-        .collect();
+    let mechanisms: Map<_, _> =
+        NAMES.into_iter().map(|(number, name)| (name.to_owned(), json!(listed.contains(&number)))).collect();
     let handle = session.raw_session().handle();
     let mut wraps = Map::new();
     for candidate in [WrapMechanism::AesGcm, WrapMechanism::AesKw, WrapMechanism::AesKwObject] {
