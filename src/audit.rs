@@ -93,6 +93,11 @@ impl AuditLog {
         Ok(Self { db, clock, appender })
     }
 
+    /// Whether the log takes no records now, so that work is refused.
+    pub fn is_refusing(&self) -> bool {
+        self.appender.is_refusing()
+    }
+
     /// Runs `work` between a durable intent and its outcome. `work` adds what it learns (a new id,
     /// a version) to the [`Note`]. If the caller goes away in the middle, the outcome is `unknown`.
     ///

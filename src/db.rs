@@ -3,7 +3,7 @@
 //! [`Db::read`] and [`Db::write`] run a closure on a thread that owns a connection; a write returns
 //! only after its commit is durable. On SQLite one thread writes, and the writes that wait at the
 //! same time share one transaction (each in a savepoint of its own) and so one fsync. Stores are
-//! plain functions on [`Conn`]; [`with_conn!`] expands one diesel expression for both engines.
+//! plain functions on [`Conn`]; [`with_conn!`](crate::with_conn) expands one diesel expression for both engines.
 //!
 //! Rules for closures: a read sees a fresh snapshot per statement, not per closure. A write must not
 //! swallow a statement's error and go on (PostgreSQL aborts the whole transaction): use ON CONFLICT,

@@ -82,6 +82,7 @@ impl AuditCode for KeysError {
     fn audit_code(&self) -> &'static str {
         match self {
             Self::Seal(SealError::Unavailable { .. }) => "device-unavailable",
+            Self::Seal(SealError::Busy { .. }) => "busy",
             Self::Seal(_) => "device-failed",
             Self::Db(_) => "storage-failed",
             Self::Audit(_) => "audit-unavailable",

@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc::error::TrySendError;
@@ -46,6 +47,7 @@ pub(super) struct Appender {
     queue: mpsc::Sender<Message>,
     done: watch::Receiver<bool>,
     deadline: Duration,
+    refusing: Arc<AtomicBool>,
 }
 
 impl Appender {
@@ -53,6 +55,7 @@ impl Appender {
     pub(super) fn start(db: Db, clock: Arc<dyn Clock>, deadline: Duration, settled: u64) -> Self {
         let (queue, messages) = mpsc::channel(QUEUE);
         let (finished, done) = watch::channel(false);
+        let refusing = Arc::new(AtomicBool::new(false));
         let task = Task {
             // Several daemons may write to PostgreSQL, and each knows its own intents only.
             open: (db.engine() == Engine::Sqlite).then(HashMap::new),
@@ -65,12 +68,13 @@ impl Appender {
             backlog: Vec::new(),
             doubt: None,
             outage: None,
+            refusing: Arc::clone(&refusing),
         };
         tokio::spawn(async move {
             task.run().await;
             let _ = finished.send(true);
         });
-        Self { queue, done, deadline }
+        Self { queue, done, deadline, refusing }
     }
 
     /// Appends and waits until the record is durable, at most for the deadline.
@@ -108,6 +112,11 @@ impl Appender {
         }
     }
 
+    /// Whether the last attempt to write failed. A log that nobody writes to stays as it was found.
+    pub(super) fn is_refusing(&self) -> bool {
+        self.refusing.load(Ordering::Relaxed)
+    }
+
     pub(super) const fn deadline(&self) -> Duration {
         self.deadline
     }
@@ -136,6 +145,8 @@ struct Task {
     /// What a broken commit may have written.
     doubt: Option<Doubt>,
     outage: Option<Outage>,
+    /// Whether there is an outage, for whoever asks from outside.
+    refusing: Arc<AtomicBool>,
 }
 
 #[derive(Clone)]
@@ -233,6 +244,7 @@ impl Task {
     fn written(&mut self, batch: &Batch, seqs: &[u64], waiters: Vec<Option<Waiter>>) {
         self.doubt = None;
         self.outage = None;
+        self.refusing.store(false, Ordering::Relaxed);
         self.settled = batch.settled.unwrap_or(self.settled);
         self.head = seqs.last().copied().unwrap_or(self.head);
         for ((draft, seq), waiter) in batch.drafts.iter().zip(seqs).zip(waiters) {
@@ -258,6 +270,7 @@ impl Task {
         let Some(tenant) = known.next().map(|draft| draft.tenant.clone()) else { return };
         let outage = self.outage.get_or_insert(Outage { since: batch.now, tenant, refused: 0, lost: 0 });
         outage.refused += waiters.iter().flatten().count() as u64;
+        self.refusing.store(true, Ordering::Relaxed);
         if matches!(error, DbError::Unknown(_)) {
             // Outcomes and intents alike: the next commit looks which of them are there.
             let doubt = self.doubt.get_or_insert(Doubt { since: self.head, drafts: Vec::new() });

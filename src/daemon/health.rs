@@ -79,11 +79,13 @@ impl Health {
 impl Operations for Health {
     fn checks(&self) -> Vec<Check> {
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let audit = self.services.audit.is_refusing().then(|| "the audit log takes no records".to_owned());
         let draining = self.is_draining().then(|| "the daemon is stopping".to_owned());
         vec![
             Check { name: "database", problem: self.services.db.status().problem },
             // A database with pending or unknown migrations is not opened at all.
             Check { name: "migrations", problem: None },
+            Check { name: "audit", problem: audit },
             Check { name: "device", problem: self.device_problem() },
             Check { name: "keys", problem: keys },
             Check { name: "serving", problem: draining },
