@@ -175,7 +175,9 @@ impl CliError {
                 "the checks above say why; on the daemon's host run `lacre doctor`".into()
             }
             Self::BadRecord { .. } => {
-                "records before this one are intact; keep a copy of the log and of the checkpoint".into()
+                "records before this one are intact; keep a copy of the log and of the checkpoint. \
+                 If this is the log of another installation, name another file with --checkpoint"
+                    .into()
             }
             Self::Unfit { .. } => "each failed check says what to do".into(),
             Self::Partial { last_error, .. } => format!(

@@ -57,11 +57,25 @@ fn print(format: Format, ready: bool, checks: &Value, details: &Value) -> Result
             "ready",
         ),
         Format::Table => {
-            let mut shown = json!({ "state": word, "readiness": checks });
+            let mut shown = json!({ "state": word, "check": by_name(checks) });
             if let (Some(all), Some(more)) = (shown.as_object_mut(), details.as_object()) {
-                all.extend(more.iter().map(|(name, value)| (name.clone(), value.clone())));
+                // What the checks say already.
+                let more = more.iter().filter(|(name, _)| !["ready", "failing"].contains(&name.as_str()));
+                all.extend(more.map(|(name, value)| (name.clone(), value.clone())));
             }
             output::object(format, &shown, "state")
         }
     }
+}
+
+/// One line per check: `ok`, or what is wrong.
+fn by_name(readiness: &Value) -> Value {
+    let checks = readiness["checks"].as_array().map_or(&[][..], Vec::as_slice);
+    let line = |check: &Value| {
+        let name = check["name"].as_str()?.to_owned();
+        let is_ok = check["ok"].as_bool().unwrap_or_default();
+        let said = if is_ok { "ok" } else { check["reason"].as_str().unwrap_or("failing") };
+        Some((name, json!(said)))
+    };
+    checks.iter().filter_map(line).collect::<serde_json::Map<_, _>>().into()
 }

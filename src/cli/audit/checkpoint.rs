@@ -20,8 +20,12 @@ struct Stored {
     hash: String,
 }
 
-/// Where the checkpoint of the daemon at `addr` is kept by default: one file per daemon.
-pub(crate) fn default_path(env: &Environment, addr: &str) -> Option<PathBuf> {
+/// Where the checkpoint of the daemon at `addr` is kept by default: one file per daemon. For `lacre dev`
+/// it is beside its `dev.json`: such logs come and go at one address, each with its directory.
+pub(crate) fn default_path(env: &Environment, dev_json: Option<&Path>, addr: &str) -> Option<PathBuf> {
+    if let Some(dev_json) = dev_json {
+        return Some(dev_json.with_file_name("audit-checkpoint.json"));
+    }
     let state = match &env.state_home {
         Some(dir) => dir.clone(),
         None => std::env::home_dir()?.join(".local/state"),

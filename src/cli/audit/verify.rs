@@ -34,7 +34,9 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), CliError> 
         return finish(walk, trusted, path, context);
     }
     let client = Client::connect(context).await?;
-    let default = || checkpoint::default_path(&context.env, client.addr());
+    let connection = &context.global.connection;
+    let dev_json = connection.dev_json.as_deref().filter(|_| connection.addr.is_none());
+    let default = || checkpoint::default_path(&context.env, dev_json, client.addr());
     let path = path.map(Path::to_owned).or_else(default);
     let trusted = path.as_deref().map(checkpoint::load).transpose()?.flatten();
     let walk = from_daemon(&client, trusted).await?;
