@@ -449,11 +449,12 @@ fn status_tells_ready_from_not_usable_from_gone() {
     assert_eq!(code(&output), 0, "{}", stderr(&output));
     assert!(stdout(&output).contains("device.token_label"), "{}", stdout(&output));
 
-    let (addr, _requests) =
-        stub(vec![answer("503 No", "", r#"{"checks":{"device":"away"}}"#), answer("401 No", "", "{}")]);
+    let checks = r#"{"ready":false,"checks":[{"name":"database","ok":true},{"name":"device","ok":false,"reason":"away"}]}"#;
+    let (addr, _requests) = stub(vec![answer("503 No", "", checks), answer("401 No", "", "{}")]);
     let output = run(&["status", "--addr", &addr]);
     assert_eq!(code(&output), 2, "{}", stderr(&output));
-    assert!(stdout(&output).contains("away"), "{}", stdout(&output));
+    let shown: Vec<_> = stdout(&output).split_whitespace().map(str::to_owned).collect();
+    assert_eq!(shown, ["state", "not", "usable", "check.database", "ok", "check.device", "away"]);
 
     assert_eq!(code(&run(&["status", "--addr", "http://127.0.0.1:9"])), 1);
 }
