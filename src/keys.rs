@@ -83,6 +83,8 @@ impl AuditCode for KeysError {
         match self {
             Self::Seal(SealError::Unavailable { .. }) => "device-unavailable",
             Self::Seal(SealError::Busy { .. }) => "busy",
+            Self::Seal(SealError::KeyMissing { .. }) => "key-missing",
+            Self::Seal(SealError::KeyUnfit { .. }) => "key-unfit",
             Self::Seal(_) => "device-failed",
             Self::Db(_) => "storage-failed",
             Self::Audit(_) => "audit-unavailable",
@@ -298,17 +300,17 @@ impl Keys {
             Ok(report) => SealError::KeyUnfit { key: key.device.id(), reason: report.deviations.join("; ") },
             Err(error) => error,
         };
-        let code = match &error {
-            SealError::KeyMissing { .. } => "key-missing",
-            SealError::KeyUnfit { .. } => "key-unfit",
-            _ => return Err(error.into()),
-        };
+        let error = KeysError::from(error);
+        let code = error.audit_code();
+        if !["key-missing", "key-unfit"].contains(&code) {
+            return Err(error);
+        }
         let event = Event::new(Action::KeyIncident, "key", key.id.as_str())
             .detail("purpose", purpose.name())
             .detail("device_id", key.device.id().to_string());
         let caller = Caller::system("keys", tenant.clone());
         self.parts.audit.record_soon(&caller, event, Outcome::Failure(code)).await;
-        Err(error.into())
+        Err(error)
     }
 }
 

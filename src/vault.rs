@@ -105,6 +105,8 @@ impl AuditCode for VaultError {
             Self::JobEnded => "job-ended",
             Self::Seal(SealError::Unavailable { .. }) => "device-unavailable",
             Self::Seal(SealError::Busy { .. }) => "busy",
+            Self::Seal(SealError::KeyMissing { .. }) => "key-missing",
+            Self::Seal(SealError::KeyUnfit { .. }) => "key-unfit",
             Self::Seal(_) => "sealing-failed",
             Self::Audit(_) => "audit-unavailable",
             Self::Db(_) => "storage-failed",

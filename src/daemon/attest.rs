@@ -1,4 +1,5 @@
-//! Looks at the keys on the device: at the start until they are found fit, then once a minute.
+//! Looks at the keys on the device: at the start until they are found fit, then once a minute, and at
+//! once when a request met a key that is missing or unfit.
 //!
 //! Found unfit right after the start, the process ends: somebody is there to read the message.
 //! Found unfit later, only readiness fails; requests that do not need the key go on.
@@ -50,6 +51,15 @@ pub(super) async fn run(
             Ok(()) => fatal = None,
             Err(_) => {}
         }
-        tokio::time::sleep(wait).await;
+        let is_fit = last.is_none();
+        let failures = services.device.status().key_failures;
+        let until = Instant::now() + wait;
+        while Instant::now() < until {
+            tokio::time::sleep(AGAIN_WHILE_FAILING.min(wait)).await;
+            // Only while all is well: a key that is known to be unfit has its incident.
+            if is_fit && services.device.status().key_failures != failures {
+                break;
+            }
+        }
     }
 }

@@ -43,6 +43,7 @@ pub(super) enum Code {
     Integrity,
     Internal,
     DeviceUnavailable,
+    KeyUnavailable,
     Busy,
     AuditUnavailable,
     StorageUnavailable,
@@ -50,7 +51,7 @@ pub(super) enum Code {
 
 impl Code {
     #[cfg(test)]
-    pub(super) const ALL: [Self; 23] = [
+    pub(super) const ALL: [Self; 24] = [
         Self::Malformed,
         Self::Unauthenticated,
         Self::InvalidToken,
@@ -71,6 +72,7 @@ impl Code {
         Self::Integrity,
         Self::Internal,
         Self::DeviceUnavailable,
+        Self::KeyUnavailable,
         Self::Busy,
         Self::AuditUnavailable,
         Self::StorageUnavailable,
@@ -119,6 +121,9 @@ impl Code {
             Self::DeviceUnavailable => {
                 (StatusCode::SERVICE_UNAVAILABLE, "device-unavailable", "The security module does not answer")
             }
+            Self::KeyUnavailable => {
+                (StatusCode::SERVICE_UNAVAILABLE, "key-unavailable", "The key is missing or must not be used")
+            }
             Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy", "Too much work is queued"),
             Self::AuditUnavailable => {
                 (StatusCode::SERVICE_UNAVAILABLE, "audit-unavailable", "The audit log does not take records")
@@ -156,7 +161,9 @@ pub(super) struct Problem {
 impl Problem {
     pub(super) fn new(code: Code) -> Self {
         // Where nobody knows better, a second: shorter only makes a herd.
-        let retry_after = code.is_retryable().then_some(Duration::from_secs(1));
+        // A key comes back by an operator's hand, everything else by itself.
+        let wait = if code == Code::KeyUnavailable { 60 } else { 1 };
+        let retry_after = code.is_retryable().then_some(Duration::from_secs(wait));
         Self { code, detail: None, retry_after, scope: None, source: None }
     }
 
@@ -339,11 +346,7 @@ impl From<VaultError> for Problem {
 fn sealing(error: VaultError) -> Problem {
     let VaultError::Seal(cause) = &error else { return Problem::new(Code::Internal).caused_by(error) };
     let wait = cause.retry_after();
-    let code = match (wait, error.audit_code()) {
-        (Some(_), "busy") => Code::Busy,
-        (Some(_), _) => Code::DeviceUnavailable,
-        (None, _) => Code::Internal,
-    };
+    let code = outage_of(error.audit_code());
     let problem = Problem::new(code).caused_by(error);
     match wait {
         Some(wait) => problem.retry_after(wait),
@@ -377,6 +380,7 @@ impl From<IssuerError> for Problem {
 pub(super) fn outage_of(audit_code: &str) -> Code {
     match audit_code {
         "device-unavailable" => Code::DeviceUnavailable,
+        "key-missing" | "key-unfit" => Code::KeyUnavailable,
         "busy" => Code::Busy,
         "audit-unavailable" => Code::AuditUnavailable,
         "storage-failed" => Code::StorageUnavailable,

@@ -80,6 +80,8 @@ pub struct DeviceStatus {
     pub queued: [usize; 3],
     /// Threads stuck in the module now.
     pub stuck_threads: usize,
+    /// Calls since the start that met a key which is missing or unfit for use.
+    pub key_failures: u64,
 }
 
 /// Why a device could not be started at all. What heals by itself (token away) is not an error here.
@@ -178,6 +180,7 @@ impl Device {
             epoch: self.lanes.token.epoch(),
             queued: self.lanes.queued(),
             stuck_threads: self.lanes.counters.stuck.load(Ordering::Relaxed),
+            key_failures: self.lanes.counters.key_failures.load(Ordering::Relaxed),
         }
     }
 

@@ -138,6 +138,8 @@ pub(crate) struct Lane {
 pub(crate) struct Counters {
     /// Threads that hang inside the module now.
     pub(crate) stuck: AtomicUsize,
+    /// Calls that met a missing or unfit key.
+    pub(crate) key_failures: AtomicU64,
 }
 
 /// The three lanes of one device.
@@ -485,6 +487,9 @@ impl Worker<'_> {
 
     fn explain(&self, request: &Request, error: BackendError) -> SealError {
         let operation = request.name();
+        if matches!(error, BackendError::Missing | BackendError::Unfit(_)) {
+            self.lanes.counters.key_failures.fetch_add(1, Ordering::Relaxed);
+        }
         match error {
             BackendError::Rejected { .. } => SealError::Rejected,
             BackendError::Missing => match request.key() {
