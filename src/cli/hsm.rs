@@ -43,7 +43,12 @@ pub(crate) fn run(command: &Command, context: &Context) -> Result<(), CliError> 
     let done = device.unlatch(args.force).map_err(|e| CliError::local("cannot change the latch", e));
     let state = device.status().state;
     device.close();
-    done?;
+    if !done? {
+        return Err(CliError::local(
+            "logins stay off",
+            "the PIN is still the one that the token refused; replace it, or use --force to send it again",
+        ));
+    }
     let before = match state {
         DeviceState::Ready => "ready",
         DeviceState::Away(_) => "away",

@@ -193,11 +193,12 @@ impl Device {
     }
 
     /// Allows login again after a wrong PIN was replaced. `force` also for the same PIN, and for
-    /// another token under the same name.
+    /// another token under the same name. `false`: the PIN that its source gives now is one that was
+    /// refused, so logins stay off.
     ///
     /// # Errors
     /// If the token is not there or the latch cannot be written.
-    pub fn unlatch(&self, force: bool) -> std::io::Result<()> {
+    pub fn unlatch(&self, force: bool) -> std::io::Result<bool> {
         self.lanes.token.unlatch(force)
     }
 

@@ -96,6 +96,12 @@ impl Latch {
         rewrite(&mut file, &encode(&state)?)
     }
 
+    /// Whether this PIN was wrong on this token, so that it will not be sent.
+    pub(crate) fn holds(&self, token: &str, pin: &[u8]) -> io::Result<bool> {
+        let (_file, state) = self.load(token)?;
+        Ok(state.wrong.contains(&self.mac(token, pin)))
+    }
+
     /// The serial number that the selection `name` meant the first time; recorded now if it is new.
     /// Another token with the same label is noticed by it before a PIN is sent (KL-8).
     pub(crate) fn expected_serial(&self, name: &str, found: &str) -> io::Result<String> {

@@ -1,1 +1,151 @@
-//! Later.
+//! Keys and tokens that are not what they were: a key deleted behind the daemon (HS-9), another one of
+//! the same id (KL-2), another token of the same label (KL-8).
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::daemon::{Api, TestDaemon};
+use crate::served::{config, failing, over, refused_for_now, stored, value_path};
+use crate::shim::{ShimControl, shim_path};
+use crate::softhsm::{self, SoftHsm};
+use crate::stage::{objects_in, pkcs11_tool};
+
+/// Runs pkcs11-tool on the token of `lacre dev`.
+fn tool(daemon: &TestDaemon, args: &[&str]) -> String {
+    let pin = fs::read_to_string(daemon.dir().join("pin")).unwrap();
+    pkcs11_tool(&softhsm::module(), &daemon.dir().join("softhsm2.conf"), "lacre-dev", pin.trim(), args)
+}
+
+/// The device's id of a KEK version's key.
+async fn key_of_version(api: &Api, version: u64) -> String {
+    let list: Value = api.get("/v1/keks").await.json().await.unwrap();
+    let found = list["items"].as_array().unwrap().iter().find(|kek| kek["version"] == version);
+    found.unwrap()["key_id"].as_str().unwrap().to_owned()
+}
+
+async fn key_incidents(api: &Api) -> Vec<Value> {
+    let records = api.audit_lines().await.into_iter().map(|line| serde_json::from_str(&line).unwrap());
+    records.filter(|record: &Value| record["action"] == "incident.key").collect()
+}
+
+#[tokio::test]
+async fn a_key_deleted_behind_the_daemon_fails_its_own_users_and_is_not_made_again() {
+    let mut daemon = TestDaemon::dev().await;
+    let api = daemon.api().await;
+    let (old_value, new_value) = (daemon.secret("old"), daemon.secret("new"));
+    let old = stored(&api, "old", &old_value).await;
+    api.post("/v1/keks/rotate", &json!({})).await.error_for_status().unwrap();
+    let new = stored(&api, "new", &new_value).await;
+    let key = key_of_version(&api, 1).await;
+
+    tool(&daemon, &["--delete-object", "--type", "secrkey", "--id", &key]);
+    refused_for_now(api.get(&value_path(&old)).await, "key-unavailable").await;
+
+    assert_eq!(api.value(&new).await, new_value, "another key's user");
+    daemon.token("all").await;
+    let began = Instant::now();
+    while !failing(&daemon).await.contains(&"keys".to_owned()) {
+        assert!(began.elapsed() < Duration::from_secs(10), "the key is not missed");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(!failing(&daemon).await.contains(&"device".to_owned()), "the device is blamed for a key");
+    let incidents = key_incidents(&api).await;
+    assert_eq!(incidents.len(), 1, "{incidents:?}");
+    assert_eq!(incidents[0]["details"]["key"], key);
+
+    // Not by going on, and not by a new start of what makes keys where there are none.
+    daemon.stop().await;
+    assert!(!daemon.try_run().await, "started with a key missing");
+    daemon.ended(Duration::from_secs(20)).await;
+    assert!(daemon.log().contains(&key), "does not name the key");
+    assert!(objects_in(&tool(&daemon, &["--list-objects"]), &key).is_empty(), "the key was made again");
+}
+
+#[tokio::test]
+async fn a_second_key_of_the_same_id_is_not_chosen_from() {
+    let mut daemon = TestDaemon::dev().await;
+    let api = daemon.api().await;
+    let id = stored(&api, "one", &daemon.secret("one")).await;
+    let key = key_of_version(&api, 1).await;
+
+    // Same class, id and label: only the bytes of the key differ.
+    let file = daemon.dir().join("planted.key");
+    fs::write(&file, [7; 32]).unwrap();
+    let write = ["--write-object", file.to_str().unwrap(), "--type", "secrkey", "--key-type", "AES:32"];
+    tool(&daemon, &[&write[..], &["--id", &key, "--label", "lacre kek", "--usage-decrypt"]].concat());
+    assert_eq!(objects_in(&tool(&daemon, &["--list-objects"]), &key).len(), 2, "nothing was planted");
+
+    daemon.stop().await;
+    assert!(!daemon.try_run().await, "started with an ambiguous key");
+    assert_eq!(daemon.ended(Duration::from_secs(20)).await, Some(1));
+    let log = daemon.log();
+    assert!(log.contains(&key) && log.contains("2 objects"), "{log}");
+    drop((api, id));
+}
+
+/// Moves the token's files away and puts others with the same label and PIN in their place.
+fn exchange_token(daemon: &TestDaemon) {
+    let other = SoftHsm::new("lacre-dev");
+    fs::rename(daemon.dir().join("tokens"), daemon.dir().join("tokens.before")).unwrap();
+    copy_tree(&other.dir.join("tokens"), &daemon.dir().join("tokens"));
+    let mut command = Command::new("softhsm2-util");
+    command.env("SOFTHSM2_CONF", daemon.dir().join("softhsm2.conf")).args(["--show-slots"]);
+    let shown = String::from_utf8(command.output().unwrap().stdout).unwrap();
+    assert!(shown.contains(&other.serial), "{shown}");
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    fs::set_permissions(to, Permissions::from_mode(0o700)).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let target: PathBuf = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy_tree(&path, &target);
+        } else {
+            fs::copy(&path, &target).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn another_token_of_the_same_label_gets_no_pin() {
+    let control = ShimControl::new(&softhsm::module());
+    let listen = format!("127.0.0.1:{}", crate::start::free_port());
+    let mut options = over(&control, "");
+    options.config = Some(config(&shim_path(), "").replace("127.0.0.1:0", &listen));
+    let mut daemon = TestDaemon::start(options).await;
+    let api = daemon.api().await;
+    let value = daemon.secret("mine");
+    let id = stored(&api, "mine", &value).await;
+    daemon.stop().await;
+    exchange_token(&daemon);
+    let logins = control.count("C_Login");
+
+    let dir = daemon.dir().to_owned();
+    let asked = async {
+        let client = reqwest::Client::new();
+        let began = Instant::now();
+        while client.request(Method::GET, format!("http://{listen}/livez")).send().await.is_err() {
+            assert!(began.elapsed() < Duration::from_secs(20), "it does not serve");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        refused_for_now(api.get(&value_path(&id)).await, "device-unavailable").await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(control.count("C_Login"), logins, "a PIN was sent to another token");
+        // Its own token again, and it goes on by itself.
+        fs::remove_dir_all(dir.join("tokens")).unwrap();
+        fs::rename(dir.join("tokens.before"), dir.join("tokens")).unwrap();
+    };
+    let (became_ready, ()) = tokio::join!(daemon.try_run(), asked);
+
+    assert!(became_ready, "{}", daemon.log());
+    assert_eq!(daemon.api().await.value(&id).await, value);
+    daemon.finish().await;
+}

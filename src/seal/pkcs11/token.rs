@@ -339,15 +339,19 @@ impl Token {
         self.raw.token_info(loaded.slot.id()).is_ok_and(|info| info.serial == loaded.info.serial)
     }
 
-    /// Clears the latch for the selected token and forgets its recorded serial if `force`.
-    pub(crate) fn unlatch(&self, force: bool) -> std::io::Result<()> {
+    /// Clears the latch for the selected token and forgets its recorded serial if `force`. Whether the PIN
+    /// that its source gives now may be sent.
+    pub(crate) fn unlatch(&self, force: bool) -> std::io::Result<bool> {
         if force {
             self.latch.forget_serial(&self.selection_name())?;
             // Another serial number had kept the token from being taken up; no PIN is sent here.
             self.load_once().map_err(|problem| std::io::Error::other(format!("{problem:?}")))?;
         }
         let entered = self.enter().map_err(|error| std::io::Error::other(error.to_string()))?;
-        self.latch.clear(&Self::latch_name(&entered.loaded().info), force)
+        let name = Self::latch_name(&entered.loaded().info);
+        self.latch.clear(&name, force)?;
+        let pin = self.selection.read_pin(&self.arena).map_err(std::io::Error::other)?;
+        Ok(!pin.with(|pin| self.latch.holds(&name, pin))?)
     }
 
     /// A guarded buffer for a worker thread, without waiting.
