@@ -146,11 +146,13 @@ impl Keys {
     /// [`SealError::KeyMissing`] and [`SealError::KeyUnfit`] for a key that must not be used; each is
     /// also recorded as an incident. Everything else heals by calling this again.
     pub async fn provision(&self, tenant: &TenantId) -> Result<(), KeysError> {
+        // All of them, also after a bad one: each has its own incident.
+        let mut first_bad = Ok(());
         for purpose in Purpose::ALL {
             let key = self.current(tenant, purpose).await?;
-            self.inspect(tenant, purpose, &key).await?;
+            first_bad = first_bad.and(self.inspect(tenant, purpose, &key).await);
         }
-        Ok(())
+        first_bad
     }
 
     /// Whether all of the tenant's keys have been made. Makes none and does not touch the device, so

@@ -179,9 +179,9 @@ impl Services {
     /// # Errors
     /// The first thing that is wrong.
     pub async fn provision(&self) -> Result<(), ProvisionError> {
-        self.keys.provision(&self.config.tenant).await?;
+        let keys = self.keys.provision(&self.config.tenant).await;
         self.vault.provision(&self.config.tenant).await?;
-        Ok(())
+        Ok(keys?)
     }
 
     pub(super) async fn record_start(&self) -> Result<(), AuditError> {

@@ -20,6 +20,8 @@ use crate::with_conn;
 const BACK_OFF: Duration = Duration::from_millis(500);
 /// A connection that rested for longer is tried before a read depends on it.
 const RESTED: Duration = Duration::from_secs(1);
+/// How often an idle thread looks whether the server is there: readiness must not wait for a request.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// Checks the schema and starts `count` threads.
 pub(super) fn start(
@@ -64,9 +66,10 @@ struct Worker {
 impl Worker {
     fn serve(&mut self, queue: &Queue) {
         loop {
-            match queue.take(1, Duration::from_secs(60)) {
+            match queue.take(1, LOOK) {
                 Taken::Jobs(jobs) => jobs.into_iter().for_each(|job| self.handle(job)),
-                Taken::Idle => {}
+                // Twice: a connection that broke while it rested is replaced first.
+                Taken::Idle => drop(self.ready(false).or_else(|()| self.ready(false))),
                 Taken::Closed => return,
             }
         }
@@ -84,6 +87,10 @@ impl Worker {
         let (conn, health) = (conn, Arc::clone(&self.health));
         self.conn = perform(job, conn, &health);
         self.used = Instant::now();
+        if self.conn.is_none() {
+            // At once, so that readiness knows whether it was the connection or the server.
+            self.conn = self.connect();
+        }
     }
 
     /// Makes sure of a connection that works and, for a write, begins its transaction.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex as AsyncMutex;
 
-use crate::audit::{Action, Event, Outcome};
+use crate::audit::{Action, AuditCode, Event, Outcome};
 use crate::db::DbError;
 use crate::identity::{Caller, Scope};
 use crate::ids::TenantId;
@@ -246,12 +246,14 @@ impl Vault {
             self.parts().audit.around(&system, event, work).await?;
         }
         drop(making);
+        // All of them, also after a bad one: each has its own incident.
+        let mut first_bad = Ok(());
         for record in &self.reload(tenant).await?.records {
             if matches!(record.state, KekState::Active | KekState::Retired) {
-                self.inspect(&system, &record.kek).await?;
+                first_bad = first_bad.and(self.inspect(&system, &record.kek).await);
             }
         }
-        Ok(())
+        first_bad
     }
 
     async fn inspect(&self, system: &Caller, kek: &Kek) -> Result<(), VaultError> {
@@ -260,14 +262,16 @@ impl Vault {
             Ok(report) => SealError::KeyUnfit { key: kek.key.id(), reason: report.deviations.join("; ") },
             Err(error) => error,
         };
-        if matches!(found, SealError::KeyUnfit { .. } | SealError::KeyMissing { .. }) {
-            let event = Event::new(Action::KeyIncident, "kek", kek.id.to_string())
+        let found = VaultError::Seal(found);
+        let code = found.audit_code();
+        if ["key-missing", "key-unfit"].contains(&code) {
+            let event = Event::new(Action::KeyIncident, "key", kek.id.to_string())
+                .detail("purpose", "kek")
                 .detail("version", kek.version.to_string())
-                .detail("key", kek.key.id().to_string())
-                .detail("what", found.to_string());
-            self.parts().audit.record(system, event, Outcome::Failure("key")).await?;
+                .detail("device_id", kek.key.id().to_string());
+            self.parts().audit.record(system, event, Outcome::Failure(code)).await?;
         }
-        Err(VaultError::Seal(found))
+        Err(found)
     }
 
     /// The tenant's KEK versions, newest first, with how many records each wraps.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::daemon::{Api, TestDaemon};
+use crate::daemon::{Api, TestDaemon, free_port};
 use crate::served::{config, failing, over, refused_for_now, stored, value_path};
 use crate::shim::{ShimControl, shim_path};
 use crate::softhsm::{self, SoftHsm};
@@ -57,7 +57,9 @@ async fn a_key_deleted_behind_the_daemon_fails_its_own_users_and_is_not_made_aga
     assert!(!failing(&daemon).await.contains(&"device".to_owned()), "the device is blamed for a key");
     let incidents = key_incidents(&api).await;
     assert_eq!(incidents.len(), 1, "{incidents:?}");
-    assert_eq!(incidents[0]["details"]["key"], key);
+    assert_eq!(incidents[0]["details"]["device_id"], key);
+    assert_eq!(incidents[0]["object"]["kind"], "key");
+    assert_eq!(incidents[0]["outcome"], json!({ "result": "failure", "code": "key-missing" }));
 
     // Not by going on, and not by a new start of what makes keys where there are none.
     daemon.stop().await;
@@ -117,7 +119,7 @@ fn copy_tree(from: &Path, to: &Path) {
 #[tokio::test]
 async fn another_token_of_the_same_label_gets_no_pin() {
     let control = ShimControl::new(&softhsm::module());
-    let listen = format!("127.0.0.1:{}", crate::start::free_port());
+    let listen = format!("127.0.0.1:{}", free_port());
     let mut options = over(&control, "");
     options.config = Some(config(&shim_path(), "").replace("127.0.0.1:0", &listen));
     let mut daemon = TestDaemon::start(options).await;

@@ -1,7 +1,6 @@
 //! What must not be loaded is not loaded (HS-2), and what is not there yet is waited for.
 
 use std::fs::{self, Permissions};
-use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -9,7 +8,7 @@ use std::time::{Duration, Instant};
 use reqwest::{Client, StatusCode};
 use serde_json::Value;
 
-use crate::daemon::{Options, TestDaemon};
+use crate::daemon::{Options, TestDaemon, free_port};
 use crate::served::{config, over, stored, value_path};
 use crate::shim::{ShimControl, shim_path};
 use crate::softhsm;
@@ -82,11 +81,6 @@ async fn a_module_that_must_not_be_loaded_is_named_and_no_pin_is_sent() {
     assert_eq!(control.count("C_Login"), 0);
     daemon.set_options(Options::default());
     daemon.finish().await;
-}
-
-/// A port that was free a moment ago: the daemon's address must be known before it is ready.
-pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 #[tokio::test]

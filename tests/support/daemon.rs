@@ -27,6 +27,7 @@ pub struct TestDaemon {
     dir: tempfile::TempDir,
     options: Options,
     child: Option<Child>,
+    port: u16,
     /// `http://127.0.0.1:PORT`, known once it is ready.
     pub url: String,
     /// 24 random bytes in hex: part of every secret that the test sends.
@@ -42,7 +43,8 @@ pub struct Options {
     /// A program and arguments in front of the daemon, for example `strace ...`.
     pub wrapper: Vec<String>,
     /// A configuration for `lacre serve`; without one it is `lacre dev`. `{dir}` stands for the data
-    /// directory, `{module}`, `{pin}` for the SoftHSM token's files.
+    /// directory, `{module}`, `{pin}` for the SoftHSM token's files, `{port}` for a port that was free.
+    /// With a `postgres:` URL in it, that database is migrated and initialised too.
     pub config: Option<String>,
 }
 
@@ -60,6 +62,9 @@ impl TestDaemon {
         if options.config.is_some() {
             daemon.stop().await;
             daemon.options = options;
+            if daemon.options.config.as_ref().is_some_and(|text| text.contains("postgres:")) {
+                daemon.initialise();
+            }
             daemon.run().await;
         }
         daemon
@@ -76,10 +81,42 @@ impl TestDaemon {
             dir,
             options,
             child: None,
+            port: free_port(),
             url: String::new(),
             canary: hex::encode(random),
             client: Client::builder().timeout(Duration::from_secs(30)).build().unwrap(),
         }
+    }
+
+    /// Makes schema, keys and an application in the configured database, and puts the application's
+    /// credentials where `lacre dev` had put those of its own database.
+    fn initialise(&self) {
+        let secret = self.dir().join("init.secret");
+        let run = |args: &[&str]| {
+            let mut command = self.command_of(args);
+            let output = command.output().unwrap();
+            assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+            output.stdout
+        };
+        run(&["db", "migrate"]);
+        let made = run(&["init", "-o", "json", "--secret-out", secret.to_str().unwrap()]);
+        let made: Value = serde_json::from_slice(&made).unwrap();
+        let mut dev = self.dev_json();
+        dev["management"]["client_id"] = made["client_id"].clone();
+        dev["management"]["client_secret"] = json!(fs::read_to_string(&secret).unwrap());
+        fs::remove_file(secret).unwrap();
+        fs::write(self.dir().join("dev.json"), dev.to_string()).unwrap();
+    }
+
+    /// Another command of the program with the configuration.
+    pub fn command_of(&self, args: &[&str]) -> Command {
+        let dir = self.dir().canonicalize().unwrap();
+        let path = dir.join("test.toml");
+        fs::write(&path, self.fill(self.options.config.as_ref().expect("a configuration"))).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lacre"));
+        command.args(args).arg("--config").arg(path).env("SOFTHSM2_CONF", dir.join("softhsm2.conf"));
+        command.envs(self.options.env.iter().cloned());
+        command
     }
 
     /// The data directory.
@@ -132,6 +169,7 @@ impl TestDaemon {
         let made = fs::read_to_string(dir.join("dev.json")).unwrap_or_else(|_| "{}".to_owned());
         let made: Value = serde_json::from_str(&made).unwrap();
         let text = text.replace("{dir}", dir.to_str().unwrap());
+        let text = text.replace("{port}", &self.port.to_string());
         let text = text.replace("{module}", made["hsm"]["module"].as_str().unwrap_or_default());
         text.replace("{pin}", made["hsm"]["pin_file"].as_str().unwrap_or_default())
     }
@@ -249,6 +287,11 @@ impl TestDaemon {
     /// A session with all rights.
     pub async fn api(&self) -> Api {
         Api { token: self.token("all").await, url: self.url.clone(), client: self.client.clone() }
+    }
+
+    /// A session with a token from elsewhere.
+    pub fn api_of(&self, token: &str) -> Api {
+        Api { token: token.to_owned(), url: self.url.clone(), client: self.client.clone() }
     }
 
     /// A session with some rights.
@@ -413,6 +456,11 @@ pub fn verify_chain(lines: &[String]) {
 /// Sends a signal to the process group that `pid` leads.
 pub fn signal(pid: u32, name: &str) {
     let _ = Command::new("kill").arg(format!("-{name}")).arg("--").arg(format!("-{pid}")).status();
+}
+
+/// A port that was free a moment ago: some tests must know the address before the daemon is ready.
+pub fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 fn files(dir: &Path) -> Vec<PathBuf> {

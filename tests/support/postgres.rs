@@ -25,10 +25,20 @@ use diesel::connection::SimpleConnection;
 use diesel::{Connection, PgConnection};
 
 const SERVE: &str = r#"
-"$1/postgres" -D "$2/data" -k "$2" -p "$3" -c listen_addresses=127.0.0.1 -c fsync=on -c max_connections=200 \
-    >"$2/log" 2>&1 &
-server=$!
-read -r _
+serve() {
+    "$1/postgres" -D "$2/data" -k "$2" -p "$3" -c listen_addresses=127.0.0.1 -c fsync=on -c max_connections=200 \
+        >>"$2/log" 2>&1 &
+    server=$!
+}
+serve "$@"
+while read -r what; do
+    case $what in
+        # An immediate shutdown: no checkpoint, connections cut, recovery at the next start.
+        crash) kill -QUIT "$server"; wait "$server" ;;
+        start) serve "$@" ;;
+        *) break ;;
+    esac
+done
 kill -INT "$server"
 wait "$server"
 cd / && rm -rf "$2"
@@ -96,6 +106,27 @@ impl Postgres {
     /// The URL of that database over loopback TCP.
     pub fn tcp_url(&self, database: &str) -> String {
         format!("postgres://lacre@127.0.0.1:{}/{database}", self.port)
+    }
+
+    /// Ends the server as a crash does; returns when nobody listens any more.
+    pub fn crash(&mut self) {
+        self.tell("crash");
+        let started = Instant::now();
+        while PgConnection::establish(&self.url("postgres")).is_ok() {
+            assert!(started.elapsed() < Duration::from_secs(30), "PostgreSQL does not end");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Starts the server again after [`Postgres::crash`].
+    pub fn restart(&mut self) {
+        self.tell("start");
+        self.wait_until_ready();
+    }
+
+    fn tell(&mut self, what: &str) {
+        let stdin = self.supervisor.stdin.as_mut().expect("piped");
+        stdin.write_all(format!("{what}\n").as_bytes()).expect("the shell listens");
     }
 
     /// Ends every connection but its own, as a restart or a failover does.

@@ -144,6 +144,14 @@ pub(in crate::vault) fn cancel(
     if changed == 0 { Err(VaultError::JobEnded) } else { Ok(job.info) }
 }
 
+/// Ends every lease: for a database that has no other daemon.
+pub(in crate::vault) fn end_leases(conn: &mut Conn) -> Result<usize, DbError> {
+    let update = diesel::update(jobs::table)
+        .filter(jobs::state.eq(JobState::Running.name()))
+        .set(jobs::lease_until.eq(0_i64));
+    Ok(with_conn!(conn, |c| update.execute(c))?)
+}
+
 /// Takes the oldest job that waits, or whose worker gave no sign of life until its lease ended.
 pub(in crate::vault) fn claim(
     conn: &mut Conn,

@@ -1,0 +1,111 @@
+//! DB-1: killed at a write to its database, by strace, at any of them.
+
+use std::fs;
+use std::time::Instant;
+
+use crate::daemon::TestDaemon;
+use crate::model::{Model, integrity, serve};
+
+/// Everything with which SQLite changes its files.
+const CALLS: [&str; 4] = ["pwrite64", "fsync", "ftruncate", "unlink"];
+
+/// strace around the daemon, which does `inject` at calls on the database's files.
+pub fn strace(daemon: &TestDaemon, inject: &str) -> Vec<String> {
+    let base = daemon.dir().canonicalize().unwrap().join("lacre.db");
+    let log = daemon.dir().join("strace.log");
+    let mut words: Vec<String> =
+        ["strace", "-f", "-qq", "-o", log.to_str().unwrap()].map(str::to_owned).to_vec();
+    words.extend(["-e".to_owned(), format!("trace={}", CALLS.join(","))]);
+    for ending in ["", "-wal", "-shm"] {
+        words.extend(["-P".to_owned(), format!("{}{ending}", base.display())]);
+    }
+    words.extend(["-e".to_owned(), inject.to_owned()]);
+    words
+}
+
+/// How many calls of each kind the busiest thread makes in a whole scenario: strace counts by thread.
+fn calls_in(daemon: &TestDaemon) -> [usize; CALLS.len()] {
+    let log = fs::read_to_string(daemon.dir().join("strace.log")).unwrap();
+    CALLS.map(|call| {
+        let mut by_thread = std::collections::BTreeMap::new();
+        for line in log.lines() {
+            let (thread, rest) = line.split_once(' ').unwrap();
+            if rest.trim_start().starts_with(&format!("{call}(")) {
+                *by_thread.entry(thread).or_insert(0) += 1;
+            }
+        }
+        by_thread.into_values().max().unwrap_or(0)
+    })
+}
+
+/// Kills at each point and checks what is left. The data go on from point to point.
+async fn sweep(points: impl Fn([usize; CALLS.len()]) -> Vec<(&'static str, usize)>) {
+    let mut daemon = TestDaemon::start(serve(&[])).await;
+    let mut model = Model::default();
+    daemon.stop().await;
+    let never = strace(&daemon, "inject=pwrite64:signal=SIGKILL:when=60000");
+    daemon.set_options(serve(&never));
+    daemon.run().await;
+    assert!(model.run(&daemon, 0).await.is_ok(), "the scenario works when nothing is done to it");
+    daemon.stop().await;
+    let counts = calls_in(&daemon);
+    println!("calls of one scenario: {CALLS:?} {counts:?}");
+    assert!(counts[0] > 50 && counts[1] > 10, "strace saw too little: {counts:?}");
+
+    let (began, mut killed, mut tried) = (Instant::now(), 0, 0);
+    for (round, (call, when)) in points(counts).into_iter().enumerate() {
+        let wrapper = strace(&daemon, &format!("inject={call}:signal=SIGKILL:when={when}"));
+        daemon.set_options(serve(&wrapper));
+        let died = !daemon.try_run().await || model.run(&daemon, round as u64 + 1).await.is_err();
+        daemon.kill();
+        killed += usize::from(died);
+        tried += 1;
+        daemon.set_options(serve(&[]));
+        daemon.run().await;
+        model.check(&daemon).await;
+        daemon.kill();
+        integrity(&daemon);
+    }
+    println!("killed {killed} times at {tried} points in {:?}", began.elapsed());
+    assert!(killed * 10 >= tried * 8, "killed only {killed} times of {tried}");
+    daemon.finish().await;
+}
+
+/// The first ones, where the start is, and some of the others.
+fn sample(counts: [usize; CALLS.len()]) -> Vec<(&'static str, usize)> {
+    let mut seed = [0; 8];
+    getrandom::fill(&mut seed).unwrap();
+    let mut seed = std::env::var("LACRE_SEED").map_or(u64::from_ne_bytes(seed), |text| text.parse().unwrap());
+    println!("LACRE_SEED={seed}");
+    let mut points = Vec::new();
+    for (at, (call, count)) in CALLS.into_iter().zip(counts).enumerate() {
+        let (first, others) = [(6, 22), (6, 12), (2, 1), (1, 0)][at];
+        points.extend((1..=first.min(count)).map(|when| (call, when)));
+        for _ in 0..others {
+            // xorshift: any spread will do, if it can be repeated.
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            let rest = count.saturating_sub(first) as u64;
+            if rest > 0 {
+                points.push((call, first + 1 + usize::try_from(seed % rest).unwrap()));
+            }
+        }
+    }
+    points
+}
+
+#[tokio::test]
+async fn killed_at_a_write_it_loses_nothing_acknowledged_and_shows_nothing_half_done() {
+    sweep(sample).await;
+}
+
+#[tokio::test]
+#[ignore = "half an hour: make soak"]
+async fn killed_at_every_write_it_loses_nothing_acknowledged_and_shows_nothing_half_done() {
+    let all = |counts: [usize; CALLS.len()]| {
+        let each = CALLS.into_iter().zip(counts);
+        each.flat_map(|(call, count)| (1..=count).map(move |when| (call, when))).collect()
+    };
+    sweep(all).await;
+}
