@@ -1,1 +1,64 @@
-//! Later.
+//! Somebody holds the database's lock (AU-4, DB-5): work that cannot be recorded is refused in time.
+
+use std::time::{Duration, Instant};
+
+use diesel::connection::SimpleConnection;
+use diesel::{Connection, SqliteConnection};
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::daemon::TestDaemon;
+use crate::model::serve;
+
+/// Holds SQLite's write lock until dropped.
+struct Holder(SqliteConnection);
+
+impl Holder {
+    fn of(daemon: &TestDaemon) -> Self {
+        let mut conn = SqliteConnection::establish(daemon.database().to_str().unwrap()).unwrap();
+        conn.batch_execute("PRAGMA busy_timeout = 5000; BEGIN IMMEDIATE").unwrap();
+        Self(conn)
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ = self.0.batch_execute("ROLLBACK");
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_recorded_is_refused_within_the_deadline_and_nothing_leaves() {
+    let daemon = TestDaemon::start(serve(&[])).await;
+    let api = daemon.api().await;
+    let value = daemon.secret("locked");
+    let id = api.create("locked", &value).await["id"].as_str().unwrap().to_owned();
+    let path = format!("/v1/secrets/{id}/value");
+
+    let holder = Holder::of(&daemon);
+    let began = Instant::now();
+    let lost = json!({ "name": "lost", "kind": "opaque", "value": daemon.secret("lost") });
+    let (read, created) = tokio::join!(api.get(&path), api.post("/v1/secrets", &lost));
+    // The audit deadline is 2 s; what is more is the machine's.
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    for answer in [read, created] {
+        assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert!(answer.headers().contains_key("Retry-After"));
+        let body: Value = answer.json().await.unwrap();
+        assert_eq!(body["code"], "audit-unavailable");
+    }
+    for open in ["/livez", "/metrics", "/oidc/jwks"] {
+        assert_eq!(daemon.anonymous(Method::GET, open).send().await.unwrap().status(), StatusCode::OK);
+    }
+    assert_eq!(api.get(&format!("/v1/secrets/{id}")).await.status(), StatusCode::OK, "metadata");
+    drop(holder);
+
+    let began = Instant::now();
+    while api.get(&path).await.status() != StatusCode::OK {
+        assert!(began.elapsed() < Duration::from_secs(10), "the lock is gone and the log refuses still");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let list: Value = api.get("/v1/secrets?name=lost").await.json().await.unwrap();
+    assert_eq!(list["items"], json!([]), "a refused request was done");
+    daemon.finish().await;
+}

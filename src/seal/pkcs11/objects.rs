@@ -113,8 +113,12 @@ pub(super) fn generate(
     let newer = [Attribute::Copyable(false), Attribute::AllowedMechanisms(allowed(spec, wrap))];
     match generate_with(session, spec, id, wrap, &newer) {
         // Some modules answer the unknown attribute with GENERAL_ERROR (hsm.md 3.4), so any refusal
-        // that left the session alive is worth the second template. The id is checked by the caller.
+        // that left the session alive is worth the second template, unless the key was made and only the
+        // answer says otherwise: a second object of its id would make it unusable for good.
         Err(error) if !matches!(error, BackendError::SessionLost { .. }) => {
+            if find_one(session, class_of(spec), id)?.is_some() {
+                return Ok(());
+            }
             generate_with(session, spec, id, wrap, &[]).map_err(|_| error)
         }
         other => other,
