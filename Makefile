@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help deps run dev build test lint fmt bench doc clean
+.PHONY: help deps run dev build test lint fmt soak bench doc clean
 
 target := $(or $(CARGO_TARGET_DIR),target)
 # Passed on to `lacre dev`: make run ARGS="--listen 127.0.0.1:9000"
@@ -42,6 +42,10 @@ lint: ## Run the quick part of test: format, lints, licences, scripts
 fmt: ## Format the code
 	cargo fmt
 	cargo fmt --manifest-path tests/backend/shim/Cargo.toml
+
+soak: ## Kill the daemon at every single write to its database (half an hour)
+	@scripts/deps.sh test
+	cargo test --locked --test crash -- --ignored --nocapture
 
 bench: ## Print the figures: device and daemon, each beside the raw device of the same run
 	@scripts/deps.sh test
