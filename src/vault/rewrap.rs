@@ -142,7 +142,7 @@ impl Vault {
         let mut rounds = 0_u32;
         // SQLite is locked by this daemon, so whoever held a lease is gone: no need to wait for its end.
         if self.parts().db.engine() == Engine::Sqlite
-            && let Err(error) = self.parts().db.write::<_, DbError, _>(|conn| jobs::end_leases(conn)).await
+            && let Err(error) = self.parts().db.write::<_, DbError, _>(jobs::end_leases).await
         {
             tracing::warn!(%error, "interrupted jobs go on when their lease ends");
         }
