@@ -1,7 +1,7 @@
 //! The device: what every backend must be able to do, and what happens when the device does not.
 //!
 //! `conformance` and `strain` drive `seal` in this process, over the shim and with a token of their
-//! own; `attributes` looks at the keys with other programs; `start`, `pin`, `outage`, `slow` and
+//! own, `sealed` the bytes of values; `attributes` looks at the keys with other programs; `start`, `pin`, `outage`, `slow` and
 //! `lost_key` drive real daemons. Check ids are those of reliability.md.
 
 #![allow(
@@ -28,6 +28,7 @@ mod conformance;
 mod lost_key;
 mod outage;
 mod pin;
+mod sealed;
 mod served;
 mod slow;
 mod stage;
