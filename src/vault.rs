@@ -72,6 +72,10 @@ pub enum VaultError {
     /// The stored bytes do not open where they are kept: altered, or moved from another place. An incident.
     #[error("stored value fails its integrity check")]
     Integrity,
+    /// A sealed value that the caller keeps does not open under the context it gave: not ours, altered,
+    /// or another context.
+    #[error("it is no sealed value of this tenant, or not of this context")]
+    DoesNotOpen,
     /// The caller lacks a right.
     #[error(transparent)]
     Forbidden(#[from] MissingScope),
@@ -101,6 +105,7 @@ impl AuditCode for VaultError {
             Self::IdempotencyMismatch => "idempotency-mismatch",
             Self::IdempotencyInFlight => "idempotency-in-flight",
             Self::Integrity => "integrity",
+            Self::DoesNotOpen => "does-not-open",
             Self::Forbidden(_) => "forbidden",
             Self::JobEnded => "job-ended",
             Self::Seal(SealError::Unavailable { .. }) => "device-unavailable",

@@ -38,6 +38,7 @@ pub(super) enum Code {
     UnsupportedMediaType,
     Invalid,
     IdempotencyMismatch,
+    DoesNotOpen,
     PreconditionRequired,
     RateLimited,
     Integrity,
@@ -51,7 +52,7 @@ pub(super) enum Code {
 
 impl Code {
     #[cfg(test)]
-    pub(super) const ALL: [Self; 24] = [
+    pub(super) const ALL: [Self; 25] = [
         Self::Malformed,
         Self::Unauthenticated,
         Self::InvalidToken,
@@ -67,6 +68,7 @@ impl Code {
         Self::UnsupportedMediaType,
         Self::Invalid,
         Self::IdempotencyMismatch,
+        Self::DoesNotOpen,
         Self::PreconditionRequired,
         Self::RateLimited,
         Self::Integrity,
@@ -112,6 +114,9 @@ impl Code {
             ),
             Self::PreconditionRequired => {
                 (StatusCode::PRECONDITION_REQUIRED, "precondition-required", "If-Match is needed")
+            }
+            Self::DoesNotOpen => {
+                (StatusCode::UNPROCESSABLE_ENTITY, "does-not-open", "The sealed value does not open here")
             }
             Self::RateLimited => (StatusCode::TOO_MANY_REQUESTS, "rate-limited", "Too many requests"),
             Self::Integrity => {
@@ -331,6 +336,7 @@ impl From<VaultError> for Problem {
             VaultError::TooLarge { .. } => Code::TooLarge,
             VaultError::Expired => Code::Expired,
             VaultError::IdempotencyMismatch => Code::IdempotencyMismatch,
+            VaultError::DoesNotOpen => Code::DoesNotOpen,
             VaultError::IdempotencyInFlight => Code::IdempotencyInFlight,
             VaultError::JobEnded => Code::JobEnded,
         };

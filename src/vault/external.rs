@@ -77,7 +77,7 @@ impl Vault {
     /// Opens what [`Vault::seal_external`] or [`Vault::data_key`] made, one result per item, at most 100 items.
     ///
     /// # Errors
-    /// As [`Vault::seal_external`]; a wrong context is [`VaultError::Integrity`] of its item.
+    /// As [`Vault::seal_external`]; a wrong context is [`VaultError::DoesNotOpen`] of its item.
     pub async fn open_external(
         &self,
         caller: &Caller,
@@ -111,11 +111,11 @@ impl Vault {
     /// A rejection here is no incident: the caller may have mixed up its contexts.
     async fn open_one(&self, caller: &Caller, item: &OpenItem) -> Result<Plain, VaultError> {
         check::context(&item.context)?;
-        let sealed = Sealed::from_bytes(&item.sealed).map_err(|_| VaultError::Integrity)?;
-        let kek = self.kek_for_opening(&caller.tenant, sealed.key()).await?.ok_or(VaultError::Integrity)?;
+        let sealed = Sealed::from_bytes(&item.sealed).map_err(|_| VaultError::DoesNotOpen)?;
+        let kek = self.kek_for_opening(&caller.tenant, sealed.key()).await?.ok_or(VaultError::DoesNotOpen)?;
         match self.parts().sealer.open(&kek, &context(caller, &item.context), &sealed).await {
             Ok(opened) => Ok(Plain(opened)),
-            Err(SealError::Rejected) => Err(VaultError::Integrity),
+            Err(SealError::Rejected) => Err(VaultError::DoesNotOpen),
             Err(error) => Err(VaultError::Seal(error)),
         }
     }

@@ -1,0 +1,163 @@
+//! Who may call what: every route with every single right, and with credentials that are none.
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::daemon::{Options, TestDaemon};
+use crate::stage::{config, problem, stored};
+
+const SCOPES: [&str; 7] = [
+    "secrets:metadata",
+    "secrets:read",
+    "secrets:write",
+    "crypto:use",
+    "keys:admin",
+    "audit:read",
+    "apps:admin",
+];
+
+/// Every route of docs/api.md with the right it needs, and the status that the right gives here.
+fn routes(id: &str) -> Vec<(Method, String, Value, &'static str, u16)> {
+    let (get, post) = (Method::GET, Method::POST);
+    let none = || json!({});
+    let secret = |rest: &str| format!("/v1/secrets/{id}{rest}");
+    let job = "/v1/jobs/01a21768-4101-75eb-a9af-db33cf966f25";
+    vec![
+        (get.clone(), secret(""), none(), "secrets:metadata", 200),
+        (get.clone(), secret("/value"), none(), "secrets:read", 200),
+        (get.clone(), secret("/versions"), none(), "secrets:metadata", 200),
+        (get.clone(), "/v1/secrets".to_owned(), none(), "secrets:metadata", 200),
+        (
+            post.clone(),
+            "/v1/secrets".to_owned(),
+            json!({ "name": "", "kind": "opaque", "value": "" }),
+            "secrets:write",
+            422,
+        ),
+        (Method::PUT, secret("/value"), json!({ "value": "" }), "secrets:write", 412),
+        (Method::DELETE, secret(""), none(), "secrets:write", 412),
+        (get.clone(), "/v1/keks".to_owned(), none(), "keys:admin", 200),
+        (post.clone(), "/v1/keks/rewrap".to_owned(), none(), "keys:admin", 202),
+        (get.clone(), job.to_owned(), none(), "keys:admin", 404),
+        (post.clone(), format!("{job}/cancel"), none(), "keys:admin", 404),
+        (post.clone(), "/v1/datakeys".to_owned(), json!({ "context": "c" }), "crypto:use", 200),
+        (post.clone(), "/v1/seal".to_owned(), json!({ "context": "c", "value": "v" }), "crypto:use", 200),
+        (post.clone(), "/v1/open".to_owned(), json!({ "context": "c", "sealed": "AAAA" }), "crypto:use", 422),
+        (get.clone(), "/v1/audit/events".to_owned(), none(), "audit:read", 200),
+        (get.clone(), "/v1/apps".to_owned(), none(), "apps:admin", 200),
+        (post.clone(), "/v1/apps".to_owned(), json!({ "name": "", "scopes": [] }), "apps:admin", 422),
+        (Method::DELETE, "/v1/apps/app-00000000000000000000".to_owned(), none(), "apps:admin", 404),
+        (post, "/v1/keks/rotate".to_owned(), none(), "keys:admin", 201),
+    ]
+}
+
+#[tokio::test]
+async fn each_route_takes_its_own_right_and_no_other() {
+    let daemon = TestDaemon::dev().await;
+    let id = stored(&daemon.api().await, "guarded", &daemon.secret("guarded")).await;
+    for scope in SCOPES {
+        let api = daemon.api_with(scope).await;
+        for (method, path, body, needed, status) in routes(&id) {
+            let request = api.request(method.clone(), &path).header("If-Match", "\"999\"");
+            let request = if method == Method::GET { request } else { request.json(&body) };
+            let answer = request.send().await.unwrap();
+            if scope == needed {
+                let now = answer.status().as_u16();
+                assert_eq!(now, status, "{method} {path} with {scope}: {}", answer.text().await.unwrap());
+            } else {
+                let asked = answer.headers().get("WWW-Authenticate").cloned();
+                problem(answer, 403, "insufficient-scope").await;
+                let asked = asked.expect("names what is missing");
+                assert!(asked.to_str().unwrap().contains(needed), "{method} {path}: {asked:?}");
+            }
+        }
+        assert_eq!(api.get("/v1/status").await.status(), StatusCode::OK);
+    }
+    let api = daemon.api().await;
+    assert_eq!(api.value(&id).await, daemon.secret("guarded"), "still as it was");
+    let records = api.audit_lines().await;
+    let denied =
+        records.iter().filter(|line| line.contains("secret.reveal") && line.contains("\"denied\"")).count();
+    assert_eq!(denied, SCOPES.len() - 1, "refused releases are on record");
+    daemon.finish().await;
+}
+
+fn part(value: &Value) -> String {
+    URL_SAFE_NO_PAD.encode(value.to_string())
+}
+
+fn decoded(part: &str) -> Value {
+    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(part).unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn a_credential_that_is_none_opens_nothing() {
+    let daemon = TestDaemon::dev().await;
+    let other = TestDaemon::dev().await;
+    let good = daemon.token("all").await;
+    let id = stored(&daemon.api_of(&good), "guarded", &daemon.secret("guarded")).await;
+    let parts: Vec<_> = good.split('.').collect();
+    let (header, claims) = (decoded(parts[0]), decoded(parts[1]));
+    let with = |name: &str, value: Value| {
+        let mut changed = claims.clone();
+        changed[name] = value;
+        format!("{}.{}.{}", parts[0], part(&changed), parts[2])
+    };
+    let as_alg = |alg: &str| {
+        let mut changed = header.clone();
+        changed["alg"] = json!(alg);
+        format!("{}.{}.{}", part(&changed), parts[1], parts[2])
+    };
+    let bad = [
+        ("no token at all", String::new()),
+        ("not a token", "garbage".to_owned()),
+        ("another daemon's", other.token("all").await),
+        ("unsigned", format!("{}.{}.", part(&json!({ "alg": "none", "typ": "at+jwt" })), parts[1])),
+        ("alg none", as_alg("none")),
+        ("alg HS256", as_alg("HS256")),
+        ("longer lived", with("exp", json!(9_999_999_999_u64))),
+        ("more rights", with("scope", json!("all"))),
+        ("text for a time", with("exp", json!("9999999999"))),
+        ("its signature cut", good[..good.len() - 2].to_owned()),
+        ("64 KiB", "a".repeat(65_536 - 100)),
+    ];
+    for (what, token) in &bad {
+        for (method, path, _, _, _) in routes(&id) {
+            let answer = daemon.api_of(token).request(method.clone(), &path).send().await.unwrap();
+            let status = answer.status();
+            // A header beyond any sense does not come as far as a route.
+            let refused =
+                status == StatusCode::UNAUTHORIZED || (*what == "64 KiB" && status.is_client_error());
+            assert!(refused, "{what}: {method} {path} answered {status}");
+        }
+    }
+    for (method, path, _, _, _) in routes(&id) {
+        problem(daemon.anonymous(method, &path).send().await.unwrap(), 401, "unauthenticated").await;
+    }
+    problem(daemon.api_of("garbage").get("/v1/nowhere").await, 401, "invalid-token").await;
+    assert_eq!(daemon.api_of(&good).value(&id).await, daemon.secret("guarded"));
+    other.finish().await;
+    daemon.finish().await;
+}
+
+#[tokio::test]
+async fn a_token_ends_with_its_time_and_with_its_application() {
+    let text = config("", "[issuer]\ntoken_lifetime = \"3s\"");
+    let daemon = TestDaemon::start(Options { config: Some(text), ..Options::default() }).await;
+    let api = daemon.api().await;
+    let id = stored(&api, "guarded", &daemon.secret("guarded")).await;
+    let body = json!({ "name": "guest", "scopes": ["secrets:read"] });
+    let app: Value = api.post("/v1/apps", &body).await.json().await.unwrap();
+    let (client, secret) = (app["client_id"].as_str().unwrap(), app["client_secret"].as_str().unwrap());
+    let guest = daemon.api_of(&daemon.token_of(client, secret, "all").await);
+    assert_eq!(guest.value(&id).await, daemon.secret("guarded"));
+    problem(guest.get(&format!("/v1/secrets/{id}")).await, 403, "insufficient-scope").await;
+
+    assert_eq!(api.delete(&format!("/v1/apps/{client}")).await.status(), StatusCode::NO_CONTENT);
+    problem(guest.get(&format!("/v1/secrets/{id}/value")).await, 401, "invalid-token").await;
+    tokio::time::sleep(std::time::Duration::from_millis(4200)).await;
+    problem(api.get(&format!("/v1/secrets/{id}/value")).await, 401, "invalid-token").await;
+    daemon.finish().await;
+}

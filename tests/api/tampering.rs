@@ -1,0 +1,159 @@
+//! Whoever writes to the database can spoil a value, and never get another one out (CB-1, CB-7).
+
+use std::collections::HashSet;
+
+use reqwest::{Method, StatusCode};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use tokio::task::JoinSet;
+
+use crate::daemon::{Api, contains, encodings};
+use crate::stage::{Engine, Stage, on_both, problem, stored};
+
+const COLUMNS: [&str; 4] = ["wrapped_dek", "iv", "ciphertext", "tag"];
+
+/// The sealed columns of one version, in hex.
+fn columns(stage: &Stage, id: &str, version: u32) -> [String; 4] {
+    COLUMNS.map(|column| {
+        let hex = stage.hex(column);
+        let rule = format!("secret_id = '{id}' AND version = {version}");
+        stage.texts(&format!("SELECT {hex} AS t FROM secret_versions WHERE {rule}")).remove(0)
+    })
+}
+
+fn write(stage: &Stage, id: &str, version: u32, values: &[String; 4]) {
+    let set: Vec<_> =
+        COLUMNS.iter().zip(values).map(|(column, hex)| format!("{column} = {}", stage.bytes(hex))).collect();
+    let set = set.join(", ");
+    stage.run(&format!("UPDATE secret_versions SET {set} WHERE secret_id = '{id}' AND version = {version}"));
+}
+
+/// An integrity error with nothing of either value in it.
+async fn refuses(api: &Api, path: &str, canary: &str, what: &str) {
+    let answer = api.get(path).await;
+    assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR, "{what}");
+    let body = problem(answer, 500, "integrity").await.to_string();
+    for text in encodings(canary) {
+        assert!(!contains(body.as_bytes(), &text), "{what}: plaintext in {body}");
+    }
+}
+
+async fn incidents(api: &Api) -> Vec<Value> {
+    let records =
+        api.audit_lines().await.into_iter().map(|line| serde_json::from_str::<Value>(&line).unwrap());
+    records.filter(|record| record["action"] == "incident.integrity").collect()
+}
+
+async fn every_subset_of_columns(engine: Engine) {
+    let stage = Stage::on(engine, "").await;
+    let (daemon, api) = (&stage.daemon, stage.daemon.api().await);
+    // Of one length, so that nothing but the seal tells them apart.
+    let values = [daemon.secret("value-of-a"), daemon.secret("value-of-b")];
+    let ids = [stored(&api, "a", &values[0]).await, stored(&api, "b", &values[1]).await];
+    let rows = [columns(&stage, &ids[0], 1), columns(&stage, &ids[1], 1)];
+
+    for subset in 1..16 {
+        let mixed = |mine: usize| {
+            let mut columns = rows[mine].clone();
+            for (at, column) in columns.iter_mut().enumerate().filter(|(at, _)| subset & (1 << at) != 0) {
+                column.clone_from(&rows[1 - mine][at]);
+            }
+            columns
+        };
+        for (mine, id) in ids.iter().enumerate() {
+            write(&stage, id, 1, &mixed(mine));
+        }
+        for id in &ids {
+            refuses(
+                &api,
+                &format!("/v1/secrets/{id}/value"),
+                &daemon.canary,
+                &format!("subset {subset:04b}"),
+            )
+            .await;
+        }
+    }
+    let recorded = incidents(&api).await;
+    assert_eq!(recorded.len(), 30, "an incident for each read");
+    for (record, id) in recorded.iter().zip(ids.iter().cycle()) {
+        assert_eq!(record["object"]["id"], id.as_str());
+        assert_eq!(record["details"]["version"], "1");
+    }
+    for (mine, id) in ids.iter().enumerate() {
+        write(&stage, id, 1, &rows[mine]);
+        assert_eq!(api.value(id).await, values[mine], "put back");
+    }
+    let ready = daemon.anonymous(Method::GET, "/readyz").send().await.unwrap();
+    assert_eq!(ready.status(), StatusCode::OK, "the device is blamed for a row");
+    stage.daemon.finish().await;
+}
+on_both!(columns_of_one_row_do_not_open_in_another, every_subset_of_columns);
+
+async fn versions_and_garbage(engine: Engine) {
+    let stage = Stage::on(engine, "").await;
+    let (daemon, api) = (&stage.daemon, stage.daemon.api().await);
+    let values = [daemon.secret("version-one"), daemon.secret("version-two")];
+    let id = stored(&api, "a", &values[0]).await;
+    api.replace(&id, &values[1]).await.error_for_status().unwrap();
+    let rows = [columns(&stage, &id, 1), columns(&stage, &id, 2)];
+
+    write(&stage, &id, 1, &rows[1]);
+    write(&stage, &id, 2, &rows[0]);
+    for version in [1, 2] {
+        refuses(
+            &api,
+            &format!("/v1/secrets/{id}/value?version={version}"),
+            &daemon.canary,
+            "exchanged versions",
+        )
+        .await;
+    }
+    write(&stage, &id, 1, &rows[0]);
+    let spoilt: [(usize, String); 5] = [
+        (0, String::new()),
+        (0, rows[0][0][2..].to_owned()),
+        (1, rows[0][1][2..].to_owned()),
+        (2, format!("{}00", rows[0][2])),
+        (3, rows[0][3][8..].to_owned()),
+    ];
+    for (column, hex) in spoilt {
+        let mut other = rows[0].clone();
+        other[column] = hex;
+        write(&stage, &id, 1, &other);
+        refuses(&api, &format!("/v1/secrets/{id}/value?version=1"), &daemon.canary, COLUMNS[column]).await;
+    }
+    write(&stage, &id, 1, &rows[0]);
+    stage.run("UPDATE secret_versions SET kek_version = 7, value_len = value_len + 1 WHERE version = 1");
+    refuses(&api, &format!("/v1/secrets/{id}/value?version=1"), &daemon.canary, "length").await;
+    stage.daemon.finish().await;
+}
+on_both!(versions_and_cut_columns_do_not_open, versions_and_garbage);
+
+async fn a_thousand_times_the_same(engine: Engine) {
+    const TIMES: usize = 1000;
+    let stage = Stage::on(engine, "").await;
+    let (daemon, api) = (&stage.daemon, stage.daemon.api().await);
+    let value = daemon.secret("the-same");
+    let mut creates = JoinSet::new();
+    for number in 0..TIMES {
+        let body = serde_json::json!({ "name": format!("n/{number}"), "kind": "opaque", "value": value });
+        let request = api.request(Method::POST, "/v1/secrets").json(&body);
+        creates.spawn(async move { request.send().await.unwrap().status() });
+        if creates.len() > 32 {
+            assert_eq!(creates.join_next().await.unwrap().unwrap(), StatusCode::CREATED);
+        }
+    }
+    assert!(creates.join_all().await.into_iter().all(|status| status == StatusCode::CREATED));
+
+    let hash = hex::encode(Sha256::digest(value.as_bytes()));
+    for column in COLUMNS {
+        let hex = stage.hex(column);
+        let all = stage.texts(&format!("SELECT {hex} AS t FROM secret_versions"));
+        assert_eq!(all.len(), TIMES);
+        assert!(all.iter().all(|text| !text.contains(&hash[..16])), "{column} has the value's hash");
+        let distinct: HashSet<_> = all.into_iter().collect();
+        assert_eq!(distinct.len(), TIMES, "{column} repeats");
+    }
+    stage.daemon.finish().await;
+}
+on_both!(equal_values_do_not_look_equal, a_thousand_times_the_same);
