@@ -164,6 +164,17 @@ impl TestDaemon {
         command
     }
 
+    /// `lacre serve` with another configuration, beside the daemon or instead of it.
+    pub fn command_with(&self, text: &str) -> Command {
+        let dir = self.dir().canonicalize().unwrap();
+        let path = dir.join("other.toml");
+        fs::write(&path, self.fill(text)).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lacre"));
+        command.args(["serve", "--allow-unlocked-memory", "--config"]).arg(path);
+        command.env("SOFTHSM2_CONF", dir.join("softhsm2.conf")).stdin(Stdio::null());
+        command
+    }
+
     fn fill(&self, text: &str) -> String {
         let dir = self.dir().canonicalize().unwrap();
         let made = fs::read_to_string(dir.join("dev.json")).unwrap_or_else(|_| "{}".to_owned());
