@@ -24,7 +24,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use context::Context;
-pub use device::{Config as DeviceConfig, Device, DeviceState, DeviceStatus, StartError, start};
+pub use device::{
+    Config as DeviceConfig, Device, DeviceState, DeviceStatus, StartError, UnlatchError, start, unlatch,
+};
 pub use envelope::{BadSealed, Sealed, WrappedKey};
 pub use guarded::{Arena, ArenaError, SecretBuf};
 pub use key::{Alg, Fingerprint, Kek, KekId, KeyId, KeyRef, KeySpec, PublicKey, Signature};

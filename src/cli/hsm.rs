@@ -6,7 +6,7 @@ use serde_json::json;
 use super::error::CliError;
 use super::global::Context;
 use super::{local, output};
-use crate::seal::{self, Arena, DeviceState};
+use crate::seal::{self, Arena};
 
 /// The HSM itself
 #[derive(Subcommand)]
@@ -39,21 +39,14 @@ pub(crate) fn run(command: &Command, context: &Context) -> Result<(), CliError> 
     // Nothing secret passes through here except the PIN, which is never in the arena.
     parts.memory.allow_unlocked = true;
     let arena = Arena::new(&parts.memory).map_err(|e| CliError::local("guarded memory", e))?;
-    let device = seal::start(&config, &arena).map_err(|e| CliError::local("cannot start the device", e))?;
-    let done = device.unlatch(args.force).map_err(|e| CliError::local("cannot change the latch", e));
-    let state = device.status().state;
-    device.close();
-    if !done? {
+    let Some(serial) = seal::unlatch(&config, &arena, args.force)
+        .map_err(|e| CliError::local("cannot change the latch", e))?
+    else {
         return Err(CliError::local(
             "logins stay off",
             "the PIN is still the one that the token refused; replace it, or use --force to send it again",
         ));
-    }
-    let before = match state {
-        DeviceState::Ready => "ready",
-        DeviceState::Away(_) => "away",
-        DeviceState::Stopped(_) => "stopped",
     };
     context.note("the next login uses the PIN that its source gives now");
-    output::object(context.global.output, &json!({ "unlatched": true, "before": before }), "before")
+    output::object(context.global.output, &json!({ "unlatched": serial }), "unlatched")
 }

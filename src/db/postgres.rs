@@ -3,7 +3,7 @@
 //! A connection that broke is replaced for the next job. While the server is away jobs fail at
 //! once, and one attempt to connect is made per back-off.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -40,27 +40,63 @@ pub(super) fn start(
         count => return Err(OpenError::MigrationsPending { count }),
     }
     drop(conn);
+    let server =
+        Arc::new(Server { url: url.clone(), health: Arc::clone(health), attempts: Mutex::default() });
     (0..count)
         .map(|index| {
-            let mut worker = Worker {
-                url: url.clone(),
-                health: Arc::clone(health),
-                conn: None,
-                used: Instant::now(),
-                failed: None,
-            };
+            let mut worker = Worker { server: Arc::clone(&server), conn: None, used: Instant::now() };
             let queue = Arc::clone(queue);
             spawn(&format!("lacre-db-{index}"), move || worker.serve(&queue))
         })
         .collect()
 }
 
-struct Worker {
+/// What the threads know of the server together: the first that reaches it ends the back-off of all.
+struct Server {
     url: SecretString,
     health: Arc<Health>,
+    attempts: Mutex<Attempts>,
+}
+
+#[derive(Default)]
+struct Attempts {
+    failed: Option<Instant>,
+    succeeded: Option<Instant>,
+}
+
+impl Server {
+    fn connect(&self) -> Option<Conn> {
+        let begun = Instant::now();
+        if self.attempts().failed.is_some_and(|at| begun.duration_since(at) < BACK_OFF) {
+            return None;
+        }
+        let result = connect::postgres(&self.url);
+        let mut attempts = self.attempts();
+        match result {
+            Ok(conn) => {
+                *attempts = Attempts { failed: None, succeeded: Some(Instant::now()) };
+                self.health.set_problem(None);
+                Some(conn)
+            }
+            // An attempt that began before another succeeded tells of a server that has come back since.
+            Err(_) if attempts.succeeded.is_some_and(|at| at > begun) => None,
+            Err(reason) => {
+                attempts.failed = Some(Instant::now());
+                self.health.set_problem(Some(reason));
+                None
+            }
+        }
+    }
+
+    fn attempts(&self) -> MutexGuard<'_, Attempts> {
+        self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Worker {
+    server: Arc<Server>,
     conn: Option<Conn>,
     used: Instant,
-    failed: Option<Instant>,
 }
 
 impl Worker {
@@ -84,12 +120,11 @@ impl Worker {
             return job.finish(Some(DbError::Unavailable(None)));
         }
         let Some(conn) = self.conn.take() else { return job.finish(Some(DbError::Unavailable(None))) };
-        let (conn, health) = (conn, Arc::clone(&self.health));
-        self.conn = perform(job, conn, &health);
+        self.conn = perform(job, conn, &self.server.health);
         self.used = Instant::now();
         if self.conn.is_none() {
             // At once, so that readiness knows whether it was the connection or the server.
-            self.conn = self.connect();
+            self.conn = self.server.connect();
         }
     }
 
@@ -98,7 +133,7 @@ impl Worker {
         let rested = self.used.elapsed() > RESTED;
         let mut conn = match self.conn.take() {
             Some(conn) => conn,
-            None => self.connect().ok_or(())?,
+            None => self.server.connect().ok_or(())?,
         };
         let begun = match &mut conn {
             Conn::Postgres(conn) if writes => AnsiTransactionManager::begin_transaction(conn),
@@ -108,24 +143,6 @@ impl Worker {
         begun.map_err(|_| ())?;
         self.conn = Some(conn);
         Ok(())
-    }
-
-    fn connect(&mut self) -> Option<Conn> {
-        if self.failed.is_some_and(|at| at.elapsed() < BACK_OFF) {
-            return None;
-        }
-        match connect::postgres(&self.url) {
-            Ok(conn) => {
-                self.failed = None;
-                self.health.set_problem(None);
-                Some(conn)
-            }
-            Err(reason) => {
-                self.failed = Some(Instant::now());
-                self.health.set_problem(Some(reason));
-                None
-            }
-        }
     }
 }
 

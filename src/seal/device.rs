@@ -122,6 +122,17 @@ pub enum StartError {
     },
 }
 
+/// Why [`unlatch`] changed nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum UnlatchError {
+    /// The configuration or the library.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The token is not there, or the latch cannot be written.
+    #[error("{0}")]
+    Token(String),
+}
+
 /// A started device.
 pub struct Device {
     /// Uses keys.
@@ -139,14 +150,8 @@ pub struct Device {
 /// # Errors
 /// [`StartError`] for what no waiting heals.
 pub fn start(config: &Config, arena: &Arena) -> Result<Device, StartError> {
-    let selection = Selection::new(&config.pkcs11, arena)?;
-    let module = selection.module.display().to_string();
-    let latch_dir = config.latch_dir.clone().unwrap_or_else(|| PathBuf::from("latch"));
-    let latch = Latch::open(&latch_dir).map_err(|error| StartError::Latch {
-        path: latch_dir.display().to_string(),
-        reason: error.to_string(),
-    })?;
-    let token = Token::load(selection, latch, arena)?;
+    let token = token(config, arena)?;
+    let module = token.module();
     let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     let sizes = Sizes {
         fast: config.fast_threads,
@@ -165,6 +170,34 @@ pub fn start(config: &Config, arena: &Arena) -> Result<Device, StartError> {
         watch,
         module,
     })
+}
+
+/// The token that the configuration means, with its latch; loads the library and no more.
+fn token(config: &Config, arena: &Arena) -> Result<Arc<Token>, StartError> {
+    let selection = Selection::new(&config.pkcs11, arena)?;
+    let latch_dir = config.latch_dir.clone().unwrap_or_else(|| PathBuf::from("latch"));
+    let latch = Latch::open(&latch_dir).map_err(|error| StartError::Latch {
+        path: latch_dir.display().to_string(),
+        reason: error.to_string(),
+    })?;
+    Token::load(selection, latch, arena)
+}
+
+/// Allows login again after a wrong PIN was replaced. `force` also for the same PIN, and for another
+/// token under the same name. Sends no PIN itself: the next login of a daemon does. Returns the
+/// token's serial number, or `None` if the PIN that its source gives now is one that was refused, so
+/// that logins stay off.
+///
+/// # Errors
+/// [`UnlatchError`]: logins are as they were.
+pub fn unlatch(config: &Config, arena: &Arena, force: bool) -> Result<Option<String>, UnlatchError> {
+    let token = token(config, arena)?;
+    let done = token.unlatch(force);
+    let serial = token.known().serial;
+    if let Err(problem) = token.take_down() {
+        tracing::debug!(?problem, "PKCS#11 module left as it is");
+    }
+    Ok(done.map_err(UnlatchError::Token)?.then_some(serial))
 }
 
 impl Device {
@@ -190,16 +223,6 @@ impl Device {
     /// If the device does not answer.
     pub async fn capabilities(&self) -> Result<serde_json::Value, SealError> {
         self.lanes.capabilities().await
-    }
-
-    /// Allows login again after a wrong PIN was replaced. `force` also for the same PIN, and for
-    /// another token under the same name. `false`: the PIN that its source gives now is one that was
-    /// refused, so logins stay off.
-    ///
-    /// # Errors
-    /// If the token is not there or the latch cannot be written.
-    pub fn unlatch(&self, force: bool) -> std::io::Result<bool> {
-        self.lanes.token.unlatch(force)
     }
 
     /// Finishes queued work, closes all sessions (which logs out) and finalises the module. A call

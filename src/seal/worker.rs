@@ -508,11 +508,9 @@ impl Worker<'_> {
             BackendError::Stopped(reason) => self.lanes.breaker.stop(reason),
             // After the second lost session in a row the device is not well.
             BackendError::Away { .. } | BackendError::SessionLost { .. } => {
-                let text = error.to_string();
-                let unavailable = self.lanes.breaker.open(text);
-                if self.lane.read_write
-                    && matches!(request, Request::Generate { .. } | Request::Destroy { .. })
-                {
+                let unavailable = self.lanes.breaker.open(error.to_string());
+                let alters = matches!(request, Request::Generate { .. } | Request::Destroy { .. });
+                if self.lane.read_write && alters {
                     SealError::Unknown { operation, source: error }
                 } else {
                     unavailable

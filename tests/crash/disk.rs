@@ -13,13 +13,6 @@ use crate::daemon::{Options, TestDaemon};
 use crate::kill::strace;
 use crate::model::{Model, config, integrity, serve};
 
-async fn failing(daemon: &TestDaemon) -> Vec<String> {
-    let answer = daemon.anonymous(Method::GET, "/readyz").send().await.unwrap();
-    let body: Value = answer.json().await.unwrap();
-    let checks = body["checks"].as_array().unwrap().iter().filter(|check| check["ok"] == false);
-    checks.map(|check| check["name"].as_str().unwrap().to_owned()).collect()
-}
-
 #[tokio::test]
 async fn a_call_that_fails_is_refused_and_not_half_applied() {
     let mut daemon = TestDaemon::start(serve(&[])).await;
@@ -55,7 +48,7 @@ async fn after_an_fsync_that_failed_nothing_is_written_until_a_restart() {
     let _ = model.run(&daemon, 1).await;
 
     let until = Instant::now() + Duration::from_secs(10);
-    while !failing(&daemon).await.contains(&"database".to_owned()) {
+    while !daemon.failing().await.contains(&"database".to_owned()) {
         assert!(Instant::now() < until, "the daemon trusts a disk that lost its pages");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }

@@ -3,18 +3,10 @@
 use std::time::{Duration, Instant};
 
 use reqwest::Method;
-use serde_json::Value;
 
 use crate::daemon::{Options, TestDaemon};
 use crate::model::{Model, config};
 use crate::postgres::Postgres;
-
-async fn failing(daemon: &TestDaemon) -> Vec<String> {
-    let answer = daemon.anonymous(Method::GET, "/readyz").send().await.unwrap();
-    let body: Value = answer.json().await.unwrap();
-    let checks = body["checks"].as_array().unwrap().iter().filter(|check| check["ok"] == false);
-    checks.map(|check| check["name"].as_str().unwrap().to_owned()).collect()
-}
 
 #[tokio::test]
 async fn a_database_server_that_crashes_costs_refusals_and_nothing_else() {
@@ -34,11 +26,11 @@ async fn a_database_server_that_crashes_costs_refusals_and_nothing_else() {
     assert!(answer.headers().contains_key("Retry-After"));
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     assert_eq!(daemon.anonymous(Method::GET, "/livez").send().await.unwrap().status(), 200);
-    while !failing(&daemon).await.contains(&"database".to_owned()) {
+    while !daemon.failing().await.contains(&"database".to_owned()) {
         assert!(began.elapsed() < Duration::from_secs(15), "readiness does not know");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    assert!(!failing(&daemon).await.contains(&"device".to_owned()), "the device is blamed for the database");
+    assert!(!daemon.failing().await.contains(&"device".to_owned()), "the device is blamed for the database");
     server.restart();
 
     let began = Instant::now();
@@ -47,8 +39,8 @@ async fn a_database_server_that_crashes_costs_refusals_and_nothing_else() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert_eq!(api.value(&id).await, value);
-    while !failing(&daemon).await.is_empty() {
-        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", failing(&daemon).await);
+    while !daemon.failing().await.is_empty() {
+        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", daemon.failing().await);
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     daemon.finish().await;

@@ -11,7 +11,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::daemon::{Api, TestDaemon, free_port};
-use crate::served::{config, failing, over, refused_for_now, stored, value_path};
+use crate::served::{config, over, refused_for_now, stored, value_path};
 use crate::shim::{ShimControl, shim_path};
 use crate::softhsm::{self, SoftHsm};
 use crate::stage::{objects_in, pkcs11_tool};
@@ -50,11 +50,11 @@ async fn a_key_deleted_behind_the_daemon_fails_its_own_users_and_is_not_made_aga
     assert_eq!(api.value(&new).await, new_value, "another key's user");
     daemon.token("all").await;
     let began = Instant::now();
-    while !failing(&daemon).await.contains(&"keys".to_owned()) {
+    while !daemon.failing().await.contains(&"keys".to_owned()) {
         assert!(began.elapsed() < Duration::from_secs(10), "the key is not missed");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    assert!(!failing(&daemon).await.contains(&"device".to_owned()), "the device is blamed for a key");
+    assert!(!daemon.failing().await.contains(&"device".to_owned()), "the device is blamed for a key");
     let incidents = key_incidents(&api).await;
     assert_eq!(incidents.len(), 1, "{incidents:?}");
     assert_eq!(incidents[0]["details"]["device_id"], key);
@@ -67,6 +67,41 @@ async fn a_key_deleted_behind_the_daemon_fails_its_own_users_and_is_not_made_aga
     daemon.ended(Duration::from_secs(20)).await;
     assert!(daemon.log().contains(&key), "does not name the key");
     assert!(objects_in(&tool(&daemon, &["--list-objects"]), &key).is_empty(), "the key was made again");
+}
+
+/// The device's id of the one private key.
+fn signing_key(daemon: &TestDaemon) -> String {
+    let listing = tool(daemon, &["--list-objects", "--type", "privkey"]);
+    let line = listing.lines().find_map(|line| line.trim().strip_prefix("ID:"));
+    line.expect("a private key").trim().to_owned()
+}
+
+#[tokio::test]
+async fn without_its_signing_key_it_issues_no_tokens_and_releases_values_still() {
+    let mut daemon = TestDaemon::dev().await;
+    let api = daemon.api().await;
+    let value = daemon.secret("kept");
+    let id = stored(&api, "kept", &value).await;
+    let key = signing_key(&daemon);
+
+    tool(&daemon, &["--delete-object", "--type", "privkey", "--id", &key]);
+    let dev = daemon.dev_json();
+    let (client, secret) = (&dev["management"]["client_id"], &dev["management"]["client_secret"]);
+    let request = daemon
+        .anonymous(Method::POST, "/oidc/token")
+        .basic_auth(client.as_str().unwrap(), secret.as_str())
+        .form(&[("grant_type", "client_credentials")]);
+    let answer = request.send().await.unwrap();
+
+    assert_eq!(answer.status(), 503);
+    assert_eq!(answer.json::<Value>().await.unwrap(), json!({ "error": "temporarily_unavailable" }));
+    assert_eq!(api.value(&id).await, value, "verification needs the public half only");
+    let jwks = daemon.anonymous(Method::GET, "/oidc/jwks").send().await.unwrap();
+    assert_eq!(jwks.status(), 200);
+    daemon.stop().await;
+    assert!(!daemon.try_run().await, "started without its signing key");
+    daemon.ended(Duration::from_secs(20)).await;
+    assert!(daemon.log().contains(&key), "does not name the key");
 }
 
 #[tokio::test]

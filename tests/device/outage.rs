@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use crate::daemon::{Api, TestDaemon};
-use crate::served::{failing, refused_for_now, served, stored, value_path};
+use crate::served::{refused_for_now, served, stored, value_path};
 
 /// Moves the token's directory away, or back.
 fn move_token(daemon: &TestDaemon, from: &str, to: &str) {
@@ -46,8 +46,8 @@ async fn a_token_that_went_away_and_came_back_needs_no_restart() {
     api.create("after", &daemon.secret("after")).await;
     daemon.token("all").await;
     let patience = Instant::now();
-    while !failing(&daemon).await.is_empty() {
-        assert!(patience.elapsed() < Duration::from_secs(10), "{:?}", failing(&daemon).await);
+    while !daemon.failing().await.is_empty() {
+        assert!(patience.elapsed() < Duration::from_secs(10), "{:?}", daemon.failing().await);
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     daemon.finish().await;
@@ -84,7 +84,7 @@ async fn everything_else_goes_on(daemon: &TestDaemon, api: &Api, id: &str) {
         assert_eq!(api.get(path).await.status(), StatusCode::OK, "{path}");
     }
     assert_eq!(api.get("/v1/secrets?name=lost").await.json::<Value>().await.unwrap()["items"], json!([]));
-    assert!(failing(daemon).await.contains(&"device".to_owned()));
+    assert!(daemon.failing().await.contains(&"device".to_owned()));
 }
 
 #[tokio::test]

@@ -130,6 +130,25 @@ fn sixty_starts_of_three_daemons_try_a_wrong_pin_once() {
 }
 
 #[test]
+fn only_force_sends_a_wrong_pin_once_more() {
+    let host = Host::new();
+    host.set_pin("not-the-pin");
+    let refused_once = host.run(0, &["doctor"]);
+    assert_eq!(refused_once.status.code(), Some(1));
+    let before = host.logins();
+
+    let forced = host.run(0, &["hsm", "unlatch", "--force"]);
+    assert!(forced.status.success(), "{}", String::from_utf8_lossy(&forced.stderr));
+    assert_eq!(host.logins(), before, "a login by the command itself");
+    for _ in 0..2 {
+        let (child, log) = host.serve(0);
+        said(&log, "PIN");
+        end(vec![(child, log)]);
+    }
+    assert_eq!(host.logins(), before + 1, "tries after one --force");
+}
+
+#[test]
 fn a_pin_is_tried_by_a_running_daemon_as_soon_as_it_is_another_one() {
     let host = Host::new();
     let before = host.logins();
@@ -150,12 +169,12 @@ fn a_pin_is_tried_by_a_running_daemon_as_soon_as_it_is_another_one() {
 #[test]
 fn a_token_that_is_about_to_lock_is_not_asked() {
     let host = Host::new();
-    for flags in ["0x20000", "0x40000"] {
-        // CKF_USER_PIN_FINAL_TRY and CKF_USER_PIN_LOCKED (PKCS#11, section 3.2).
+    // CKF_USER_PIN_FINAL_TRY and CKF_USER_PIN_LOCKED (PKCS#11, section 3.2).
+    for (flags, reason) in [("0x20000", "one more wrong PIN locks it"), ("0x40000", "the PIN is locked")] {
         host.control.set_rules(&format!("C_GetTokenInfo * flags:{flags}"));
         let before = host.logins();
         let (child, log) = host.serve(0);
-        said(&log, "PIN");
+        said(&log, reason);
         assert_eq!(host.logins(), before, "a login with flags {flags}");
         end(vec![(child, log)]);
     }

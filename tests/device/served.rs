@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use reqwest::{Method, Response, StatusCode};
+use reqwest::{Response, StatusCode};
 use serde_json::Value;
 
 use crate::daemon::{Api, Options, TestDaemon};
@@ -51,15 +51,6 @@ pub async fn refused_for_now(answer: Response, code: &str) -> Value {
     assert_eq!(body["code"], code, "{body}");
     assert!(body.get("detail").is_none(), "a 5xx explains itself: {body}");
     body
-}
-
-/// The readiness checks that fail, by name.
-pub async fn failing(daemon: &TestDaemon) -> Vec<String> {
-    let answer = daemon.anonymous(Method::GET, "/readyz").send().await.unwrap();
-    let body: Value = answer.json().await.unwrap();
-    let checks = body["checks"].as_array().unwrap();
-    let failing = checks.iter().filter(|check| check["ok"] == false);
-    failing.map(|check| check["name"].as_str().unwrap().to_owned()).collect()
 }
 
 #[tokio::test]

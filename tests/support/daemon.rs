@@ -310,6 +310,14 @@ impl TestDaemon {
         Api { token: self.token(scope).await, url: self.url.clone(), client: self.client.clone() }
     }
 
+    /// The readiness checks that fail, by name.
+    pub async fn failing(&self) -> Vec<String> {
+        let answer = self.anonymous(Method::GET, "/readyz").send().await.unwrap();
+        let body: Value = answer.json().await.unwrap();
+        let checks = body["checks"].as_array().unwrap().iter().filter(|check| check["ok"] == false);
+        checks.map(|check| check["name"].as_str().unwrap().to_owned()).collect()
+    }
+
     /// A value nobody else uses, with the canary in it.
     pub fn secret(&self, name: &str) -> String {
         format!("{}-{name}", self.canary)

@@ -102,6 +102,11 @@ impl Token {
         }))
     }
 
+    /// The path of the library.
+    pub(crate) fn module(&self) -> String {
+        self.selection.module.display().to_string()
+    }
+
     pub(crate) fn known(&self) -> Known {
         lock(&self.known).clone()
     }
@@ -339,19 +344,19 @@ impl Token {
         self.raw.token_info(loaded.slot.id()).is_ok_and(|info| info.serial == loaded.info.serial)
     }
 
-    /// Clears the latch for the selected token and forgets its recorded serial if `force`. Whether the PIN
-    /// that its source gives now may be sent.
-    pub(crate) fn unlatch(&self, force: bool) -> std::io::Result<bool> {
+    /// Clears the latch for the selected token and forgets its recorded serial if `force`; sends no PIN.
+    /// Whether the PIN that its source gives now may be sent.
+    pub(crate) fn unlatch(&self, force: bool) -> Result<bool, String> {
         if force {
-            self.latch.forget_serial(&self.selection_name())?;
-            // Another serial number had kept the token from being taken up; no PIN is sent here.
-            self.load_once().map_err(|problem| std::io::Error::other(format!("{problem:?}")))?;
+            // Another serial number had kept the token from being taken up.
+            self.latch.forget_serial(&self.selection_name()).map_err(|error| error.to_string())?;
         }
-        let entered = self.enter().map_err(|error| std::io::Error::other(error.to_string()))?;
+        self.load_once().map_err(|(TokenProblem::Away(reason) | TokenProblem::Stopped(reason))| reason)?;
+        let entered = self.enter().map_err(|error| error.to_string())?;
         let name = Self::latch_name(&entered.loaded().info);
-        self.latch.clear(&name, force)?;
-        let pin = self.selection.read_pin(&self.arena).map_err(std::io::Error::other)?;
-        Ok(!pin.with(|pin| self.latch.holds(&name, pin))?)
+        self.latch.clear(&name, force).map_err(|error| error.to_string())?;
+        let pin = self.selection.read_pin(&self.arena).map_err(|error| error.to_string())?;
+        Ok(!pin.with(|pin| self.latch.holds(&name, pin)).map_err(|error| error.to_string())?)
     }
 
     /// A guarded buffer for a worker thread, without waiting.
