@@ -17,6 +17,7 @@ mod postgres;
 mod queue;
 pub mod schema;
 mod sqlite;
+mod turn;
 
 use std::sync::Arc;
 
@@ -24,6 +25,7 @@ use diesel::{PgConnection, SqliteConnection};
 
 pub use connect::{Engine, OpenOptions, Url};
 pub use lanes::DbStatus;
+pub use turn::{Name as TurnName, Turn};
 
 /// A connection of either engine.
 pub enum Conn {
@@ -143,6 +145,16 @@ impl Db {
         F: FnOnce(&mut Conn) -> Result<T, E> + Send + 'static,
     {
         self.lanes.write(work).await
+    }
+
+    /// Waits for the turn to do what only one of the daemons on this database may do at a time, for at
+    /// most 75 s. On SQLite there is one daemon. Not for what may not happen twice at all: a daemon
+    /// that is cut off from the database loses its turn without noticing.
+    ///
+    /// # Errors
+    /// [`DbError::Unavailable`] if the database does not answer or another daemon does not end its turn.
+    pub async fn turn(&self, name: TurnName) -> Result<Turn, DbError> {
+        self.lanes.turn(name).await
     }
 
     /// Which engine, and whether it answers.

@@ -17,7 +17,7 @@ use tokio::sync::Mutex;
 
 use crate::audit::{Action, AuditCode, AuditError, AuditLog, Event, Outcome};
 use crate::clock::Clock;
-use crate::db::{Db, DbError};
+use crate::db::{Db, DbError, TurnName};
 use crate::identity::Caller;
 use crate::ids::{SigningKeyId, TenantId};
 use crate::seal::{Alg, KeyAdmin, KeyRef, KeySpec, SealError, Sealer};
@@ -227,7 +227,12 @@ impl Keys {
         }
         let mut key = self.planned(tenant, purpose).await?;
         if matches!(key.phase, Phase::Planned) {
-            key = self.make(tenant, purpose, key).await?;
+            let _turn = self.parts.db.turn(TurnName::DeviceKeys).await?;
+            // Once more: whose turn it was before may have made it.
+            key = self.planned(tenant, purpose).await?;
+            if matches!(key.phase, Phase::Planned) {
+                key = self.make(tenant, purpose, key).await?;
+            }
         }
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         known.insert((tenant.clone(), purpose), key.clone());

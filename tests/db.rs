@@ -21,7 +21,7 @@ use std::time::Duration;
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Text};
-use lacre::db::{Conn, Db, DbError, OpenError, OpenOptions, Url, migrate, schema::tenants};
+use lacre::db::{Conn, Db, DbError, OpenError, OpenOptions, TurnName, Url, migrate, schema::tenants};
 use lacre::with_conn;
 use postgres::Postgres;
 
@@ -292,8 +292,8 @@ fn postgres_is_migrated_by_command_only() {
     let url = Url::parse(&Postgres::shared().database()).unwrap();
 
     let refused = Db::open(&url, &OpenOptions::default()).map(|_| ());
-    assert!(matches!(refused, Err(OpenError::MigrationsPending { count: 4 })), "{refused:?}");
-    assert_eq!(migrate::migrate(&url).unwrap().len(), 4);
+    assert!(matches!(refused, Err(OpenError::MigrationsPending { count: 5 })), "{refused:?}");
+    assert_eq!(migrate::migrate(&url).unwrap().len(), 5);
 
     assert!(migrate::migrate(&url).unwrap().is_empty());
     Db::open(&url, &OpenOptions::default()).unwrap();
@@ -335,6 +335,28 @@ async fn both_engines_have_the_tables_and_columns_of_the_schema() {
 
     assert_eq!(sqlite, postgres);
     assert_eq!(sqlite, columns_of_schema());
+}
+
+#[tokio::test]
+async fn a_turn_is_one_daemon_s_until_it_ends_or_its_connection_does() {
+    let mut server = Postgres::start();
+    let url = Url::parse(&server.database()).unwrap();
+    migrate::migrate(&url).unwrap();
+    let [first, second] = [(); 2].map(|()| Db::open(&url, &OpenOptions::default()).unwrap());
+    let waits = Duration::from_millis(500);
+
+    let turn = first.turn(TurnName::DeviceKeys).await.unwrap();
+    assert!(tokio::time::timeout(waits, second.turn(TurnName::DeviceKeys)).await.is_err(), "two at once");
+    drop(turn);
+    let kept = second.turn(TurnName::DeviceKeys).await.unwrap();
+    assert!(tokio::time::timeout(waits, first.turn(TurnName::DeviceKeys)).await.is_err(), "two at once");
+    // As when the process of `second` dies.
+    server.drop_connections();
+    drop(first.turn(TurnName::DeviceKeys).await.unwrap());
+    drop(kept);
+
+    server.crash();
+    assert!(matches!(first.turn(TurnName::DeviceKeys).await, Err(DbError::Unavailable(_))));
 }
 
 #[tokio::test]

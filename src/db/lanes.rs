@@ -7,9 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use secrecy::SecretString;
+
 use super::connect::Target;
 use super::queue::Queue;
-use super::{Conn, DbError, Engine, OpenError, OpenOptions, Url, postgres, sqlite};
+use super::{Conn, DbError, Engine, OpenError, OpenOptions, Turn, TurnName, Url, postgres, sqlite};
 
 /// The database's status.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -57,6 +59,8 @@ pub(super) struct Lanes {
     reading: Arc<Queue>,
     health: Arc<Health>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Where the PostgreSQL server is, for connections beside the threads'.
+    server: Option<SecretString>,
     /// The single-daemon lock of SQLite; given back when the threads have ended.
     lock: Mutex<Option<File>>,
 }
@@ -66,16 +70,16 @@ impl Lanes {
         let health = Arc::new(Health::default());
         let writing = Arc::new(Queue::default());
         let count = options.connections.clamp(1, 64);
-        let (reading, threads, lock) = match url.target() {
+        let (reading, threads, lock, server) = match url.target() {
             Target::Sqlite(path) => {
                 let lock = sqlite::lock(path)?;
                 let reading = Arc::new(Queue::default());
                 let threads = sqlite::start(path, count, &writing, &reading, &health)?;
-                (reading, threads, Some(lock))
+                (reading, threads, Some(lock), None)
             }
             Target::Postgres(url) => {
                 let threads = postgres::start(url, count, options.migrate, &writing, &health)?;
-                (Arc::clone(&writing), threads, None)
+                (Arc::clone(&writing), threads, None, Some(url.clone()))
             }
         };
         Ok(Self {
@@ -84,6 +88,7 @@ impl Lanes {
             reading,
             health,
             threads: Mutex::new(threads),
+            server,
             lock: Mutex::new(lock),
         })
     }
@@ -104,6 +109,13 @@ impl Lanes {
         F: FnOnce(&mut Conn) -> Result<T, E> + Send + 'static,
     {
         self.writing.submit(true, work).await
+    }
+
+    pub(super) async fn turn(&self, name: TurnName) -> Result<Turn, DbError> {
+        match &self.server {
+            Some(url) => Turn::take(url.clone(), name).await,
+            None => Ok(Turn::alone()),
+        }
     }
 
     pub(super) fn status(&self) -> DbStatus {

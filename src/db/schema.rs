@@ -1,6 +1,7 @@
 //! The tables as diesel sees them: kept by hand, equal on both engines (a test compares).
 //! Owners: vault (`tenants`, `keks`, `secrets`, `secret_versions`, `jobs`, `idempotency_keys`), audit
-//! (`audit_head`, `audit_records`), keys (`signing_keys`), issuer (`applications`).
+//! (`audit_head`, `audit_records`), keys (`signing_keys`), issuer (`applications`),
+//! this module (`turns`).
 
 #![expect(missing_docs, reason = "diesel's macro makes undocumented items; migrations document the columns")]
 
@@ -126,6 +127,10 @@ diesel::table! {
         created_at -> BigInt,
         row_version -> BigInt,
     }
+}
+
+diesel::table! {
+    turns (name) { name -> Text, }
 }
 
 diesel::allow_tables_to_appear_in_same_query!(secrets, secret_versions, keks, tenants);

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Mutex as AsyncMutex;
 
 use crate::audit::{Action, AuditCode, Event, Outcome};
-use crate::db::DbError;
+use crate::db::{DbError, TurnName};
 use crate::identity::{Caller, Scope};
 use crate::ids::TenantId;
 use crate::seal::{Kek, KekId, KeyRef, KeySpec, SealError, WrappedKey};
@@ -36,6 +36,12 @@ struct Ring {
 }
 
 impl Ring {
+    /// Whether a version has to be made: one is planned, or none seals.
+    fn is_unfinished(&self) -> bool {
+        let planned = |record: &KekRecord| record.state == KekState::Planned;
+        self.records.iter().any(planned) || self.active().is_none()
+    }
+
     /// The version that seals: the newest active one.
     fn active(&self) -> Option<&Kek> {
         self.records.iter().rev().find(|record| record.state == KekState::Active).map(|record| &record.kek)
@@ -171,6 +177,7 @@ impl Vault {
 
     /// Makes the next version because `version` has used up its budget, unless that has happened already.
     async fn outgrow(&self, tenant: &TenantId, version: u32) -> Result<(), VaultError> {
+        let _turn = self.parts().db.turn(TurnName::DeviceKeys).await?;
         if self.reload(tenant).await?.active().is_some_and(|active| active.version != version) {
             return Ok(());
         }
@@ -184,7 +191,7 @@ impl Vault {
         self.parts().audit.around(&system, event, work).await
     }
 
-    /// Makes a KEK version and lets it seal. The caller holds `making`.
+    /// Makes a KEK version and lets it seal. The caller holds `making` and has its turn at the device.
     ///
     /// The row comes first. A crash after it leaves a planned row, which the next call finishes under
     /// the same device id; the other order would leave an object on the token that nothing names.
@@ -234,9 +241,12 @@ impl Vault {
         self.parts().db.write::<_, DbError, _>(work).await?;
         let system = Caller::system("vault", tenant.clone());
         let making = self.inner.keyring.making.lock().await;
-        let ring = self.reload(tenant).await?;
-        let planned = ring.records.iter().any(|record| record.state == KekState::Planned);
-        if planned || ring.active().is_none() {
+        let mut turn = None;
+        if self.reload(tenant).await?.is_unfinished() {
+            turn = Some(self.parts().db.turn(TurnName::DeviceKeys).await?);
+        }
+        // Once more: whose turn it was before may have finished it.
+        if turn.is_some() && self.reload(tenant).await?.is_unfinished() {
             let event = Event::new(Action::KekRotate, "kek", tenant.as_str()).detail("reason", "provision");
             let work = |note: crate::audit::Note| async move {
                 let kek = self.make_version(tenant, &Request::Plain).await?;
@@ -245,7 +255,7 @@ impl Vault {
             };
             self.parts().audit.around(&system, event, work).await?;
         }
-        drop(making);
+        drop((turn, making));
         // All of them, also after a bad one: each has its own incident.
         let mut first_bad = Ok(());
         for record in &self.reload(tenant).await?.records {
@@ -303,6 +313,7 @@ impl Vault {
                 check::idempotency(idempotency.as_ref())?;
                 // Asked under the lock: of two equal requests at once, the second finds the first one's result.
                 let _making = self.inner.keyring.making.lock().await;
+                let _turn = self.parts().db.turn(TurnName::DeviceKeys).await?;
                 let version =
                     match self.request(caller, Action::KekRotate.name(), idempotency.as_ref()).await? {
                         Request::Repeated(version) => {

@@ -17,7 +17,7 @@ use crate::softhsm::{self, SoftHsm};
 use crate::stage::{objects_in, pkcs11_tool};
 
 /// Runs pkcs11-tool on the token of `lacre dev`.
-fn tool(daemon: &TestDaemon, args: &[&str]) -> String {
+pub fn tool(daemon: &TestDaemon, args: &[&str]) -> String {
     let pin = fs::read_to_string(daemon.dir().join("pin")).unwrap();
     pkcs11_tool(&softhsm::module(), &daemon.dir().join("softhsm2.conf"), "lacre-dev", pin.trim(), args)
 }

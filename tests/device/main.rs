@@ -16,6 +16,8 @@
 
 #[path = "../support/daemon.rs"]
 mod daemon;
+#[path = "../support/postgres.rs"]
+mod postgres;
 #[path = "../support/raw.rs"]
 mod raw;
 #[path = "../support/shim.rs"]
@@ -34,3 +36,4 @@ mod slow;
 mod stage;
 mod start;
 mod strain;
+mod together;

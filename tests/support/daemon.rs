@@ -388,6 +388,11 @@ pub struct Api {
 }
 
 impl Api {
+    /// The same rights at another daemon.
+    pub fn at(&self, url: &str) -> Self {
+        Self { url: url.to_owned(), token: self.token.clone(), client: self.client.clone() }
+    }
+
     /// A request with the token.
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.client.request(method, format!("{}{path}", self.url)).bearer_auth(&self.token)

@@ -1,0 +1,128 @@
+//! Several daemons on one PostgreSQL database and one token: keys are made once, whoever comes first.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Stdio};
+
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+
+use crate::daemon::{Options, TestDaemon, free_port};
+use crate::lost_key::tool;
+use crate::postgres::Postgres;
+use crate::served::{config, over, stored};
+use crate::shim::{ShimControl, shim_path};
+use crate::softhsm;
+
+/// Long enough for the other one to look for the key that is being made.
+const SLOW_TO_MAKE: &str = "C_GenerateKey * sleep:400\nC_GenerateKeyPair * sleep:400";
+
+/// Options over the shim with a database of its own; whoever issued a token, all accept it.
+fn shared(control: &ShimControl) -> Options {
+    let text = config(&shim_path(), "").replace("127.0.0.1:0", "127.0.0.1:{port}");
+    let more = format!(
+        "{text}[issuer]\nurl = \"http://127.0.0.1:{{port}}\"\n[database]\nurl = \"{}\"\n",
+        Postgres::shared().database()
+    );
+    Options { config: Some(more), ..over(control, "") }
+}
+
+/// Another daemon with the same configuration, ready.
+struct Peer {
+    child: Child,
+    url: String,
+}
+
+impl Peer {
+    fn start(daemon: &TestDaemon, options: &Options) -> Self {
+        let listen = format!("127.0.0.1:{}", free_port());
+        let text = options.config.as_ref().unwrap().replacen("127.0.0.1:{port}", &listen, 1);
+        let mut command = daemon.command_with(&text);
+        command.envs(options.env.iter().cloned()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+        assert!(lines.any(|line| line.starts_with("lacre ready ")), "the second daemon is not ready");
+        Self { child, url: format!("http://{listen}") }
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+/// Every key that the token lists is there once for each of its classes.
+fn every_key_is_there_once(daemon: &TestDaemon) {
+    let listing = tool(daemon, &["--list-objects"]);
+    let (mut kind, mut seen) = ("", BTreeSet::new());
+    for line in listing.lines() {
+        match (line.split_once(" Object;"), line.trim().strip_prefix("ID:")) {
+            (Some((object, _)), _) => kind = object,
+            (None, Some(id)) => assert!(seen.insert((kind, id.trim())), "twice: {kind}{id}\n{listing}"),
+            (None, None) => {}
+        }
+    }
+    assert!(seen.len() >= 5, "{listing}");
+}
+
+#[tokio::test]
+async fn two_installations_at_the_same_time_make_each_key_once() {
+    let control = ShimControl::new(&softhsm::module());
+    let mut daemon = TestDaemon::dev().await;
+    daemon.stop().await;
+    daemon.set_options(shared(&control));
+    assert!(daemon.command_of(&["db", "migrate"]).status().unwrap().success());
+
+    control.set_rules(SLOW_TO_MAKE);
+    let init = |name: &str| {
+        let secret = daemon.dir().join(name);
+        let mut command =
+            daemon.command_of(&["init", "-o", "json", "--secret-out", secret.to_str().unwrap()]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let made: Vec<Value> = [init("first"), init("second")]
+        .map(|child| child.wait_with_output().unwrap())
+        .map(|output| {
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            serde_json::from_slice(&output.stdout).unwrap()
+        })
+        .into();
+
+    assert_eq!(made.iter().filter(|made| made["created"] == true).count(), 1, "{made:?}");
+    every_key_is_there_once(&daemon);
+    control.set_rules("");
+    daemon.run().await;
+}
+
+#[tokio::test]
+async fn two_daemons_rotate_together_and_serve_each_other_s_values() {
+    let control = ShimControl::new(&softhsm::module());
+    let options = shared(&control);
+    let daemon = TestDaemon::start(options.clone()).await;
+    let peer = Peer::start(&daemon, &options);
+    let here = daemon.api().await;
+    let there = here.at(&peer.url);
+
+    control.set_rules(SLOW_TO_MAKE);
+    let none = json!({});
+    let rotated = tokio::join!(here.post("/v1/keks/rotate", &none), there.post("/v1/keks/rotate", &none));
+    for answer in [rotated.0, rotated.1] {
+        assert_eq!(answer.status(), StatusCode::CREATED, "{:?}", answer.text().await);
+    }
+    control.set_rules("");
+
+    every_key_is_there_once(&daemon);
+    let keks: Value = here.get("/v1/keks").await.json().await.unwrap();
+    let states: Vec<_> = keks["items"].as_array().unwrap().iter().map(|kek| &kek["state"]).collect();
+    assert_eq!(states, ["active", "retired", "retired"], "{keks}");
+    for (from, to) in [(&here, &there), (&there, &here)] {
+        let name = if std::ptr::eq(from, &here) { "here" } else { "there" };
+        let value = daemon.secret(name);
+        let id = stored(from, name, &value).await;
+        assert_eq!(to.value(&id).await, value);
+    }
+    drop(peer);
+    daemon.finish().await;
+}
