@@ -117,8 +117,7 @@ async fn two_daemons_rotate_together_and_serve_each_other_s_values() {
     let keks: Value = here.get("/v1/keks").await.json().await.unwrap();
     let states: Vec<_> = keks["items"].as_array().unwrap().iter().map(|kek| &kek["state"]).collect();
     assert_eq!(states, ["active", "retired", "retired"], "{keks}");
-    for (from, to) in [(&here, &there), (&there, &here)] {
-        let name = if std::ptr::eq(from, &here) { "here" } else { "there" };
+    for (name, from, to) in [("here", &here, &there), ("there", &there, &here)] {
         let value = daemon.secret(name);
         let id = stored(from, name, &value).await;
         assert_eq!(to.value(&id).await, value);
