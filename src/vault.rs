@@ -244,7 +244,7 @@ mod tests {
         sent(vault.rotate_kek(caller, None));
         sent(vault.rewrap(caller, None));
         sent(vault.reveal(caller, id, None));
-        sent(vault.replace(caller, id, 1, value));
+        sent(vault.replace(caller, id, Some(1), value));
         sent(vault.open_external(caller, Vec::<OpenItem>::new()));
         sent(vault.seal_external(caller, Vec::new()));
         sent(vault.data_key(caller, &ExternalContext(String::new()), 32));

@@ -213,8 +213,9 @@ impl Vault {
         Ok(opened)
     }
 
-    /// Stores a new version. `expected` is the row version of If-Match. The ten newest versions are
-    /// kept; an older one is deleted with the write that pushes it out.
+    /// Stores a new version. `expected` is the row version of If-Match; without it the new version
+    /// follows whatever is there now. The ten newest versions are kept; an older one is deleted with
+    /// the write that pushes it out.
     ///
     /// # Errors
     /// [`VaultError::NotFound`], [`VaultError::VersionConflict`], [`VaultError::Expired`],
@@ -223,7 +224,7 @@ impl Vault {
         &self,
         caller: &Caller,
         id: &SecretId,
-        expected: i64,
+        expected: Option<i64>,
         value: PlainValue,
     ) -> Result<SecretInfo, VaultError> {
         let event = Event::new(Action::SecretReplace, "secret", id.as_str());
@@ -235,6 +236,7 @@ impl Vault {
             found => found?,
         };
         check::value(info.kind, &value, self.parts().config.max_value_bytes)?;
+        let expected = expected.unwrap_or(info.row_version);
         if info.row_version != expected {
             let conflict = VaultError::VersionConflict { current: info.row_version };
             return self.deny(caller, event, conflict).await;

@@ -77,6 +77,9 @@ async fn each_route_takes_its_own_right_and_no_other() {
     }
     let api = daemon.api().await;
     assert_eq!(api.value(&id).await, daemon.secret("guarded"), "still as it was");
+    // Replacing whatever is there takes no right to look at it.
+    let writer = daemon.api_with("secrets:write").await;
+    assert_eq!(writer.replace(&id, &daemon.secret("guarded")).await.status(), StatusCode::OK);
     let records = api.audit_lines().await;
     let denied =
         records.iter().filter(|line| line.contains("secret.reveal") && line.contains("\"denied\"")).count();

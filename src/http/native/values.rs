@@ -13,7 +13,6 @@ use crate::http::body::{JsonBody, Text, plain_value};
 use crate::http::problem::{Code, Problem};
 use crate::http::secret_body::{SecretBody, SecretJson, base64_len, utf8_len};
 use crate::identity::Caller;
-use crate::ids::SecretId;
 use crate::vault::{Encoding, Plain, Revealed, Vault};
 
 #[derive(Deserialize)]
@@ -101,24 +100,17 @@ pub(super) async fn replace(
     let id = secret_id(&id)?;
     let body: ReplaceBody<'_> = body.parse()?;
     let value = plain_value(body.value, body.encoding.as_deref())?;
-    let expected = expected_version(&vault, &caller, &id, if_match(&request)?).await?;
+    let expected = match if_match(&request)? {
+        Precondition::Version(version) => Some(version),
+        // "Whatever is there": the version of this moment; a change in between is still a conflict.
+        Precondition::Any => None,
+        Precondition::Absent => {
+            return Err(Problem::new(Code::PreconditionRequired)
+                .detail("If-Match with the ETag of the secret, or *, is needed"));
+        }
+    };
     let info = vault.replace(&caller, &id, expected, value).await?;
     Ok(HttpResponse::Ok().insert_header(etag(info.row_version)).json(secrets::view(&info)))
-}
-
-async fn expected_version(
-    vault: &Vault,
-    caller: &Caller,
-    id: &SecretId,
-    precondition: Precondition,
-) -> Result<i64, Problem> {
-    match precondition {
-        Precondition::Version(version) => Ok(version),
-        // "Whatever is there": the version of this moment; a change in between is still a conflict.
-        Precondition::Any => Ok(vault.show(caller, id).await?.row_version),
-        Precondition::Absent => Err(Problem::new(Code::PreconditionRequired)
-            .detail("If-Match with the ETag of the secret, or *, is needed")),
-    }
 }
 
 #[cfg(test)]
