@@ -1,8 +1,10 @@
-//! Several daemons on one PostgreSQL database and one token: keys are made once, whoever comes first.
+//! Several daemons on one PostgreSQL database and one token: keys are made once, whoever comes first,
+//! and what one leaves behind another finishes.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
+use std::time::Duration;
 
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -21,7 +23,8 @@ const SLOW_TO_MAKE: &str = "C_GenerateKey * sleep:400\nC_GenerateKeyPair * sleep
 fn shared(control: &ShimControl) -> Options {
     let text = config(&shim_path(), "").replace("127.0.0.1:0", "127.0.0.1:{port}");
     let more = format!(
-        "{text}[issuer]\nurl = \"http://127.0.0.1:{{port}}\"\n[database]\nurl = \"{}\"\n",
+        "{text}[issuer]\nurl = \"http://127.0.0.1:{{port}}\"\n[vault]\njob_lease = \"3s\"\n\
+         [database]\nurl = \"{}\"\n",
         Postgres::shared().database()
     );
     Options { config: Some(more), ..over(control, "") }
@@ -121,6 +124,42 @@ async fn two_daemons_rotate_together_and_serve_each_other_s_values() {
         let value = daemon.secret(name);
         let id = stored(from, name, &value).await;
         assert_eq!(to.value(&id).await, value);
+    }
+    drop(peer);
+    daemon.finish().await;
+}
+
+#[tokio::test]
+async fn the_job_of_a_daemon_that_died_is_finished_by_the_other() {
+    const RECORDS: usize = 200;
+    let control = ShimControl::new(&softhsm::module());
+    let options = shared(&control);
+    let mut daemon = TestDaemon::start(options.clone()).await;
+    let peer = Peer::start(&daemon, &options);
+    let here = daemon.api().await;
+    let there = here.at(&peer.url);
+    let mut ids = Vec::new();
+    for number in 0..RECORDS {
+        ids.push(stored(&here, &format!("record-{number}"), &daemon.secret(&number.to_string())).await);
+    }
+    here.post("/v1/keks/rotate", &json!({})).await.error_for_status().unwrap();
+
+    control.set_rules("C_Decrypt * sleep:20");
+    let job: Value = here.post("/v1/keks/rewrap", &json!({})).await.json().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    daemon.kill();
+    control.set_rules("");
+    let path = format!("/v1/jobs/{}", job["id"].as_str().unwrap());
+    let left: Value = there.get(&path).await.json().await.unwrap();
+    assert_eq!(left["state"], "running", "it was killed in the middle: {left}");
+
+    let ended = there.job(job["id"].as_str().unwrap()).await;
+    assert_eq!((&ended["state"], &ended["failed"]), (&json!("succeeded"), &json!(0)), "{ended}");
+    assert!(ended["done"].as_u64() >= left["done"].as_u64(), "{ended}");
+    let keks: Value = there.get("/v1/keks").await.json().await.unwrap();
+    assert_eq!((&keks["items"][0]["records"], &keks["items"][1]["records"]), (&json!(RECORDS), &json!(0)));
+    for (number, id) in ids.iter().enumerate() {
+        assert_eq!(there.value(id).await, daemon.secret(&number.to_string()));
     }
     drop(peer);
     daemon.finish().await;
