@@ -76,7 +76,7 @@ async fn two_installations_at_the_same_time_make_each_key_once() {
     let mut daemon = TestDaemon::dev().await;
     daemon.stop().await;
     daemon.set_options(shared(&control));
-    assert!(daemon.command_of(&["db", "migrate"]).status().unwrap().success());
+    assert!(daemon.command_of(&["db", "migrate"]).output().unwrap().status.success());
 
     control.set_rules(SLOW_TO_MAKE);
     let init = |name: &str| {

@@ -6,6 +6,9 @@
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+#[path = "port.rs"]
+mod port;
+
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
@@ -18,6 +21,8 @@ use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+
+pub use port::free_port;
 
 /// How long a start may take on a busy machine.
 const START: Duration = Duration::from_secs(60);
@@ -480,11 +485,6 @@ pub fn verify_chain(lines: &[String]) {
 /// Sends a signal to the process group that `pid` leads.
 pub fn signal(pid: u32, name: &str) {
     let _ = Command::new("kill").arg(format!("-{name}")).arg("--").arg(format!("-{pid}")).status();
-}
-
-/// A port that was free a moment ago: some tests must know the address before the daemon is ready.
-pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 fn files(dir: &Path) -> Vec<PathBuf> {

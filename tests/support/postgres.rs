@@ -12,8 +12,11 @@
 )]
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+#[allow(clippy::duplicate_mod, reason = "some programs have the daemon's support too, and some do not")]
+#[path = "port.rs"]
+mod port;
+
 use std::io::Write;
-use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -74,7 +77,7 @@ impl Postgres {
             .expect("initdb runs");
         assert!(initdb.status.success(), "initdb: {}", String::from_utf8_lossy(&initdb.stderr));
 
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
+        let port = port::free_port();
         let supervisor = user
             .command(Path::new("/bin/sh"))
             .args(["-c", SERVE, "sh"])
