@@ -2,7 +2,6 @@
 //!
 //! SQLite: one thread writes (`sqlite.rs`), a few read. PostgreSQL: a few do both (`postgres.rs`).
 
-use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -62,7 +61,7 @@ pub(super) struct Lanes {
     /// Where the PostgreSQL server is, for connections beside the threads'.
     server: Option<SecretString>,
     /// The single-daemon lock of SQLite; given back when the threads have ended.
-    lock: Mutex<Option<File>>,
+    lock: Mutex<Option<sqlite::DaemonLock>>,
 }
 
 impl Lanes {

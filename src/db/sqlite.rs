@@ -37,16 +37,26 @@ const TRUNCATE_EVERY: Duration = Duration::from_secs(30);
 const IDLE: Duration = Duration::from_millis(500);
 
 /// Takes the lock that keeps a second daemon off this file.
-pub(super) fn lock(path: &Path) -> Result<File, OpenError> {
+pub(super) fn lock(path: &Path) -> Result<DaemonLock, OpenError> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
     let mut options = fs::OpenOptions::new();
     let file = options.create(true).truncate(false).write(true).mode(0o600).open(&name);
     let file = file.map_err(|error| unreachable(format!("{}: {error}", Path::new(&name).display())))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(DaemonLock(file)),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(OpenError::InUse { path: path.display().to_string() }),
         Err(error) => Err(unreachable(format!("{}: {error}", Path::new(&name).display()))),
+    }
+}
+
+/// The lock that keeps a second daemon off the file.
+pub(super) struct DaemonLock(File);
+
+impl Drop for DaemonLock {
+    fn drop(&mut self) {
+        // Closing alone leaves it to whatever process was forked a moment ago and has not executed yet.
+        let _ = flock(&self.0, FlockOperation::Unlock);
     }
 }
 

@@ -234,8 +234,15 @@ impl TestDaemon {
     /// kill -9 and wait.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
-            signal(child.id(), "KILL");
+            let group = child.id();
+            signal(group, "KILL");
             child.wait().unwrap();
+            // Behind a wrapper the daemon is a process of its own, which may still hold its port.
+            let until = Instant::now() + START;
+            while is_running(group) {
+                assert!(Instant::now() < until, "killed and still running");
+                std::thread::sleep(Duration::from_millis(5));
+            }
         }
     }
 
@@ -485,6 +492,21 @@ pub fn verify_chain(lines: &[String]) {
 /// Sends a signal to the process group that `pid` leads.
 pub fn signal(pid: u32, name: &str) {
     let _ = Command::new("kill").arg(format!("-{name}")).arg("--").arg(format!("-{pid}")).status();
+}
+
+/// Whether any process of the group has its files open still.
+fn is_running(group: u32) -> bool {
+    let group = group.to_string();
+    let is_of_group = |process: &Path| {
+        let Ok(stat) = fs::read_to_string(process.join("stat")) else { return false };
+        // pid (name) state parent group ...: proc_pid_stat(5).
+        let mut fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace();
+        let ended = matches!(fields.next(), Some("Z" | "X") | None);
+        // Its first thread may have ended before the others have.
+        let threads = || fs::read_dir(process.join("task")).map_or(0, Iterator::count);
+        fields.nth(1) == Some(&group) && (!ended || threads() > 1)
+    };
+    fs::read_dir("/proc").unwrap().flatten().any(|entry| is_of_group(&entry.path()))
 }
 
 fn files(dir: &Path) -> Vec<PathBuf> {
