@@ -197,6 +197,32 @@ async fn deleted_bytes_are_gone_from_the_files() {
 }
 
 #[tokio::test]
+async fn deleted_bytes_are_gone_soon_after_a_reader_of_the_file_has_ended() {
+    let fixture = Fixture::sqlite();
+    let canary = "a-canary-that-must-disappear";
+    fixture.insert(canary).await.unwrap();
+    // Another program with a snapshot, such as a backup.
+    let file = fixture.directory.path().join("lacre.db");
+    let mut reader = SqliteConnection::establish(file.to_str().unwrap()).unwrap();
+    reader.batch_execute("BEGIN; SELECT count(*) FROM tenants").unwrap();
+    fixture.execute("DELETE FROM tenants").await.unwrap();
+
+    // Longer than the truncation waits for readers.
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    let gone = || !files(fixture.directory.path()).iter().any(|(_, bytes)| holds(bytes, canary.as_bytes()));
+    assert!(!gone(), "the reader kept nothing from happening");
+    drop(reader);
+
+    for _ in 0..150 {
+        if gone() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("the bytes are there still");
+}
+
+#[tokio::test]
 async fn a_full_disk_refuses_writes_and_heals() {
     let fixture = Fixture::sqlite();
     fixture.execute("PRAGMA max_page_count = 40").await.unwrap();

@@ -121,11 +121,13 @@ fn scrubbed(text: &str, url: &str) -> String {
     passwords(url).into_iter().fold(text.to_owned(), |text, password| text.replace(password, "***"))
 }
 
-/// A PostgreSQL connection for jobs. The limits keep a lost server from holding a thread for long.
+/// A PostgreSQL connection for jobs. The limits keep a lost server from holding a thread for long. A role or
+/// database that is set to acknowledge commits before they are durable is overruled.
 pub(super) fn postgres(url: &SecretString) -> Result<Conn, String> {
     let mut conn = postgres_bare(url)?;
     conn.batch_execute(
-        "SET statement_timeout = '10s'; SET lock_timeout = '5s'; SET client_min_messages = error",
+        "SET statement_timeout = '10s'; SET lock_timeout = '5s'; SET client_min_messages = error;
+         SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'",
     )
     .map_err(|error| scrubbed(&error.to_string(), url.expose_secret()))?;
     Ok(Conn::Postgres(conn))

@@ -35,6 +35,8 @@ const WAL_BYTES: u64 = 4 << 20;
 const TRUNCATE_EVERY: Duration = Duration::from_secs(30);
 /// ... and no longer than this after the last write.
 const IDLE: Duration = Duration::from_millis(500);
+/// ... unless somebody else reads the file: then it is tried again this often.
+const RETRY: Duration = Duration::from_secs(5);
 
 /// Takes the lock that keeps a second daemon off this file.
 pub(super) fn lock(path: &Path) -> Result<DaemonLock, OpenError> {
@@ -77,6 +79,7 @@ pub(super) fn start(
         poisoned: false,
         dirty: true,
         truncated: Instant::now(),
+        retry: Instant::now(),
     };
     let queue = Arc::clone(writing);
     let mut threads = vec![spawn("lacre-db-w", move || writer.serve(&queue))?];
@@ -187,6 +190,8 @@ struct Writer {
     /// Something was written since the write-ahead log was truncated.
     dirty: bool,
     truncated: Instant,
+    /// When a truncation that a reader kept from happening is tried again while nothing is written.
+    retry: Instant,
 }
 
 /// Why a whole group came to nothing.
@@ -200,7 +205,7 @@ impl Writer {
         loop {
             match queue.take(GROUP, IDLE) {
                 Taken::Jobs(jobs) => self.commit_together(jobs),
-                Taken::Idle if self.dirty => self.checkpoint("TRUNCATE"),
+                Taken::Idle if self.dirty && Instant::now() >= self.retry => self.checkpoint("TRUNCATE"),
                 Taken::Idle => {}
                 Taken::Closed => break,
             }
@@ -296,11 +301,13 @@ impl Writer {
         if self.poisoned {
             return;
         }
-        match conn.batch_execute(&format!("PRAGMA wal_checkpoint({mode})")) {
-            Ok(()) if mode == "TRUNCATE" => {
-                self.dirty = false;
-                self.truncated = Instant::now();
-            }
+        // A reader in the way is no error here but a row that says "busy".
+        let done = diesel::sql_query(format!("PRAGMA wal_checkpoint({mode})")).get_result::<Checkpoint>(conn);
+        if mode == "TRUNCATE" {
+            (self.truncated, self.retry) = (Instant::now(), Instant::now() + RETRY);
+        }
+        match done {
+            Ok(Checkpoint { busy: 0 }) if mode == "TRUNCATE" => self.dirty = false,
             Err(error) if error.to_string().contains("disk I/O error") => {
                 self.poisoned = true;
                 self.health.set_problem(Some(format!(
@@ -308,9 +315,16 @@ impl Writer {
                 )));
             }
             // A reader is in the way, or the disk is full: the log keeps everything until the next time.
-            Ok(()) | Err(_) => {}
+            Ok(_) | Err(_) => {}
         }
     }
+}
+
+/// The row that `PRAGMA wal_checkpoint` answers with.
+#[derive(QueryableByName)]
+struct Checkpoint {
+    #[diesel(sql_type = diesel::sql_types::Integer)]
+    busy: i32,
 }
 
 fn begin(conn: &mut Conn) -> QueryResult<()> {
