@@ -230,7 +230,7 @@ impl Vault {
 
 #[cfg(test)]
 mod tests {
-    use super::{ExternalContext, OpenItem, PlainValue, Vault};
+    use super::{ExternalContext, OpenItem, Plain, PlainValue, Vault};
     use crate::identity::Caller;
     use crate::ids::SecretId;
 
@@ -245,7 +245,7 @@ mod tests {
         sent(vault.rewrap(caller, None));
         sent(vault.reveal(caller, id, None));
         sent(vault.replace(caller, id, Some(1), value));
-        sent(vault.open_external(caller, Vec::<OpenItem>::new()));
+        sent(vault.open_external(caller, Vec::<OpenItem>::new(), Plain::len));
         sent(vault.seal_external(caller, Vec::new()));
         sent(vault.data_key(caller, &ExternalContext(String::new()), 32));
     }

@@ -155,9 +155,15 @@ impl Event {
 pub struct Note(Arc<Mutex<Vec<(&'static str, String)>>>);
 
 impl Note {
-    /// Adds a detail: a name or a number, never a value.
+    /// Adds a detail: a name or a number, never a value. Different values of one key, as the parts of
+    /// a batch may have, stand side by side with a comma: a record has every key once.
     pub fn add(&self, key: &'static str, value: impl Into<String>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push((key, value.into()));
+        let (mut details, value) = (self.0.lock().unwrap_or_else(PoisonError::into_inner), value.into());
+        match details.iter_mut().find(|(known, _)| *known == key) {
+            Some((_, known)) if known.split(',').any(|one| one == value) => {}
+            Some((_, known)) => *known = format!("{known},{value}"),
+            None => details.push((key, value)),
+        }
     }
 
     pub(super) fn take(&self) -> Vec<(&'static str, String)> {

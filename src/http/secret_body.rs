@@ -25,6 +25,11 @@ impl SecretBody {
     pub(super) fn copy_of(value: &[u8]) -> Self {
         Self::new(Zeroizing::new(value.to_vec()))
     }
+
+    /// What will be sent.
+    pub(super) fn bytes(&self) -> &[u8] {
+        self.0.as_ref().map_or(&[], |bytes| bytes)
+    }
 }
 
 struct Owner(Zeroizing<Vec<u8>>);
@@ -69,6 +74,12 @@ impl SecretJson {
     /// Verbatim, for punctuation and names.
     pub(super) fn raw(&mut self, text: &str) -> &mut Self {
         self.0.extend_from_slice(text.as_bytes());
+        self
+    }
+
+    /// JSON that was written before, such as one item of a batch.
+    pub(super) fn part(&mut self, body: &SecretBody) -> &mut Self {
+        self.0.extend_from_slice(body.bytes());
         self
     }
 

@@ -75,18 +75,24 @@ impl Vault {
     }
 
     /// Opens what [`Vault::seal_external`] or [`Vault::data_key`] made, one result per item, at most 100 items.
+    /// Each value is given to `render` as soon as it is open: a batch that kept its values would take
+    /// more guarded memory than there is, and batches would wait for each other's.
     ///
     /// # Errors
     /// As [`Vault::seal_external`]; a wrong context is [`VaultError::DoesNotOpen`] of its item.
-    pub async fn open_external(
+    pub async fn open_external<T>(
         &self,
         caller: &Caller,
         items: Vec<OpenItem>,
-    ) -> Result<Vec<Result<Plain, VaultError>>, VaultError> {
+        render: impl Fn(&Plain) -> T,
+    ) -> Result<Vec<Result<T, VaultError>>, VaultError> {
         let event = batch_event(Action::OpenExternal, items.iter().map(|item| &item.context));
         self.audited(caller, Scope::CryptoUse, event, |note| async move {
             check::batch(items.len())?;
-            let open = |item: OpenItem| async move { self.open_one(caller, &item).await };
+            let render = &render;
+            let open = |item: OpenItem| async move {
+                self.open_one(caller, &item).await.map(|plain| render(&plain))
+            };
             let results: Vec<_> = stream::iter(items).map(open).buffered(AT_ONCE).collect().await;
             count_failures(&note, &results);
             Ok(results)

@@ -276,7 +276,32 @@ async fn callers_seal_and_open_what_they_keep_themselves() {
         let items = vec![json!({ "context": "c", "value": "v" }); count];
         problem(api.post("/v1/seal", &json!({ "items": items })).await, 422, "invalid").await;
     }
-    let incidents = api.audit_lines().await.iter().filter(|line| line.contains("incident.")).count();
+    let lines = api.audit_lines().await;
+    let incidents = lines.iter().filter(|line| line.contains("incident.")).count();
     assert_eq!(incidents, 0, "a caller's mistake is no incident");
+    let twice = lines.iter().find(|line| line.matches("\"kek_version\"").count() > 1);
+    assert_eq!(twice, None, "a member that stands twice");
+    daemon.finish().await;
+}
+
+#[tokio::test]
+async fn batches_as_large_as_they_may_be_open_whole_and_beside_each_other() {
+    let daemon = TestDaemon::dev().await;
+    let api = daemon.api().await;
+    // Above a slot of guarded memory: there are 64 buffers for such values, and 100 in each batch.
+    let value = format!("{}{}", daemon.secret("large"), "x".repeat(5000));
+    let items: Vec<_> = (0..100).map(|_| json!({ "context": "c", "value": value })).collect();
+    let batch: Value = api.post("/v1/seal", &json!({ "items": items })).await.json().await.unwrap();
+    let back: Vec<_> =
+        (0..100).map(|n| json!({ "context": "c", "sealed": batch["items"][n]["sealed"] })).collect();
+    let body = json!({ "items": back });
+
+    let open = || async { api.post("/v1/open", &body).await.json::<Value>().await.unwrap() };
+    let (a, b, c, d) = tokio::join!(open(), open(), open(), open());
+    for opened in [a, b, c, d] {
+        for item in opened["items"].as_array().unwrap() {
+            assert_eq!(item["value"], STANDARD.encode(&value), "{item}");
+        }
+    }
     daemon.finish().await;
 }

@@ -10,10 +10,10 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::values::{bytes_response, json_response, wants_bytes};
+use super::values::{finish, json_response, wants_bytes};
 use crate::http::body::{JsonBody, Text, plain_value, public_base64};
 use crate::http::problem::{Code, Problem};
-use crate::http::secret_body::{SecretJson, base64_len};
+use crate::http::secret_body::{SecretBody, SecretJson, base64_len};
 use crate::identity::Caller;
 use crate::vault::{ExternalContext, OpenItem, Plain, SealItem, Vault};
 
@@ -145,44 +145,41 @@ pub(super) async fn open(
 ) -> Result<HttpResponse, Problem> {
     let (entries, is_batch) = body.parse::<OpenBody>()?.into_entries()?;
     let (items, results) = sorted(entries.into_iter().map(OpenEntry::into_item));
-    let opened = vault.open_external(&caller, items).await?;
-    let mut results = merged(results, opened)?;
+    let as_bytes = !is_batch && wants_bytes(&request);
+    let render = |plain: &Plain| if as_bytes { plain.with(SecretBody::copy_of) } else { opened(plain) };
+    let mut results = merged(results, vault.open_external(&caller, items, render).await?)?;
     if is_batch {
         return Ok(json_response(HttpResponse::Ok(), opened_batch(&results)));
     }
     let one = results.pop().ok_or_else(|| Problem::new(Code::Internal))??;
-    if wants_bytes(&request) {
-        return Ok(bytes_response(HttpResponse::Ok(), &one));
-    }
-    let mut json = SecretJson::with_capacity(base64_len(one.len()) + 64);
-    put_opened(&mut json, &one);
-    Ok(json_response(HttpResponse::Ok(), json))
+    let media = if as_bytes { "application/octet-stream" } else { "application/json" };
+    Ok(finish(HttpResponse::Ok(), media, one))
 }
 
-fn put_opened(json: &mut SecretJson, value: &Plain) {
+fn opened(value: &Plain) -> SecretBody {
+    let mut json = SecretJson::with_capacity(base64_len(value.len()) + 64);
     json.raw("{\"encoding\":\"base64\",\"value\":");
     value.with(|bytes| {
         json.base64(bytes);
     });
     json.raw("}");
+    json.finish()
 }
 
-fn opened_batch(results: &[Result<Plain, Problem>]) -> SecretJson {
+fn opened_batch(results: &[Result<SecretBody, Problem>]) -> SecretJson {
     let errors: Vec<_> =
         results.iter().map(|one| one.as_ref().err().map(|error| failed(error).to_string())).collect();
     let len = results.iter().zip(&errors).map(|(one, error)| {
-        64 + error.as_ref().map_or(0, String::len) + one.as_ref().map_or(0, |plain| base64_len(plain.len()))
+        1 + error.as_ref().map_or(0, String::len) + one.as_ref().map_or(0, |body| body.bytes().len())
     });
     let mut json = SecretJson::with_capacity(len.sum::<usize>() + 32);
     json.raw("{\"items\":[");
     for (index, (one, error)) in results.iter().zip(&errors).enumerate() {
         json.raw(if index == 0 { "" } else { "," });
         match (one, error) {
-            (Ok(plain), _) => put_opened(&mut json, plain),
-            (Err(_), error) => {
-                json.raw(error.as_deref().unwrap_or("null"));
-            }
-        }
+            (Ok(body), _) => json.part(body),
+            (Err(_), error) => json.raw(error.as_deref().unwrap_or("null")),
+        };
     }
     json.raw("]}");
     json

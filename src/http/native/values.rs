@@ -46,7 +46,7 @@ pub(super) fn wants_bytes(request: &HttpRequest) -> bool {
     })
 }
 
-pub(super) fn bytes_response(response: HttpResponseBuilder, value: &Plain) -> HttpResponse {
+fn bytes_response(response: HttpResponseBuilder, value: &Plain) -> HttpResponse {
     finish(response, "application/octet-stream", value.with(SecretBody::copy_of))
 }
 
@@ -54,7 +54,11 @@ pub(super) fn json_response(response: HttpResponseBuilder, json: SecretJson) -> 
     finish(response, "application/json", json.finish())
 }
 
-fn finish(mut response: HttpResponseBuilder, media: &str, body: SecretBody) -> HttpResponse<BoxBody> {
+pub(super) fn finish(
+    mut response: HttpResponseBuilder,
+    media: &str,
+    body: SecretBody,
+) -> HttpResponse<BoxBody> {
     response.insert_header((header::CACHE_CONTROL, "no-store")).content_type(media);
     response
         .message_body(body)
