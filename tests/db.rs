@@ -255,6 +255,9 @@ async fn a_second_daemon_is_kept_off_the_file() {
 
     assert!(matches!(Db::open(&fixture.url, &MIGRATE), Err(OpenError::InUse { .. })));
     assert!(matches!(migrate::migrate(&fixture.url), Err(OpenError::InUse { .. })));
+    let other_name = fixture.directory.path().join("other-name.db");
+    std::os::unix::fs::symlink("lacre.db", &other_name).unwrap();
+    assert!(matches!(Db::open(&Url::sqlite(other_name), &MIGRATE), Err(OpenError::InUse { .. })));
     assert!(migrate::status(&fixture.url).unwrap().iter().all(|migration| migration.applied));
 
     fixture.db.close();
@@ -361,6 +364,26 @@ async fn both_engines_have_the_tables_and_columns_of_the_schema() {
 
     assert_eq!(sqlite, postgres);
     assert_eq!(sqlite, columns_of_schema());
+}
+
+#[tokio::test]
+async fn commits_are_durable_whatever_the_database_is_set_to() {
+    let fixture = Fixture::postgres();
+    let name = fixture.url.to_string().split(['/', '?']).nth(3).unwrap().to_owned();
+    fixture.execute(&format!("ALTER DATABASE {name} SET synchronous_commit = off")).await.unwrap();
+
+    let other = Db::open(&fixture.url, &MIGRATE).unwrap();
+    let setting = |conn: &mut Conn| {
+        let query = diesel::sql_query("SELECT current_setting('synchronous_commit') AS id");
+        Ok::<Vec<Named>, DbError>(with_conn!(conn, |c| query.load(c))?)
+    };
+    assert_eq!(other.read(setting).await.unwrap()[0].id, "on");
+}
+
+#[derive(QueryableByName)]
+struct Named {
+    #[diesel(sql_type = Text)]
+    id: String,
 }
 
 #[tokio::test]

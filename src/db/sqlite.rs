@@ -38,9 +38,10 @@ const IDLE: Duration = Duration::from_millis(500);
 /// ... unless somebody else reads the file: then it is tried again this often.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// Takes the lock that keeps a second daemon off this file.
+/// Takes the lock that keeps a second daemon off this file, also if it knows it by a symbolic link.
 pub(super) fn lock(path: &Path) -> Result<DaemonLock, OpenError> {
-    let mut name = path.as_os_str().to_owned();
+    // A file that is yet to be made has no other name.
+    let mut name = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()).into_os_string();
     name.push(".lock");
     let mut options = fs::OpenOptions::new();
     let file = options.create(true).truncate(false).write(true).mode(0o600).open(&name);

@@ -122,7 +122,7 @@ pub enum StartError {
     },
 }
 
-/// Why [`unlatch`] changed nothing.
+/// Why [`unlatch`] did not allow logins.
 #[derive(Debug, thiserror::Error)]
 pub enum UnlatchError {
     /// The configuration or the library.
@@ -189,7 +189,7 @@ fn token(config: &Config, arena: &Arena) -> Result<Arc<Token>, StartError> {
 /// that logins stay off.
 ///
 /// # Errors
-/// [`UnlatchError`]: logins are as they were.
+/// [`UnlatchError`]: the latch may be cleared already; no PIN was sent.
 pub fn unlatch(config: &Config, arena: &Arena, force: bool) -> Result<Option<String>, UnlatchError> {
     let token = token(config, arena)?;
     let done = token.unlatch(force);
