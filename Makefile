@@ -43,7 +43,7 @@ fmt: ## Format the code
 	cargo fmt
 	cargo fmt --manifest-path tests/backend/shim/Cargo.toml
 
-soak: ## Kill the daemon at every single write to its database (half an hour)
+soak: ## Kill the daemon at every single write to its database (a quarter of an hour)
 	@scripts/deps.sh test
 	cargo test --locked --test crash -- --ignored --nocapture
 

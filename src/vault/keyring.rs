@@ -2,9 +2,10 @@
 //!
 //! The ring in memory repeats the table and is at most five seconds behind it: for so long a daemon
 //! may go on sealing under a version that another daemon has just retired, which still opens.
-//! Wraps are counted before they are made: a block of them is reserved in the database, so the
-//! stored counter never says less than what was made. When the budget does not allow another block,
-//! a new version is made first.
+//! Wraps are counted before they are made: a block of them is reserved in the database, so a crash
+//! loses none. A wrap that is repeated (a lost session, a DEK that waited too long) counts once: the
+//! budget, at most 2^31, leaves as much again to the 2^32 of SP 800-38D. When the budget does not
+//! allow another block, a new version is made first.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};

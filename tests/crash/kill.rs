@@ -115,7 +115,7 @@ async fn killed_at_a_write_it_loses_nothing_acknowledged_and_shows_nothing_half_
 }
 
 #[tokio::test]
-#[ignore = "half an hour: make soak"]
+#[ignore = "a quarter of an hour: make soak"]
 async fn killed_at_every_write_it_loses_nothing_acknowledged_and_shows_nothing_half_done() {
     let all = |counts: [usize; CALLS.len()]| {
         let each = CALLS.into_iter().zip(counts);
