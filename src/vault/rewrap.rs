@@ -233,7 +233,11 @@ impl Vault {
     /// Wraps one record's DEK anew. An error means: try again later.
     async fn move_record(&self, job: &Job, record: ToRewrap) -> Result<Moved, VaultError> {
         let system = Caller::system("rewrap", job.tenant.clone());
-        let (id, version) = (record.position.secret.as_str(), record.position.version);
+        let id = record.position.secret.as_str();
+        let Ok(version) = u64::try_from(record.position.version) else {
+            self.incident(&system, id, 0).await;
+            return Ok(Moved::Not("integrity"));
+        };
         let wrapped = WrappedKey::from_bytes(&record.wrapped_dek).ok();
         let from = match &wrapped {
             Some(wrapped) => self.kek_for_opening(&job.tenant, wrapped).await?,

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use reqwest::{Method, StatusCode};
-use serde_json::Value;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::task::JoinSet;
 
@@ -128,6 +128,39 @@ async fn versions_and_garbage(engine: Engine) {
     stage.daemon.finish().await;
 }
 on_both!(versions_and_cut_columns_do_not_open, versions_and_garbage);
+
+async fn columns_that_only_count(engine: Engine) {
+    let stage = Stage::on(engine, "").await;
+    let (daemon, api) = (&stage.daemon, stage.daemon.api().await);
+    let names = ["below", "above", "no-version", "sound"];
+    let mut ids = Vec::new();
+    for name in names {
+        ids.push(stored(&api, name, &daemon.secret(name)).await);
+    }
+    let spoil = |id: &str, what: &str| {
+        stage.run(&format!("UPDATE secret_versions SET {what} WHERE secret_id = '{id}'"));
+    };
+    spoil(&ids[0], "kek_version = -1");
+    spoil(&ids[1], "kek_version = 4294967296");
+    spoil(&ids[2], "version = -5");
+
+    api.post("/v1/keks/rotate", &json!({})).await.error_for_status().unwrap();
+    let keks: Value = api.get("/v1/keks").await.error_for_status().unwrap().json().await.unwrap();
+    assert_eq!(keks["items"][1]["records"], 2, "{keks}");
+    let job: Value = api.post("/v1/keks/rewrap", &json!({})).await.json().await.unwrap();
+    let job = api.job(job["id"].as_str().unwrap()).await;
+
+    // The row that has no place cannot be moved and is on record; the others are, and the job ends.
+    assert_eq!((&job["state"], &job["done"], &job["failed"]), (&json!("failed"), &json!(2), &json!(1)));
+    assert_eq!(incidents(&api).await[0]["object"]["id"], ids[2].as_str());
+    for at in [0, 1, 3] {
+        assert_eq!(api.value(&ids[at]).await, daemon.secret(names[at]));
+    }
+    let keks: Value = api.get("/v1/keks").await.json().await.unwrap();
+    assert_eq!((&keks["items"][0]["records"], &keks["items"][1]["records"]), (&json!(2), &json!(1)));
+    stage.daemon.finish().await;
+}
+on_both!(impossible_counts_hinder_nobody, columns_that_only_count);
 
 async fn a_thousand_times_the_same(engine: Engine) {
     const TIMES: usize = 1000;

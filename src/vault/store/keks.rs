@@ -150,22 +150,29 @@ pub(in crate::vault) fn records(conn: &mut Conn, tenant: &TenantId) -> Result<BT
         .group_by(v::kek_version)
         .select((v::kek_version, count_star()));
     let rows: Vec<(i64, i64)> = with_conn!(conn, |c| query.load(c))?;
-    let count = |(version, count): (i64, i64)| {
-        let impossible = || DbError::impossible("secret_versions", tenant.as_str());
-        Ok((
-            u32::try_from(version).map_err(|_| impossible())?,
-            u64::try_from(count).map_err(|_| impossible())?,
-        ))
-    };
-    rows.into_iter().map(count).collect()
+    let mut counts = BTreeMap::new();
+    for (version, count) in rows {
+        // The column decides nothing. What no version can be is counted as that of none, which is 0.
+        let version = u32::try_from(version).unwrap_or(0);
+        *counts.entry(version).or_insert(0) += unsigned("secret_versions", tenant.as_str(), count)?;
+    }
+    Ok(counts)
 }
 
-/// Where a rewrap is: after this record. Ordered as the index of `secret_versions` is.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+/// Where a rewrap is: after this record. Ordered as the index of `secret_versions` is. Whatever stands
+/// in the columns is a position: a row that cannot be must not keep the others from being moved.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::vault) struct Position {
-    pub(in crate::vault) kek_version: u32,
+    pub(in crate::vault) kek_version: i64,
     pub(in crate::vault) secret: String,
-    pub(in crate::vault) version: u64,
+    pub(in crate::vault) version: i64,
+}
+
+impl Default for Position {
+    /// Before every record.
+    fn default() -> Self {
+        Self { kek_version: i64::MIN, secret: String::new(), version: i64::MIN }
+    }
 }
 
 impl Position {
@@ -208,10 +215,10 @@ pub(in crate::vault) fn to_rewrap(
     limit: i64,
 ) -> Result<Vec<ToRewrap>, DbError> {
     use secret_versions as v;
-    let at = i64::from(position.kek_version);
+    let at = position.kek_version;
     let after = v::secret_id
         .gt(&position.secret)
-        .or(v::secret_id.eq(&position.secret).and(v::version.gt(signed(position.version))));
+        .or(v::secret_id.eq(&position.secret).and(v::version.gt(position.version)));
     let of_tenant = v::tenant_id.eq(tenant.as_str()).and(v::kek_version.lt(i64::from(target)));
     // Two statements, because each walks the index in its order; one with OR would sort everything.
     let here = v::table
@@ -229,13 +236,11 @@ pub(in crate::vault) fn to_rewrap(
         let more: Vec<(i64, String, i64, Vec<u8>)> = with_conn!(conn, |c| beyond.load(c))?;
         rows.extend(more);
     }
-    let record = |(kek_version, secret, version, wrapped_dek): (i64, String, i64, Vec<u8>)| {
-        let impossible = || DbError::impossible("secret_versions", &secret);
-        let kek_version = u32::try_from(kek_version).map_err(|_| impossible())?;
-        let version = u64::try_from(version).map_err(|_| impossible())?;
-        Ok(ToRewrap { position: Position { kek_version, secret: secret.clone(), version }, wrapped_dek })
+    let record = |(kek_version, secret, version, wrapped_dek)| ToRewrap {
+        position: Position { kek_version, secret, version },
+        wrapped_dek,
     };
-    rows.into_iter().map(record).collect()
+    Ok(rows.into_iter().map(record).collect())
 }
 
 /// How many records are under a KEK version below `target`.
@@ -258,7 +263,7 @@ pub(in crate::vault) fn swap_wrap(
 ) -> Result<bool, DbError> {
     use secret_versions as v;
     let update = diesel::update(v::table)
-        .filter(v::secret_id.eq(&old.position.secret).and(v::version.eq(signed(old.position.version))))
+        .filter(v::secret_id.eq(&old.position.secret).and(v::version.eq(old.position.version)))
         .filter(v::tenant_id.eq(tenant.as_str()).and(v::wrapped_dek.eq(&old.wrapped_dek)))
         .set((v::wrapped_dek.eq(wrapped_dek), v::kek_version.eq(i64::from(kek_version))));
     Ok(with_conn!(conn, |c| update.execute(c))? == 1)
