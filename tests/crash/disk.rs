@@ -29,11 +29,7 @@ async fn a_call_that_fails_is_refused_and_not_half_applied() {
         assert_eq!(daemon.anonymous(Method::GET, "/livez").send().await.unwrap().status(), StatusCode::OK);
         assert!(fs::read_to_string(log).unwrap().contains("(INJECTED)"), "{fault} did not happen");
         daemon.kill();
-        daemon.set_options(serve(&[]));
-        daemon.run().await;
-        model.check(&daemon).await;
-        daemon.kill();
-        integrity(&daemon);
+        model.check_restarted(&mut daemon).await;
     }
     daemon.finish().await;
 }

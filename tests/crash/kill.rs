@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Instant;
 
 use crate::daemon::TestDaemon;
-use crate::model::{Model, integrity, serve};
+use crate::model::{Model, serve};
 
 /// Everything with which SQLite changes its files.
 const CALLS: [&str; 4] = ["pwrite64", "fsync", "ftruncate", "unlink"];
@@ -69,11 +69,7 @@ async fn sweep(points: impl Fn([usize; CALLS.len()]) -> Vec<(&'static str, usize
         let mut round = 0;
         for &(call, when) in chunk {
             killed += usize::from(killed_at(&mut daemon, (&mut model, &mut round), call, when).await);
-            daemon.set_options(serve(&[]));
-            daemon.run().await;
-            model.check(&daemon).await;
-            daemon.kill();
-            integrity(&daemon);
+            model.check_restarted(&mut daemon).await;
         }
         daemon.finish().await;
         println!("at {call:?}, {:?}", began.elapsed(), call = chunk.last());

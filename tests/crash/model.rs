@@ -176,6 +176,15 @@ impl Model {
         Ok(body["items"][0]["id"].as_str().map(str::to_owned))
     }
 
+    /// Starts the daemon undisturbed, checks what it serves, kills it, and checks its files.
+    pub async fn check_restarted(&mut self, daemon: &mut TestDaemon) {
+        daemon.set_options(serve(&[]));
+        daemon.run().await;
+        self.check(daemon).await;
+        daemon.kill();
+        integrity(daemon);
+    }
+
     /// C1 and C2: what is there is what was acknowledged, or one of the two sides of a missing answer.
     /// C3: the chain holds, every intent has one outcome, and no value left without a record. C5: it
     /// answers. The daemon must be ready.
