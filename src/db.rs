@@ -147,12 +147,12 @@ impl Db {
         self.lanes.write(work).await
     }
 
-    /// Waits for the turn to do what only one of the daemons on this database may do at a time, for at
-    /// most 75 s. On SQLite there is one daemon. Not for what may not happen twice at all: a daemon
-    /// that is cut off from the database loses its turn without noticing.
+    /// Waits for the turn to do what may be done once at a time only, in this daemon and in all others on
+    /// this database, for at most 30 s. Not for what may not happen twice at all: a daemon that is cut
+    /// off from the database loses its turn after a minute.
     ///
     /// # Errors
-    /// [`DbError::Unavailable`] if the database does not answer or another daemon does not end its turn.
+    /// [`DbError::Unavailable`] if the database does not answer or somebody does not end their turn.
     pub async fn turn(&self, name: TurnName) -> Result<Turn, DbError> {
         self.lanes.turn(name).await
     }

@@ -18,6 +18,7 @@ mod latch;
 pub mod pkcs11;
 mod queue;
 mod recovery;
+mod request;
 mod worker;
 
 use std::sync::Arc;
@@ -294,7 +295,21 @@ impl KeyAdmin {
     /// # Errors
     /// See [`SealError`]; after [`SealError::Unknown`] call it again with the same planned key.
     pub async fn generate(&self, planned: &KeyRef) -> Result<KeyRef, SealError> {
-        self.lanes.generate(planned).await
+        self.generate_holding(planned, ()).await
+    }
+
+    /// As [`KeyAdmin::generate`], and drops `held` when the device has ended the call: later than this
+    /// returns if it hangs, or if the caller goes away. Until then a second call for the same planned
+    /// key could make a second object, so whatever keeps others from calling belongs into `held`.
+    ///
+    /// # Errors
+    /// As [`KeyAdmin::generate`].
+    pub async fn generate_holding(
+        &self,
+        planned: &KeyRef,
+        held: impl Send + 'static,
+    ) -> Result<KeyRef, SealError> {
+        self.lanes.generate(planned, Box::new(held)).await
     }
 
     /// Destroys the key on the device. Destroying what is not there is a success.

@@ -7,10 +7,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use secrecy::SecretString;
+use tokio::sync::Mutex as AsyncMutex;
+use tokio::time::timeout;
 
 use super::connect::Target;
 use super::queue::Queue;
-use super::{Conn, DbError, Engine, OpenError, OpenOptions, Turn, TurnName, Url, postgres, sqlite};
+use super::{Conn, DbError, Engine, OpenError, OpenOptions, Turn, TurnName, Url, postgres, sqlite, turn};
 
 /// The database's status.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -60,6 +62,8 @@ pub(super) struct Lanes {
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// Where the PostgreSQL server is, for connections beside the threads'.
     server: Option<SecretString>,
+    /// Whose turn it is in this daemon.
+    turn: Arc<AsyncMutex<()>>,
     /// The single-daemon lock of SQLite; given back when the threads have ended.
     lock: Mutex<Option<sqlite::DaemonLock>>,
 }
@@ -88,6 +92,7 @@ impl Lanes {
             health,
             threads: Mutex::new(threads),
             server,
+            turn: Arc::default(),
             lock: Mutex::new(lock),
         })
     }
@@ -111,9 +116,11 @@ impl Lanes {
     }
 
     pub(super) async fn turn(&self, name: TurnName) -> Result<Turn, DbError> {
+        let here = timeout(turn::PATIENCE, Arc::clone(&self.turn).lock_owned()).await;
+        let here = here.map_err(|_| turn::not_given(name))?;
         match &self.server {
-            Some(url) => Turn::take(url.clone(), name).await,
-            None => Ok(Turn::alone()),
+            Some(url) => Turn::take(url.clone(), name, here).await,
+            None => Ok(Turn::alone(here)),
         }
     }
 

@@ -1,29 +1,34 @@
-//! What one daemon at a time does, among all that share a PostgreSQL database.
+//! What one piece of work at a time does, among all daemons that share a database.
 //!
-//! The row of the thing's name in `turns` is locked by a transaction on a connection of its own, so
-//! a daemon that dies gives its turn back when its connection ends, and nothing has to expire first.
+//! Within a daemon a mutex says whose turn it is. Among daemons on PostgreSQL, the row of the thing's
+//! name in `turns` is locked by a transaction on a connection of its own, so a daemon that dies gives
+//! its turn back when its connection ends, and nothing has to expire first.
 
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use diesel::PgConnection;
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
 use diesel::prelude::{ExpressionMethods, OptionalExtension, QueryDsl, RunQueryDsl};
 use secrecy::SecretString;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedMutexGuard, oneshot};
 
 use super::lanes::spawn;
 use super::schema::turns;
 use super::{DbError, connect};
 
-/// How long somebody waits for a turn. Making a key takes up to fifteen times the device's deadline.
-const PATIENCE: Duration = Duration::from_secs(75);
+/// How long somebody waits for a turn: as long as the device is given to make a key, by default.
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_millis(100);
+/// How often the connection of a turn says that it is in use; the server ends one that is silent for a minute.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
 
 /// A turn; it ends when this is dropped.
 #[must_use = "the turn ends when it is dropped"]
 pub struct Turn {
+    /// Ends first: who is next in this daemon finds the row free.
     _end: Option<mpsc::Sender<()>>,
+    _here: OwnedMutexGuard<()>,
 }
 
 /// What one daemon at a time does. The names are rows of `turns`.
@@ -43,20 +48,31 @@ impl Name {
 }
 
 impl Turn {
-    /// The turn of the only daemon.
-    pub(super) const fn alone() -> Self {
-        Self { _end: None }
+    /// The turn of a daemon that shares its database with none.
+    pub(super) const fn alone(here: OwnedMutexGuard<()>) -> Self {
+        Self { _end: None, _here: here }
     }
 
-    /// Waits for the turn on a thread with a connection of its own.
-    pub(super) async fn take(url: SecretString, name: Name) -> Result<Self, DbError> {
+    /// Waits for the turn among daemons, on a thread with a connection of its own.
+    pub(super) async fn take(
+        url: SecretString,
+        name: Name,
+        here: OwnedMutexGuard<()>,
+    ) -> Result<Self, DbError> {
         let (granted, grant) = oneshot::channel();
         let (end, ended) = mpsc::channel();
         spawn("lacre-db-turn", move || hold(&url, name, granted, &ended))
             .map_err(|_| DbError::Unavailable(None))?;
         grant.await.unwrap_or(Err(DbError::Unavailable(None)))?;
-        Ok(Self { _end: Some(end) })
+        Ok(Self { _end: Some(end), _here: here })
     }
+}
+
+/// Nobody gave the turn up in time.
+pub(super) fn not_given(name: Name) -> DbError {
+    let (what, patience) = (name.row(), PATIENCE.as_secs());
+    tracing::warn!(what, patience, "another one has the turn, as a call that hangs in the device does");
+    DbError::Unavailable(None)
 }
 
 fn hold(
@@ -69,10 +85,14 @@ fn hold(
         Ok(conn) => (Some(conn), Ok(())),
         Err(error) => (None, Err(error)),
     };
-    if granted.send(answer).is_ok() && conn.is_some() {
-        // Nothing is ever sent: this returns when the turn is dropped. The connection ends with this
-        // thread, and the transaction with it.
-        let _ = ended.recv();
+    let (Ok(()), Some(mut conn)) = (granted.send(answer), conn) else { return };
+    // Nothing is ever sent: the wait ends when the turn is dropped. The connection ends with this thread,
+    // and the transaction with it.
+    while ended.recv_timeout(SIGN_OF_LIFE) == Err(RecvTimeoutError::Timeout) {
+        if conn.batch_execute("SELECT 1").is_err() {
+            tracing::error!(what = name.row(), "the turn is lost: its database connection ended");
+            return;
+        }
     }
 }
 
@@ -80,7 +100,7 @@ fn hold(
 fn lock(url: &SecretString, name: Name, given_up: impl Fn() -> bool) -> Result<PgConnection, DbError> {
     let mut conn = connect::postgres_bare(url).map_err(|_| DbError::Unavailable(None))?;
     // A daemon that is cut off without a word must not keep the turn for as long as TCP believes in it.
-    conn.batch_execute("SET idle_in_transaction_session_timeout = '5min'; SET statement_timeout = '10s'")?;
+    conn.batch_execute("SET idle_in_transaction_session_timeout = '1min'; SET statement_timeout = '10s'")?;
     let until = Instant::now() + PATIENCE;
     while Instant::now() < until && !given_up() {
         AnsiTransactionManager::begin_transaction(&mut conn)?;
@@ -92,5 +112,5 @@ fn lock(url: &SecretString, name: Name, given_up: impl Fn() -> bool) -> Result<P
         AnsiTransactionManager::rollback_transaction(&mut conn)?;
         std::thread::sleep(RETRY);
     }
-    Err(DbError::Unavailable(None))
+    Err(not_given(name))
 }

@@ -16,13 +16,13 @@ use sha2::{Digest, Sha256, Sha384};
 use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
-use crate::seal::backend::{Backend, BackendError};
-use crate::seal::envelope::DEK_LEN;
+use crate::seal::backend::BackendError;
 use crate::seal::guarded::SecretBuf;
 use crate::seal::key::{Alg, Kek, KeyRef, PublicKey, Signature, WrappedDek};
 use crate::seal::pkcs11::{Session, Token};
 use crate::seal::queue::Queue;
 use crate::seal::recovery::Breaker;
+use crate::seal::request::{Answer, Output, Request};
 use crate::seal::{KeyReport, SealError};
 
 pub(crate) use crate::seal::queue::Priority;
@@ -34,60 +34,13 @@ const BATCH_TIME: Duration = Duration::from_millis(1);
 /// How often an idle thread looks whether it was abandoned.
 const IDLE: Duration = Duration::from_millis(500);
 
-/// What a lane can be asked for. Self-contained: no handle, pointer or borrowed buffer crosses, so
-/// that the same requests can go to another process later (reliability.md, D4).
-enum Request {
-    /// Fill the slot with a fresh DEK and wrap it.
-    Wrap {
-        kek: KeyRef,
-        dek: SecretBuf,
-        aad: Vec<u8>,
-        fresh: bool,
-    },
-    Unwrap {
-        kek: KeyRef,
-        wrapped: WrappedDek,
-        aad: Vec<u8>,
-        out: SecretBuf,
-    },
-    Sign {
-        key: KeyRef,
-        alg: Alg,
-        digest: Vec<u8>,
-    },
-    Mac {
-        key: KeyRef,
-        message: Zeroizing<Vec<u8>>,
-    },
-    PublicKey {
-        key: KeyRef,
-    },
-    Generate {
-        planned: KeyRef,
-    },
-    Destroy {
-        key: KeyRef,
-    },
-    Inspect {
-        key: KeyRef,
-    },
-    Capabilities,
-}
-
-enum Answer {
-    Wrapped(WrappedDek, SecretBuf),
-    Dek(SecretBuf),
-    Signature(Signature),
-    Mac([u8; 32]),
-    PublicKey(PublicKey),
-    Generated(KeyRef),
-    Destroyed,
-    Report(KeyReport),
-    Capabilities(serde_json::Value),
-}
+/// What a caller wants kept for as long as its call may run.
+pub(crate) type Held = Box<dyn Send>;
 
 struct Job {
     request: Request,
+    /// Dropped when the job's call has ended or will never begin, whether or not anybody waits for it.
+    held: Held,
     deadline: Instant,
     reply: oneshot::Sender<Result<Answer, SealError>>,
 }
@@ -257,12 +210,23 @@ impl Lanes {
         request: Request,
         operation: &'static str,
     ) -> Result<Answer, SealError> {
+        self.ask_holding(lane, (priority, flow), request, operation, Box::new(())).await
+    }
+
+    async fn ask_holding(
+        &self,
+        lane: &Lane,
+        (priority, flow): (Priority, u64),
+        request: Request,
+        operation: &'static str,
+        held: Held,
+    ) -> Result<Answer, SealError> {
         self.breaker.admit()?;
         let (reply, answer) = oneshot::channel();
         // Making an RSA key takes seconds on some devices; everything else shares one deadline.
         let patience = if lane.read_write { self.deadline * 15 } else { self.deadline };
         let deadline = Instant::now() + patience;
-        let job = Job { request, deadline, reply };
+        let job = Job { request, held, deadline, reply };
         lane.queue.push(priority, flow, job).map_err(|_| SealError::Busy {
             what: "the device's queue",
             retry_after: Duration::from_secs(1),
@@ -347,8 +311,10 @@ impl Lanes {
         }
     }
 
-    pub(crate) async fn generate(&self, planned: &KeyRef) -> Result<KeyRef, SealError> {
-        match self.administer(Request::Generate { planned: planned.clone() }, "generate").await? {
+    pub(crate) async fn generate(&self, planned: &KeyRef, held: Held) -> Result<KeyRef, SealError> {
+        let request = Request::Generate { planned: planned.clone() };
+        let turn = (Priority::Foreground, 0);
+        match self.ask_holding(&self.admin, turn, request, "generate", held).await? {
             Answer::Generated(key) => Ok(key),
             _ => Err(mismatch("generate")),
         }
@@ -446,6 +412,7 @@ impl Worker<'_> {
         self.pulse.busy_since.store(self.lanes.millis(), Ordering::Release);
         let answer = self.perform(job.request);
         self.pulse.busy_since.store(0, Ordering::Release);
+        drop(job.held);
         Some((job.reply, answer))
     }
 
@@ -518,83 +485,4 @@ impl Worker<'_> {
             }
         }
     }
-}
-
-impl Request {
-    const fn name(&self) -> &'static str {
-        match self {
-            Self::Wrap { .. } => "wrap",
-            Self::Unwrap { .. } => "unwrap",
-            Self::Sign { .. } => "sign",
-            Self::Mac { .. } => "mac",
-            Self::PublicKey { .. } => "public_key",
-            Self::Generate { .. } => "generate",
-            Self::Destroy { .. } => "destroy",
-            Self::Inspect { .. } => "inspect",
-            Self::Capabilities => "capabilities",
-        }
-    }
-
-    const fn key(&self) -> Option<&KeyRef> {
-        match self {
-            Self::Wrap { kek: key, .. }
-            | Self::Unwrap { kek: key, .. }
-            | Self::Sign { key, .. }
-            | Self::Mac { key, .. }
-            | Self::PublicKey { key }
-            | Self::Generate { planned: key }
-            | Self::Destroy { key }
-            | Self::Inspect { key } => Some(key),
-            Self::Capabilities => None,
-        }
-    }
-
-    /// One call. Buffers stay in the request, so that the call can be repeated.
-    fn call(&mut self, session: &mut Session) -> Result<Output, BackendError> {
-        Ok(match self {
-            Self::Wrap { kek, dek, aad, fresh } => {
-                if *fresh {
-                    dek.with_mut(|dek| getrandom::fill(&mut dek[..DEK_LEN]))
-                        .map_err(|_| BackendError::Refused { function: "getrandom", code: 0 })?;
-                }
-                Output::Wrapped(session.wrap(kek, dek, aad)?)
-            }
-            Self::Unwrap { kek, wrapped, aad, out } => {
-                session.unwrap(kek, wrapped, aad, out)?;
-                Output::Unwrapped
-            }
-            Self::Sign { key, alg, digest } => {
-                Output::Answer(Answer::Signature(session.sign(key, *alg, digest)?))
-            }
-            Self::Mac { key, message } => Output::Answer(Answer::Mac(session.mac(key, message)?)),
-            Self::PublicKey { key } => Output::Answer(Answer::PublicKey(session.public_key(key)?)),
-            Self::Generate { planned } => Output::Answer(Answer::Generated(session.generate(planned)?)),
-            Self::Destroy { key } => {
-                session.destroy(key)?;
-                Output::Answer(Answer::Destroyed)
-            }
-            Self::Inspect { key } => Output::Answer(Answer::Report(session.inspect(key)?)),
-            Self::Capabilities => {
-                Output::Answer(Answer::Capabilities(crate::seal::pkcs11::capabilities(session)?))
-            }
-        })
-    }
-
-    /// Gives the request's buffer to the answer it belongs to.
-    fn finish(self, output: Output) -> Answer {
-        match (self, output) {
-            (Self::Wrap { dek, .. }, Output::Wrapped(wrapped)) => Answer::Wrapped(wrapped, dek),
-            (Self::Unwrap { out, .. }, Output::Unwrapped) => Answer::Dek(out),
-            (_, Output::Answer(answer)) => answer,
-            // `call` makes the output that fits its request; anything else carries nothing.
-            (_, Output::Wrapped(_) | Output::Unwrapped) => Answer::Destroyed,
-        }
-    }
-}
-
-/// What a call gave, before the request's buffer joins it.
-enum Output {
-    Wrapped(WrappedDek),
-    Unwrapped,
-    Answer(Answer),
 }

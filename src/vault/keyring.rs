@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Mutex as AsyncMutex;
 
 use crate::audit::{Action, AuditCode, Event, Outcome};
-use crate::db::{DbError, TurnName};
+use crate::db::{DbError, Turn, TurnName};
 use crate::identity::{Caller, Scope};
 use crate::ids::TenantId;
 use crate::seal::{Kek, KekId, KeyRef, KeySpec, SealError, WrappedKey};
@@ -68,8 +68,8 @@ struct Grant {
 pub(super) struct Keyring {
     rings: RwLock<HashMap<TenantId, Arc<Ring>>>,
     grants: Mutex<HashMap<TenantId, Grant>>,
-    /// Held while wraps are reserved or a version is made, so that a burst causes one of each.
-    making: AsyncMutex<()>,
+    /// Held while wraps are reserved, so that a burst reserves one block.
+    reserving: AsyncMutex<()>,
 }
 
 impl Keyring {
@@ -116,7 +116,7 @@ impl Vault {
             if self.inner.keyring.take(tenant, kek.version) {
                 return Ok(kek);
             }
-            let _making = self.inner.keyring.making.lock().await;
+            let _reserving = self.inner.keyring.reserving.lock().await;
             // Who waited for the lock finds what its holder has reserved.
             let kek = self.active_kek(tenant).await?;
             if self.inner.keyring.take(tenant, kek.version) {
@@ -178,25 +178,41 @@ impl Vault {
 
     /// Makes the next version because `version` has used up its budget, unless that has happened already.
     async fn outgrow(&self, tenant: &TenantId, version: u32) -> Result<(), VaultError> {
-        let _turn = self.parts().db.turn(TurnName::DeviceKeys).await?;
+        let turn = Arc::new(self.parts().db.turn(TurnName::DeviceKeys).await?);
         if self.reload(tenant).await?.active().is_some_and(|active| active.version != version) {
             return Ok(());
         }
+        self.make_unasked(tenant, "wrap-budget", &turn).await
+    }
+
+    /// Makes a version that nobody asked for, and records why.
+    async fn make_unasked(
+        &self,
+        tenant: &TenantId,
+        reason: &'static str,
+        turn: &Arc<Turn>,
+    ) -> Result<(), VaultError> {
         let system = Caller::system("vault", tenant.clone());
-        let event = Event::new(Action::KekRotate, "kek", tenant.as_str()).detail("reason", "wrap-budget");
+        let event = Event::new(Action::KekRotate, "kek", tenant.as_str()).detail("reason", reason);
         let work = |note: crate::audit::Note| async move {
-            let kek = self.make_version(tenant, &Request::Plain).await?;
+            let kek = self.make_version(tenant, &Request::Plain, turn).await?;
             note.add("kek_version", kek.version.to_string());
             Ok(())
         };
         self.parts().audit.around(&system, event, work).await
     }
 
-    /// Makes a KEK version and lets it seal. The caller holds `making` and has its turn at the device.
+    /// Makes a KEK version and lets it seal. The turn lasts until the device has ended its call, also
+    /// where that is long after this gave up.
     ///
     /// The row comes first. A crash after it leaves a planned row, which the next call finishes under
     /// the same device id; the other order would leave an object on the token that nothing names.
-    async fn make_version(&self, tenant: &TenantId, request: &Request) -> Result<Kek, VaultError> {
+    async fn make_version(
+        &self,
+        tenant: &TenantId,
+        request: &Request,
+        turn: &Arc<Turn>,
+    ) -> Result<Kek, VaultError> {
         let parts = self.parts();
         let (owner, now) = (tenant.clone(), parts.clock.now());
         let kek_id = KekId::generate().map_err(no_randomness)?;
@@ -210,7 +226,8 @@ impl Vault {
             },
             result => result?,
         };
-        let pinned = parts.admin.generate(&planned.key).await.map_err(VaultError::Seal)?;
+        let pinned = parts.admin.generate_holding(&planned.key, Arc::clone(turn)).await;
+        let pinned = pinned.map_err(VaultError::Seal)?;
         let (owner, now, key, version) = (tenant.clone(), parts.clock.now(), pinned, planned.version);
         let row: Option<IdempotencyRow> = request.row(&version.to_string());
         let activate = move |conn: &mut _| -> Result<bool, VaultError> {
@@ -240,23 +257,14 @@ impl Vault {
         let (owner, now) = (tenant.clone(), self.parts().clock.now());
         let work = move |conn: &mut _| store::ensure_tenant(conn, &owner, now);
         self.parts().db.write::<_, DbError, _>(work).await?;
-        let system = Caller::system("vault", tenant.clone());
-        let making = self.inner.keyring.making.lock().await;
-        let mut turn = None;
         if self.reload(tenant).await?.is_unfinished() {
-            turn = Some(self.parts().db.turn(TurnName::DeviceKeys).await?);
+            let turn = Arc::new(self.parts().db.turn(TurnName::DeviceKeys).await?);
+            // Once more: whose turn it was before may have finished it.
+            if self.reload(tenant).await?.is_unfinished() {
+                self.make_unasked(tenant, "provision", &turn).await?;
+            }
         }
-        // Once more: whose turn it was before may have finished it.
-        if turn.is_some() && self.reload(tenant).await?.is_unfinished() {
-            let event = Event::new(Action::KekRotate, "kek", tenant.as_str()).detail("reason", "provision");
-            let work = |note: crate::audit::Note| async move {
-                let kek = self.make_version(tenant, &Request::Plain).await?;
-                note.add("kek_version", kek.version.to_string());
-                Ok::<_, VaultError>(())
-            };
-            self.parts().audit.around(&system, event, work).await?;
-        }
-        drop((turn, making));
+        let system = Caller::system("vault", tenant.clone());
         // All of them, also after a bad one: each has its own incident.
         let mut first_bad = Ok(());
         for record in &self.reload(tenant).await?.records {
@@ -312,16 +320,15 @@ impl Vault {
         let version = self
             .audited(caller, Scope::KeysAdmin, event, |note| async move {
                 check::idempotency(idempotency.as_ref())?;
-                // Asked under the lock: of two equal requests at once, the second finds the first one's result.
-                let _making = self.inner.keyring.making.lock().await;
-                let _turn = self.parts().db.turn(TurnName::DeviceKeys).await?;
+                // Asked in its turn: of two equal requests at once, the second finds the first one's result.
+                let turn = Arc::new(self.parts().db.turn(TurnName::DeviceKeys).await?);
                 let version =
                     match self.request(caller, Action::KekRotate.name(), idempotency.as_ref()).await? {
                         Request::Repeated(version) => {
                             note.add("repeated", version.as_str());
                             version.parse().map_err(|_| DbError::impossible("idempotency_keys", &version))?
                         }
-                        request => self.make_version(&caller.tenant, &request).await?.version,
+                        request => self.make_version(&caller.tenant, &request, &turn).await?.version,
                     };
                 note.add("kek_version", version.to_string());
                 Ok(version)

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -20,8 +20,8 @@ use crate::softhsm;
 const SLOW_TO_MAKE: &str = "C_GenerateKey * sleep:400\nC_GenerateKeyPair * sleep:400";
 
 /// Options over the shim with a database of its own; whoever issued a token, all accept it.
-fn shared(control: &ShimControl) -> Options {
-    let text = config(&shim_path(), "").replace("127.0.0.1:0", "127.0.0.1:{port}");
+fn shared(control: &ShimControl, seal: &str) -> Options {
+    let text = config(&shim_path(), seal).replace("127.0.0.1:0", "127.0.0.1:{port}");
     let more = format!(
         "{text}[issuer]\nurl = \"http://127.0.0.1:{{port}}\"\n[vault]\njob_lease = \"3s\"\n\
          [database]\nurl = \"{}\"\n",
@@ -75,7 +75,7 @@ async fn two_installations_at_the_same_time_make_each_key_once() {
     let control = ShimControl::new(&softhsm::module());
     let mut daemon = TestDaemon::dev().await;
     daemon.stop().await;
-    daemon.set_options(shared(&control));
+    daemon.set_options(shared(&control, ""));
     assert!(daemon.command_of(&["db", "migrate"]).output().unwrap().status.success());
 
     control.set_rules(SLOW_TO_MAKE);
@@ -102,7 +102,7 @@ async fn two_installations_at_the_same_time_make_each_key_once() {
 #[tokio::test]
 async fn two_daemons_rotate_together_and_serve_each_other_s_values() {
     let control = ShimControl::new(&softhsm::module());
-    let options = shared(&control);
+    let options = shared(&control, "");
     let daemon = TestDaemon::start(options.clone()).await;
     let peer = Peer::start(&daemon, &options);
     let here = daemon.api().await;
@@ -129,11 +129,45 @@ async fn two_daemons_rotate_together_and_serve_each_other_s_values() {
     daemon.finish().await;
 }
 
+/// The device goes on with a call that the daemon has given up on, and whose thread it has replaced.
+#[tokio::test]
+async fn a_key_whose_making_was_given_up_is_not_made_a_second_time_while_the_device_still_makes_it() {
+    const MAKING: Duration = Duration::from_secs(14);
+    let control = ShimControl::new(&softhsm::module());
+    // Given up after 4.5 s, and the thread replaced after 9 s.
+    let options = shared(&control, "deadline = \"300ms\"");
+    let daemon = TestDaemon::start(options.clone()).await;
+    let peer = Peer::start(&daemon, &options);
+    let here = daemon.api().await;
+    let there = here.at(&peer.url);
+
+    let (began, none) = (Instant::now(), json!({}));
+    control.set_rules(&format!("C_GenerateKey 1 sleep:{}", MAKING.as_millis()));
+    let given_up = here.post("/v1/keks/rotate", &none).await;
+    assert_eq!(given_up.status(), StatusCode::SERVICE_UNAVAILABLE, "{:?}", given_up.text().await);
+    assert!(began.elapsed() < Duration::from_secs(9), "{:?}", began.elapsed());
+    // For other calls than the one that sleeps.
+    control.set_rules("");
+    let rotated = tokio::join!(here.post("/v1/keks/rotate", &none), there.post("/v1/keks/rotate", &none));
+
+    assert!(began.elapsed() > MAKING, "a key was made beside the one that was being made");
+    for answer in [rotated.0, rotated.1] {
+        assert_eq!(answer.status(), StatusCode::CREATED, "{:?}", answer.text().await);
+    }
+    every_key_is_there_once(&daemon);
+    let keks: Value = there.get("/v1/keks").await.json().await.unwrap();
+    assert_eq!(keks["items"].as_array().unwrap().len(), 3, "the key that was given up is in use: {keks}");
+    let value = daemon.secret("after");
+    assert_eq!(there.value(&stored(&here, "after", &value).await).await, value);
+    drop(peer);
+    daemon.finish().await;
+}
+
 #[tokio::test]
 async fn the_job_of_a_daemon_that_died_is_finished_by_the_other() {
     const RECORDS: usize = 200;
     let control = ShimControl::new(&softhsm::module());
-    let options = shared(&control);
+    let options = shared(&control, "");
     let mut daemon = TestDaemon::start(options.clone()).await;
     let peer = Peer::start(&daemon, &options);
     let here = daemon.api().await;
