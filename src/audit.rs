@@ -11,6 +11,7 @@ mod model;
 mod pending;
 mod record;
 mod recover;
+mod refusals;
 mod store;
 mod verify;
 
@@ -24,10 +25,11 @@ use crate::identity::{Caller, MissingScope, Principal, Scope};
 use crate::ids::TenantId;
 
 use append::Appender;
-use pending::Pending;
 use record::Subject;
 
 pub use model::{Action, Event, Note, Outcome, Record};
+pub use pending::Pending;
+pub use refusals::Refusals;
 pub use verify::{BadReason, BadRecord, Checkpoint, verify, verify_against};
 
 /// Why the audit log refused.
@@ -49,9 +51,15 @@ pub trait AuditCode {
     /// The name, such as `not-found` or `device-unavailable`.
     fn audit_code(&self) -> &'static str;
 
-    /// The outcome that the error makes: a failure, unless it is a refusal.
+    /// Whether it is not known how far the work came: the device or the database did not say.
+    fn is_unknown(&self) -> bool {
+        false
+    }
+
+    /// The outcome that the error makes: a failure, unless it is a refusal or nobody knows.
     fn audit_outcome(&self) -> Outcome {
         match self.audit_code() {
+            _ if self.is_unknown() => Outcome::Unknown,
             "forbidden" => Outcome::Denied("forbidden"),
             code => Outcome::Failure(code),
         }
@@ -109,11 +117,21 @@ impl AuditLog {
         F: FnOnce(Note) -> Fut,
         Fut: Future<Output = Result<T, E>>,
     {
-        let pending = Pending::begin(&self.appender, &self.clock, caller, &event).await?;
-        let result = work(pending.note()).await;
-        let outcome = result.as_ref().map_or_else(AuditCode::audit_outcome, |_| Outcome::Success);
-        pending.finish(outcome).await;
-        result
+        Pending::begin(&self.appender, &self.clock, caller, &event).await?.run(work).await
+    }
+
+    /// The parts of one request, each with an intent of its own: all of them are durable when this
+    /// returns, with as many waits for the disk as one takes.
+    ///
+    /// # Errors
+    /// [`AuditError::Unavailable`] if one of them is not durable in time: then none is to be started.
+    pub async fn begin_all(
+        &self,
+        caller: &Caller,
+        events: impl IntoIterator<Item = Event>,
+    ) -> Result<Vec<Pending>, AuditError> {
+        let begin = |event| async move { Pending::begin(&self.appender, &self.clock, caller, &event).await };
+        futures_util::future::try_join_all(events.into_iter().map(begin)).await
     }
 
     /// Records something that has already happened or was refused, as one durable record.

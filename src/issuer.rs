@@ -17,7 +17,7 @@ use secrecy::SecretString;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::audit::{Action, AuditCode, AuditError, AuditLog, Event, Outcome};
+use crate::audit::{Action, AuditCode, AuditError, AuditLog, Event, Outcome, Refusals};
 use crate::clock::{Clock, Timestamp};
 use crate::db::{Db, DbError};
 use crate::identity::{Caller, MissingScope, Principal, ScopeSet};
@@ -93,7 +93,16 @@ impl AuditCode for IssuerError {
             | Self::InvalidScope
             | Self::InvalidTarget
             | Self::Forbidden(_) => Outcome::Denied(self.audit_code()),
+            _ if self.is_unknown() => Outcome::Unknown,
             _ => Outcome::Failure(self.audit_code()),
+        }
+    }
+
+    fn is_unknown(&self) -> bool {
+        match self {
+            Self::Keys(keys) => keys.is_unknown(),
+            Self::Db(db) => matches!(db, DbError::Unknown(_)),
+            _ => false,
         }
     }
 }
@@ -151,6 +160,7 @@ struct Inner {
     db: Db,
     keys: Keys,
     audit: AuditLog,
+    refusals: Refusals,
     clock: Arc<dyn Clock>,
     config: Config,
     clients: Clients,
@@ -167,7 +177,14 @@ impl Issuer {
     pub fn new(parts: Parts) -> Self {
         let Parts { db, keys, audit, clock, config } = parts;
         let clients = Clients::new(db.clone());
-        Self { inner: Arc::new(Inner { db, keys, audit, clock, config, clients }) }
+        let refusals = Refusals::new(audit.clone());
+        Self { inner: Arc::new(Inner { db, keys, audit, refusals, clock, config, clients }) }
+    }
+
+    /// Whether there is an application of that id; `false` also while that cannot be told.
+    pub async fn knows(&self, client: &ClientId) -> bool {
+        let found = self.inner.clients.find(&self.inner.config.tenant, client).await;
+        found.is_ok_and(|app| app.is_some())
     }
 
     /// The token endpoint: authenticates the client, grants scopes, records, signs.
@@ -284,7 +301,7 @@ impl Issuer {
         let client = known.as_ref().map_or("unknown", |app| app.info.client_id.as_str());
         let event = Event::new(Action::TokenIssue, "application", client);
         let caller = self.caller(Principal::Anonymous, ScopeSet::NONE, id.clone());
-        self.inner.audit.record_soon(&caller, event, error.audit_outcome()).await;
+        self.inner.refusals.record(&caller, event, error.audit_outcome()).await;
     }
 
     fn caller(&self, principal: Principal, scopes: ScopeSet, request: RequestId) -> Caller {

@@ -17,7 +17,7 @@ use tokio::sync::Mutex;
 
 use crate::audit::{Action, AuditCode, AuditError, AuditLog, Event, Outcome};
 use crate::clock::Clock;
-use crate::db::{Db, DbError, TurnName};
+use crate::db::{Db, DbError, Turn, TurnName};
 use crate::identity::Caller;
 use crate::ids::{SigningKeyId, TenantId};
 use crate::seal::{Alg, KeyAdmin, KeyRef, KeySpec, SealError, Sealer};
@@ -81,7 +81,8 @@ pub enum KeysError {
 impl AuditCode for KeysError {
     fn audit_code(&self) -> &'static str {
         match self {
-            Self::Seal(SealError::Unavailable { .. }) => "device-unavailable",
+            // A call whose end nobody knows is safe to repeat, as after an outage.
+            Self::Seal(SealError::Unavailable { .. } | SealError::Unknown { .. }) => "device-unavailable",
             Self::Seal(SealError::Busy { .. }) => "busy",
             Self::Seal(SealError::KeyMissing { .. }) => "key-missing",
             Self::Seal(SealError::KeyUnfit { .. }) => "key-unfit",
@@ -89,6 +90,10 @@ impl AuditCode for KeysError {
             Self::Db(_) => "storage-failed",
             Self::Audit(_) => "audit-unavailable",
         }
+    }
+
+    fn is_unknown(&self) -> bool {
+        matches!(self, Self::Seal(SealError::Unknown { .. }) | Self::Db(DbError::Unknown(_)))
     }
 }
 
@@ -227,11 +232,11 @@ impl Keys {
         }
         let mut key = self.planned(tenant, purpose).await?;
         if matches!(key.phase, Phase::Planned) {
-            let _turn = self.parts.db.turn(TurnName::DeviceKeys).await?;
+            let turn = Arc::new(self.parts.db.turn(TurnName::DeviceKeys).await?);
             // Once more: whose turn it was before may have made it.
             key = self.planned(tenant, purpose).await?;
             if matches!(key.phase, Phase::Planned) {
-                key = self.make(tenant, purpose, key).await?;
+                key = self.make(tenant, purpose, key, &turn).await?;
             }
         }
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
@@ -271,8 +276,15 @@ impl Keys {
         self.parts.db.read(move |conn| store::current(conn, &tenant, purpose)).await
     }
 
-    /// Makes a planned key on the device and takes it into use.
-    async fn make(&self, tenant: &TenantId, purpose: Purpose, planned: Key) -> Result<Key, KeysError> {
+    /// Makes a planned key on the device and takes it into use. The turn lasts until the device has ended
+    /// its call, also where that is long after this gave up.
+    async fn make(
+        &self,
+        tenant: &TenantId,
+        purpose: Purpose,
+        planned: Key,
+        turn: &Arc<Turn>,
+    ) -> Result<Key, KeysError> {
         let caller = Caller::system("keys", tenant.clone());
         let event = Event::new(Action::KeyCreate, "key", planned.id.as_str())
             .detail("purpose", purpose.name())
@@ -280,7 +292,7 @@ impl Keys {
             .detail("device_id", planned.device.id().to_string());
         let made = self.parts.audit.around(&caller, event, async |note| {
             // Repeating this after a crash finds the object that was made then.
-            let device = self.parts.admin.generate(&planned.device).await?;
+            let device = self.parts.admin.generate_holding(&planned.device, Arc::clone(turn)).await?;
             let public = match purpose {
                 Purpose::Jwt => Some(self.public_half(&device).await?),
                 Purpose::ClientSecret | Purpose::RequestBody => None,

@@ -108,7 +108,8 @@ impl AuditCode for VaultError {
             Self::DoesNotOpen => "does-not-open",
             Self::Forbidden(_) => "forbidden",
             Self::JobEnded => "job-ended",
-            Self::Seal(SealError::Unavailable { .. }) => "device-unavailable",
+            // A call whose end nobody knows is safe to repeat, as after an outage.
+            Self::Seal(SealError::Unavailable { .. } | SealError::Unknown { .. }) => "device-unavailable",
             Self::Seal(SealError::Busy { .. }) => "busy",
             Self::Seal(SealError::KeyMissing { .. }) => "key-missing",
             Self::Seal(SealError::KeyUnfit { .. }) => "key-unfit",
@@ -116,6 +117,10 @@ impl AuditCode for VaultError {
             Self::Audit(_) => "audit-unavailable",
             Self::Db(_) => "storage-failed",
         }
+    }
+
+    fn is_unknown(&self) -> bool {
+        matches!(self, Self::Seal(SealError::Unknown { .. }) | Self::Db(DbError::Unknown(_)))
     }
 }
 
@@ -213,14 +218,18 @@ impl Vault {
         if !matches!(error, SealError::Rejected) {
             return VaultError::Seal(error);
         }
-        self.incident(caller, id, version).await;
+        self.incident(caller, id, Some(version)).await;
         VaultError::Integrity
     }
 
-    async fn incident(&self, caller: &Caller, id: &str, version: u64) {
+    /// Records that something stored was altered: a version's value, or with `None` a secret's metadata.
+    async fn incident(&self, caller: &Caller, id: &str, version: Option<u64>) {
         tracing::error!(tenant = %caller.tenant, secret = id, version, "stored value fails its integrity check");
-        let event =
-            Event::new(Action::IntegrityIncident, "secret", id).detail("version", version.to_string());
+        let event = Event::new(Action::IntegrityIncident, "secret", id);
+        let event = match version {
+            Some(version) => event.detail("version", version.to_string()),
+            None => event.detail("part", "metadata"),
+        };
         // The caller gets the error in any case; a log that takes nothing now must not hide it.
         if self.parts().audit.record(caller, event, Outcome::Failure("integrity")).await.is_err() {
             tracing::error!("the integrity incident could not be recorded");

@@ -5,7 +5,6 @@
 //! with the number of those left out.
 
 use std::future::{Ready, ready};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use actix_web::body::{BoxBody, MessageBody};
 use actix_web::dev::{Payload, ServiceRequest, ServiceResponse};
@@ -14,7 +13,7 @@ use actix_web::middleware::Next;
 use actix_web::web::Data;
 use actix_web::{Error, FromRequest, HttpMessage, HttpRequest};
 
-use crate::audit::{Action, AuditLog, Event, Outcome};
+use crate::audit::{Action, AuditLog, Event, Outcome, Refusals};
 use crate::http::limit::{Limiter, RateLimit};
 use crate::http::peer::{CertificateRule, LocalUser, Peer};
 use crate::http::problem::{Code, Problem};
@@ -22,20 +21,16 @@ use crate::identity::{Caller, Principal, ScopeSet};
 use crate::ids::{ClientId, RequestId, TenantId};
 use crate::issuer::{BearerError, Issuer};
 
-/// Recorded failures per second; the rest are only counted.
-const RECORDED_FAILURES: RateLimit = RateLimit { per_second: 5, burst: 20 };
-
 /// Turns requests into callers.
 pub struct Gate {
     issuer: Issuer,
-    audit: AuditLog,
     tenant: TenantId,
     local_users: Vec<LocalUser>,
     certificates: Vec<CertificateRule>,
     principals: Limiter<Principal>,
-    clients: Limiter<ClientId>,
-    failures: Limiter<()>,
-    unrecorded: AtomicU64,
+    /// Ids that do not exist share one count: a client can make up as many as it likes.
+    clients: Limiter<Option<ClientId>>,
+    refusals: Refusals,
 }
 
 impl Gate {
@@ -50,14 +45,12 @@ impl Gate {
         let (local_users, certificates) = rules;
         Self {
             issuer,
-            audit,
             tenant,
             local_users,
             certificates,
             principals: Limiter::new(limit),
             clients: Limiter::new(limit),
-            failures: Limiter::new(RECORDED_FAILURES),
-            unrecorded: AtomicU64::new(0),
+            refusals: Refusals::new(audit),
         }
     }
 
@@ -67,9 +60,12 @@ impl Gate {
         self.clients.forget_idle();
     }
 
-    /// Counts a request at the token endpoint, before its secret is looked at.
-    pub(super) fn count_client(&self, id: &ClientId) -> Result<(), Problem> {
-        self.clients.check(id).map_err(|wait| Problem::new(Code::RateLimited).retry_after(wait))
+    /// Counts a request at the token endpoint, before its secret is looked at: trying secrets must not
+    /// be faster than working with one.
+    pub(super) async fn count_client(&self, id: &ClientId) -> Result<(), Problem> {
+        let known = self.issuer.knows(id).await;
+        let wait = self.clients.check(&known.then(|| id.clone()));
+        wait.map_err(|wait| Problem::new(Code::RateLimited).retry_after(wait))
     }
 
     pub(super) async fn admit(&self, request: &HttpRequest) -> Result<Caller, Problem> {
@@ -113,23 +109,14 @@ impl Gate {
 
     async fn record_failure(&self, code: &'static str, id: RequestId) {
         metrics::counter!("lacre_auth_failures_total", "reason" => code).increment(1);
-        if self.failures.check(&()).is_err() {
-            self.unrecorded.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
-        let unrecorded = self.unrecorded.swap(0, Ordering::Relaxed);
         let nobody = Caller {
             principal: Principal::Anonymous,
             tenant: self.tenant.clone(),
             scopes: ScopeSet::NONE,
             request: id,
         };
-        let event = Event::new(Action::AuthFail, "request", nobody.request.as_str())
-            .detail("unrecorded", unrecorded.to_string());
-        if let Err(error) = self.audit.record(&nobody, event, Outcome::Denied(code)).await {
-            // Nothing was released, so there is nothing to refuse: the client gets its 401 either way.
-            tracing::warn!(%error, "a failed authentication is not in the audit log");
-        }
+        let event = Event::new(Action::AuthFail, "request", nobody.request.as_str());
+        self.refusals.record(&nobody, event, Outcome::Denied(code)).await;
     }
 }
 

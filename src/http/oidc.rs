@@ -54,8 +54,7 @@ async fn answer(
     let body = body.map_err(|_| OauthError::request("the body cannot be read or is too long"))?;
     let wanted = read_request(authorization(request)?, &body)?;
     let client = ClientId::parse(&wanted.client_id).map_err(|_| OauthError::new("invalid_client"))?;
-    // Before the secret is looked at: trying secrets must not be faster than working with one.
-    gate.count_client(&client).map_err(OauthError::from_problem)?;
+    gate.count_client(&client).await.map_err(OauthError::from_problem)?;
     let id = auth::request_id(request);
     issuer.token(wanted, &id).await.map_err(|error| {
         let answer = OauthError::of(&error);

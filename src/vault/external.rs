@@ -1,9 +1,10 @@
 //! Ciphertext that the caller keeps: data keys, seal, open. Nothing of it is stored.
 
 use futures_util::stream::{self, StreamExt};
+use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-use crate::audit::{Action, Event, Note};
+use crate::audit::{Action, Event, Note, Pending};
 use crate::identity::{Caller, Scope};
 use crate::seal::{Context, SealError, Sealed};
 
@@ -12,6 +13,8 @@ use super::{Vault, VaultError, check};
 
 /// `Context::kind` of everything here: a data key is opened like any other sealed value.
 const KIND: &str = "external";
+/// Longest text that a record has whole (`docs/formats/audit-v1.md`).
+const UNCUT: usize = 256;
 /// Items of one batch that are at the device at the same time.
 const AT_ONCE: usize = 8;
 
@@ -30,7 +33,7 @@ impl Vault {
         context: &ExternalContext,
         len: usize,
     ) -> Result<DataKey, VaultError> {
-        let event = Event::new(Action::DataKeyCreate, "context", context.0.as_str());
+        let event = event(Action::DataKeyCreate, context);
         self.audited(caller, Scope::CryptoUse, event, |note| async move {
             check::context(context)?;
             check::data_key_len(len)?;
@@ -46,32 +49,26 @@ impl Vault {
     /// Seals values whose ciphertext the caller keeps, one result per item, at most 100 items.
     ///
     /// # Errors
-    /// [`VaultError::Invalid`] for a batch of a wrong size, or what the log says; everything else is
-    /// a result of its item.
+    /// [`VaultError::Forbidden`], [`VaultError::Invalid`] for too many items, or what the log says;
+    /// everything else is a result of its item.
     pub async fn seal_external(
         &self,
         caller: &Caller,
         items: Vec<SealItem>,
     ) -> Result<Vec<Result<Vec<u8>, VaultError>>, VaultError> {
-        let event = batch_event(Action::SealExternal, items.iter().map(|item| &item.context));
-        self.audited(caller, Scope::CryptoUse, event, |note| async move {
-            check::batch(items.len())?;
-            let seal = |item: SealItem| {
-                let note = note.clone();
-                async move {
-                    check::context(&item.context)?;
-                    let limit = self.parts().config.max_value_bytes;
-                    if item.value.bytes.len() > limit {
-                        return Err(VaultError::TooLarge { limit });
-                    }
-                    self.seal_one(caller, &item.context, &item.value.bytes, &note).await
+        let contexts = items.iter().map(|item| &item.context);
+        let intents = self.intents(caller, Action::SealExternal, contexts).await?;
+        let seal = |(item, intent): (SealItem, Pending)| {
+            intent.run(|note| async move {
+                check::context(&item.context)?;
+                let limit = self.parts().config.max_value_bytes;
+                if item.value.bytes.len() > limit {
+                    return Err(VaultError::TooLarge { limit });
                 }
-            };
-            let results: Vec<_> = stream::iter(items).map(seal).buffered(AT_ONCE).collect().await;
-            count_failures(&note, &results);
-            Ok(results)
-        })
-        .await
+                self.seal_one(caller, &item.context, &item.value.bytes, &note).await
+            })
+        };
+        Ok(stream::iter(items.into_iter().zip(intents)).map(seal).buffered(AT_ONCE).collect().await)
     }
 
     /// Opens what [`Vault::seal_external`] or [`Vault::data_key`] made, one result per item, at most 100 items.
@@ -86,18 +83,35 @@ impl Vault {
         items: Vec<OpenItem>,
         render: impl Fn(&Plain) -> T,
     ) -> Result<Vec<Result<T, VaultError>>, VaultError> {
-        let event = batch_event(Action::OpenExternal, items.iter().map(|item| &item.context));
-        self.audited(caller, Scope::CryptoUse, event, |note| async move {
-            check::batch(items.len())?;
-            let render = &render;
-            let open = |item: OpenItem| async move {
-                self.open_one(caller, &item).await.map(|plain| render(&plain))
-            };
-            let results: Vec<_> = stream::iter(items).map(open).buffered(AT_ONCE).collect().await;
-            count_failures(&note, &results);
-            Ok(results)
-        })
-        .await
+        let contexts = items.iter().map(|item| &item.context);
+        let intents = self.intents(caller, Action::OpenExternal, contexts).await?;
+        let render = &render;
+        let open = |(item, intent): (OpenItem, Pending)| {
+            intent.run(|note| async move {
+                let plain = self.open_one(caller, &item, &note).await?;
+                Ok(render(&plain))
+            })
+        };
+        Ok(stream::iter(items.into_iter().zip(intents)).map(open).buffered(AT_ONCE).collect().await)
+    }
+
+    /// One intent for each item, so that the log names every context of a batch and how it went.
+    async fn intents<'a>(
+        &self,
+        caller: &Caller,
+        action: Action,
+        contexts: impl ExactSizeIterator<Item = &'a ExternalContext>,
+    ) -> Result<Vec<Pending>, VaultError> {
+        let count = contexts.len();
+        let refused = || Event::new(action, "context", "").detail("items", count.to_string());
+        if let Err(missing) = caller.require(Scope::CryptoUse) {
+            return self.deny(caller, refused(), missing.into()).await;
+        }
+        if let Err(error) = check::batch(count) {
+            return self.deny(caller, refused(), error).await;
+        }
+        let events: Vec<_> = contexts.map(|context| event(action, context)).collect();
+        Ok(self.parts().audit.begin_all(caller, events).await?)
     }
 
     async fn seal_one(
@@ -115,10 +129,11 @@ impl Vault {
     }
 
     /// A rejection here is no incident: the caller may have mixed up its contexts.
-    async fn open_one(&self, caller: &Caller, item: &OpenItem) -> Result<Plain, VaultError> {
+    async fn open_one(&self, caller: &Caller, item: &OpenItem, note: &Note) -> Result<Plain, VaultError> {
         check::context(&item.context)?;
         let sealed = Sealed::from_bytes(&item.sealed).map_err(|_| VaultError::DoesNotOpen)?;
         let kek = self.kek_for_opening(&caller.tenant, sealed.key()).await?.ok_or(VaultError::DoesNotOpen)?;
+        note.add("kek_version", kek.version.to_string());
         match self.parts().sealer.open(&kek, &context(caller, &item.context), &sealed).await {
             Ok(opened) => Ok(Plain(opened)),
             Err(SealError::Rejected) => Err(VaultError::DoesNotOpen),
@@ -127,17 +142,15 @@ impl Vault {
     }
 }
 
-/// One record for a batch: the context of a single item, else how many there are.
-fn batch_event<'a>(action: Action, contexts: impl ExactSizeIterator<Item = &'a ExternalContext>) -> Event {
-    let count = contexts.len();
-    let only = contexts.last().filter(|_| count == 1);
-    let event = Event::new(action, "context", only.map_or("", |context| context.0.as_str()));
-    event.detail("items", count.to_string())
-}
-
-fn count_failures<T>(note: &Note, results: &[Result<T, VaultError>]) {
-    let failed = results.iter().filter(|result| result.is_err()).count();
-    if failed > 0 {
-        note.add("failed", failed.to_string());
+/// What is no context is not recorded: it may be a value in the wrong place. A record cuts long texts, and
+/// two contexts may begin alike: a hash tells them apart.
+fn event(action: Action, context: &ExternalContext) -> Event {
+    if check::context(context).is_err() {
+        return Event::new(action, "context", "");
+    }
+    let event = Event::new(action, "context", context.0.as_str());
+    match context.0.len() {
+        0..=UNCUT => event,
+        _ => event.detail("context_sha256", hex::encode(Sha256::digest(&context.0))),
     }
 }

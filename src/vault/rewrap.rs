@@ -235,7 +235,7 @@ impl Vault {
         let system = Caller::system("rewrap", job.tenant.clone());
         let id = record.position.secret.as_str();
         let Ok(version) = u64::try_from(record.position.version) else {
-            self.incident(&system, id, 0).await;
+            self.incident(&system, id, None).await;
             return Ok(Moved::Not("integrity"));
         };
         let wrapped = WrappedKey::from_bytes(&record.wrapped_dek).ok();
@@ -244,7 +244,7 @@ impl Vault {
             None => None,
         };
         let (Some(wrapped), Some(from)) = (wrapped, from) else {
-            self.incident(&system, id, version).await;
+            self.incident(&system, id, Some(version)).await;
             return Ok(Moved::Not("integrity"));
         };
         let to = self.kek_for_sealing(&job.tenant).await?;
@@ -252,7 +252,7 @@ impl Vault {
         match self.parts().sealer.rewrap(&from, &to, &context, &wrapped).await {
             Ok(new) => Ok(Moved::To(record, new)),
             Err(SealError::Rejected) => {
-                self.incident(&system, id, version).await;
+                self.incident(&system, id, Some(version)).await;
                 Ok(Moved::Not("integrity"))
             }
             Err(SealError::KeyMissing { .. }) => Ok(Moved::Not("key-missing")),

@@ -126,9 +126,24 @@ impl Vault {
     pub async fn list(&self, caller: &Caller, filter: ListFilter) -> Result<Page<SecretInfo>, VaultError> {
         caller.require(Scope::SecretsMetadata)?;
         let limit = filter.limit.clamp(1, PAGE);
-        let tenant = caller.tenant.clone();
-        let query = move |conn: &mut _| store::list(conn, &tenant, &filter, limit);
-        Ok(page(self.parts().db.read::<_, DbError, _>(query).await?, limit))
+        let mut after = filter.after.as_ref().map(|id| id.as_str().to_owned());
+        loop {
+            let (tenant, filter, from) = (caller.tenant.clone(), filter.clone(), after.take());
+            let query = move |conn: &mut _| store::list(conn, &tenant, &filter, from.as_deref(), limit);
+            let Page { items: rows, more } = page(self.parts().db.read::<_, DbError, _>(query).await?, limit);
+            after = rows.last().map(|(id, _)| id.clone());
+            let mut items = Vec::with_capacity(rows.len());
+            for (id, info) in rows {
+                match info {
+                    Some(info) => items.push(info),
+                    None => self.incident(caller, &id, None).await,
+                }
+            }
+            // A page without a single sound row would have no item for a cursor to point to.
+            if !items.is_empty() || !more {
+                return Ok(Page { items, more });
+            }
+        }
     }
 
     /// Metadata of one secret.
@@ -142,8 +157,25 @@ impl Vault {
 
     async fn found(&self, caller: &Caller, id: &SecretId) -> Result<SecretInfo, VaultError> {
         let (tenant, id) = (caller.tenant.clone(), id.clone());
-        let query = move |conn: &mut _| store::find(conn, &tenant, &id);
-        self.parts().db.read::<_, DbError, _>(query).await?.ok_or(VaultError::NotFound("secret"))
+        let wanted = id.clone();
+        let query = move |conn: &mut _| store::find(conn, &tenant, &wanted);
+        let found = self.parts().db.read::<_, DbError, _>(query).await;
+        self.sound(caller, &id, None, found).await?.ok_or(VaultError::NotFound("secret"))
+    }
+
+    /// Sorts what the database says of a secret: a row that this program cannot have written was altered.
+    async fn sound<T>(
+        &self,
+        caller: &Caller,
+        id: &SecretId,
+        version: Option<u64>,
+        found: Result<T, DbError>,
+    ) -> Result<T, VaultError> {
+        if let Err(DbError::Impossible { .. }) = found {
+            self.incident(caller, id.as_str(), version).await;
+            return Err(VaultError::Integrity);
+        }
+        Ok(found?)
     }
 
     /// Releases a value: the newest version, or the given one. The row is read before the intent is
@@ -164,7 +196,8 @@ impl Vault {
         }
         let (tenant, wanted) = (caller.tenant.clone(), id.clone());
         let query = move |conn: &mut _| store::find_version(conn, &tenant, &wanted, version);
-        let (info, stored) = match self.parts().db.read::<_, DbError, _>(query).await? {
+        let found = self.parts().db.read::<_, DbError, _>(query).await;
+        let (info, stored) = match self.sound(caller, id, version, found).await? {
             Some((info, Some(stored))) => (info, stored),
             Some((_, None)) => return self.deny(caller, event, VaultError::NotFound("version")).await,
             None => return self.deny(caller, event, VaultError::NotFound("secret")).await,
@@ -197,7 +230,7 @@ impl Vault {
             None => None,
         };
         let (Some(sealed), Some(kek)) = (sealed, kek) else {
-            self.incident(caller, id.as_str(), number).await;
+            self.incident(caller, id.as_str(), Some(number)).await;
             return Err(VaultError::Integrity);
         };
         note.add("kek_version", kek.version.to_string());
@@ -207,7 +240,7 @@ impl Vault {
             Err(error) => return Err(self.sealing(caller, id.as_str(), number, error).await),
         };
         if opened.len() as u64 != stored.len {
-            self.incident(caller, id.as_str(), number).await;
+            self.incident(caller, id.as_str(), Some(number)).await;
             return Err(VaultError::Integrity);
         }
         Ok(opened)
@@ -271,11 +304,13 @@ impl Vault {
         if let Err(missing) = caller.require(Scope::SecretsWrite) {
             return self.deny(caller, event, missing.into()).await;
         }
-        let info = match self.found(caller, id).await {
+        let name = match self.found(caller, id).await {
             Err(error @ VaultError::NotFound(_)) => return self.deny(caller, event, error).await,
-            found => found?,
+            // A row that was altered can be deleted, and nothing else.
+            Err(VaultError::Integrity) => None,
+            found => Some(found?.name),
         };
-        let event = event.detail("name", info.name);
+        let event = name.into_iter().fold(event, |event, name| event.detail("name", name));
         let work = |_| async move {
             let (tenant, id) = (caller.tenant.clone(), id.clone());
             self.parts().db.write(move |conn| store::delete(conn, &tenant, &id, expected)).await
@@ -296,9 +331,10 @@ impl Vault {
     ) -> Result<Page<VersionInfo>, VaultError> {
         caller.require(Scope::SecretsMetadata)?;
         self.found(caller, id).await?;
-        let (tenant, id, limit) = (caller.tenant.clone(), id.clone(), limit.clamp(1, PAGE));
-        let query = move |conn: &mut _| store::versions(conn, &tenant, &id, before, limit);
-        Ok(page(self.parts().db.read::<_, DbError, _>(query).await?, limit))
+        let (tenant, wanted, limit) = (caller.tenant.clone(), id.clone(), limit.clamp(1, PAGE));
+        let query = move |conn: &mut _| store::versions(conn, &tenant, &wanted, before, limit);
+        let found = self.parts().db.read::<_, DbError, _>(query).await;
+        Ok(page(self.sound(caller, id, None, found).await?, limit))
     }
 
     /// Figures for `GET /v1/status` and metrics: secrets by kind, records per KEK version. Counts of

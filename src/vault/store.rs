@@ -214,13 +214,15 @@ pub(super) fn find_version(
     Ok(Some((SecretInfo::try_from(row)?, stored.transpose()?)))
 }
 
-/// A page of secrets by id; one more than asked for tells whether more follow.
+/// A page of secrets by id after `after`; one more than asked for tells whether more follow. A row that
+/// this program cannot have written is an id without metadata.
 pub(super) fn list(
     conn: &mut Conn,
     tenant: &TenantId,
     filter: &ListFilter,
+    after: Option<&str>,
     limit: u32,
-) -> Result<Vec<SecretInfo>, DbError> {
+) -> Result<Vec<(String, Option<SecretInfo>)>, DbError> {
     let rows: Vec<SecretRow> = with_conn!(conn, |c| {
         let mut query = secrets::table
             .filter(secrets::tenant_id.eq(tenant.as_str()))
@@ -228,8 +230,8 @@ pub(super) fn list(
             .order(secrets::id)
             .limit(i64::from(limit) + 1)
             .into_boxed();
-        if let Some(after) = &filter.after {
-            query = query.filter(secrets::id.gt(after.as_str()));
+        if let Some(after) = after {
+            query = query.filter(secrets::id.gt(after));
         }
         if let Some(kind) = filter.kind {
             query = query.filter(secrets::kind.eq(kind.name()));
@@ -239,7 +241,7 @@ pub(super) fn list(
         }
         query.load(c)
     })?;
-    rows.into_iter().map(SecretInfo::try_from).collect()
+    Ok(rows.into_iter().map(|row| (row.id.clone(), SecretInfo::try_from(row).ok())).collect())
 }
 
 /// A page of a secret's versions, newest first, one more than asked for.
@@ -313,8 +315,8 @@ pub(super) fn delete(
 ) -> Result<(), VaultError> {
     use secret_versions as v;
     // The secret's row is locked first: a replacement that runs at the same time then finds nothing.
-    let found = find(conn, tenant, id)?.ok_or(VaultError::NotFound("secret"))?;
-    let expected = expected.unwrap_or(found.row_version);
+    let found = row_version(conn, tenant, id)?.ok_or(VaultError::NotFound("secret"))?;
+    let expected = expected.unwrap_or(found);
     let lock = diesel::update(secrets::table)
         .filter(secrets::id.eq(id.as_str()).and(secrets::tenant_id.eq(tenant.as_str())))
         .filter(secrets::row_version.eq(expected))
@@ -332,10 +334,17 @@ pub(super) fn delete(
 
 /// Why a compare-and-set found nothing.
 fn conflict(conn: &mut Conn, tenant: &TenantId, id: &SecretId) -> Result<VaultError, DbError> {
-    Ok(match find(conn, tenant, id)? {
-        Some(now) => VaultError::VersionConflict { current: now.row_version },
+    Ok(match row_version(conn, tenant, id)? {
+        Some(current) => VaultError::VersionConflict { current },
         None => VaultError::NotFound("secret"),
     })
+}
+
+/// The secret's row version, whatever else is in its row.
+fn row_version(conn: &mut Conn, tenant: &TenantId, id: &SecretId) -> Result<Option<i64>, DbError> {
+    let query =
+        secrets::table.filter(secrets::id.eq(id.as_str()).and(secrets::tenant_id.eq(tenant.as_str())));
+    Ok(with_conn!(conn, |c| query.select(secrets::row_version).first(c).optional())?)
 }
 
 /// The row of an idempotency key, if it is still valid.
@@ -385,8 +394,8 @@ pub(super) fn figures(conn: &mut Conn, tenant: &TenantId) -> Result<Figures, DbE
     let rows: Vec<(String, i64)> = with_conn!(&mut *conn, |c| by_kind.load(c))?;
     let mut figures = Figures::default();
     for (kind, count) in rows {
-        let kind = SecretKind::parse(&kind).ok_or_else(|| DbError::impossible("secrets", &kind))?;
-        figures.secrets.insert(kind.name(), unsigned("secrets", kind.name(), count)?);
+        let kind = SecretKind::parse(&kind).map_or("unreadable", SecretKind::name);
+        *figures.secrets.entry(kind).or_default() += unsigned("secrets", kind, count)?;
     }
     figures.records_by_kek_version = keks::records(conn, tenant)?;
     let open = [JobState::Queued.name(), JobState::Running.name()];

@@ -1,11 +1,12 @@
 //! What is asked and what is refused: every route, every rule, on both engines.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use tokio::task::JoinSet;
 
 use crate::daemon::{Api, TestDaemon};
@@ -248,6 +249,8 @@ async fn callers_seal_and_open_what_they_keep_themselves() {
     problem(open("orders/2", bytes).await, 422, "does-not-open").await;
     problem(open("orders/1", "AAAA").await, 422, "does-not-open").await;
     problem(open("", bytes).await, 422, "invalid").await;
+    let unreadable = problem(open("orders/1", "no base64").await, 422, "invalid").await;
+    assert!(unreadable.to_string().contains("sealed"), "the member that is wrong: {unreadable}");
     // A stored secret's bytes are of another kind: they do not open here, whatever context is tried.
     let id = stored(&api, "stored", &value).await;
     problem(open(&id, bytes).await, 422, "does-not-open").await;
@@ -276,12 +279,46 @@ async fn callers_seal_and_open_what_they_keep_themselves() {
         let items = vec![json!({ "context": "c", "value": "v" }); count];
         problem(api.post("/v1/seal", &json!({ "items": items })).await, 422, "invalid").await;
     }
+    // Alike in everything that a record has room for.
+    let long = |end: &str| json!({ "context": format!("{}{end}", "c".repeat(300)), "value": value });
+    let items = [long("1"), long("2")];
+    api.post("/v1/seal", &json!({ "items": items })).await.error_for_status().unwrap();
     let lines = api.audit_lines().await;
+    every_item_is_on_record(&lines);
+    let hash = |item: &Value| hex::encode(Sha256::digest(item["context"].as_str().unwrap()));
+    for item in &items {
+        assert!(lines.iter().any(|line| line.contains(&hash(item))), "{item} cannot be told from the other");
+    }
     let incidents = lines.iter().filter(|line| line.contains("incident.")).count();
     assert_eq!(incidents, 0, "a caller's mistake is no incident");
     let twice = lines.iter().find(|line| line.matches("\"kek_version\"").count() > 1);
     assert_eq!(twice, None, "a member that stands twice");
     daemon.finish().await;
+}
+
+/// Of the batch of a hundred that was opened: an intent before, an outcome after, each with its context.
+fn every_item_is_on_record(lines: &[String]) {
+    let records = lines.iter().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let opened: Vec<_> = records.filter(|record| record["action"] == "external.open").collect();
+    let mut batch: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for record in &opened {
+        batch.entry(record["request_id"].as_str().unwrap()).or_default().push(record);
+    }
+    let batch = batch.into_values().find(|records| records.len() > 2).expect("a batch");
+    let (intents, outcomes) = batch.split_at(100);
+    assert!(intents.iter().all(|record| record["type"] == "intent"), "all intents before any work");
+    assert!(outcomes.iter().all(|record| record["type"] == "outcome") && outcomes.len() == 100);
+    for n in 0..100 {
+        let context = if n == 41 { "c/40".to_owned() } else { format!("c/{n}") };
+        let intent = intents.iter().find(|record| record["object"]["id"] == context).expect("its intent");
+        let wanted = if n == 41 { json!("does-not-open") } else { Value::Null };
+        let is_its = |record: &&&Value| {
+            record["object"]["id"] == context
+                && record["outcome"].get("code").unwrap_or(&Value::Null) == &wanted
+        };
+        let outcome = outcomes.iter().find(is_its).expect("its outcome");
+        assert!(n == 40 || n == 41 || outcome["id"] == intent["id"], "{intent} {outcome}");
+    }
 }
 
 #[tokio::test]

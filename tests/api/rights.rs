@@ -1,5 +1,8 @@
 //! Who may call what: every route with every single right, and with credentials that are none.
 
+use std::collections::BTreeSet;
+use std::time::Duration;
+
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use reqwest::{Method, StatusCode};
@@ -146,6 +149,36 @@ async fn a_credential_that_is_none_opens_nothing() {
 }
 
 #[tokio::test]
+async fn clients_that_are_not_let_in_do_not_fill_the_audit_log() {
+    const TRIES: usize = 200;
+    let daemon = TestDaemon::dev().await;
+    let known = daemon.dev_json()["management"]["client_id"].as_str().unwrap().to_owned();
+    let token = |id: String, secret: &'static str| {
+        let form = [("grant_type", "client_credentials")];
+        daemon.anonymous(Method::POST, "/oidc/token").basic_auth(id, Some(secret)).form(&form).send()
+    };
+    for number in 0..TRIES {
+        let id = if number % 2 == 0 { known.clone() } else { format!("app-{number:012x}") };
+        assert_eq!(token(id, "wrong").await.unwrap().status(), StatusCode::UNAUTHORIZED);
+    }
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    token(known.clone(), "wrong").await.unwrap();
+
+    let lines = daemon.api().await.audit_lines().await;
+    let records = lines.iter().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let refused: Vec<_> =
+        records.filter(|one| one["action"] == "token.issue" && one["type"] == "event").collect();
+    // 20 at once and 5 a second; a slow machine takes a few seconds for the tries.
+    assert!((20..TRIES / 2).contains(&refused.len()), "{} records", refused.len());
+    let left_out = refused.iter().map(|one| one["details"]["unrecorded"].as_str().unwrap());
+    let left_out: usize = left_out.map(|count| count.parse::<usize>().unwrap()).sum();
+    assert_eq!(refused.len() + left_out, TRIES + 1, "each is recorded or counted");
+    let objects: BTreeSet<_> = refused.iter().map(|one| one["object"]["id"].as_str().unwrap()).collect();
+    assert_eq!(objects, BTreeSet::from([known.as_str(), "unknown"]));
+    daemon.finish().await;
+}
+
+#[tokio::test]
 async fn a_token_ends_with_its_time_and_with_its_application() {
     let text = config("", "[issuer]\ntoken_lifetime = \"3s\"");
     let daemon = TestDaemon::start(Options { config: Some(text), ..Options::default() }).await;
@@ -160,7 +193,7 @@ async fn a_token_ends_with_its_time_and_with_its_application() {
 
     assert_eq!(api.delete(&format!("/v1/apps/{client}")).await.status(), StatusCode::NO_CONTENT);
     problem(guest.get(&format!("/v1/secrets/{id}/value")).await, 401, "invalid-token").await;
-    tokio::time::sleep(std::time::Duration::from_millis(4200)).await;
+    tokio::time::sleep(Duration::from_millis(4200)).await;
     problem(api.get(&format!("/v1/secrets/{id}/value")).await, 401, "invalid-token").await;
     daemon.finish().await;
 }

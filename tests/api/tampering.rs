@@ -162,6 +162,49 @@ async fn columns_that_only_count(engine: Engine) {
 }
 on_both!(impossible_counts_hinder_nobody, columns_that_only_count);
 
+async fn rows_that_nobody_wrote(engine: Engine) {
+    let stage = Stage::on(engine, "").await;
+    let (daemon, api) = (&stage.daemon, stage.daemon.api().await);
+    let mut ids = Vec::new();
+    for name in ["labels", "kind", "encoding", "sound"] {
+        ids.push(stored(&api, name, &daemon.secret(name)).await);
+    }
+    stage.run(&format!("UPDATE secrets SET labels = 'none' WHERE id = '{}'", ids[0]));
+    stage.run(&format!("UPDATE secrets SET kind = 'other' WHERE id = '{}'", ids[1]));
+    stage.run(&format!("UPDATE secret_versions SET encoding = 'x' WHERE secret_id = '{}'", ids[2]));
+
+    // The list has the others, page by page, and an incident for each one that it leaves out.
+    let (mut listed, mut path) = (Vec::new(), "/v1/secrets?limit=1".to_owned());
+    loop {
+        let page: Value = api.get(&path).await.error_for_status().unwrap().json().await.unwrap();
+        listed.extend(page["items"].as_array().unwrap().iter().map(|item| item["id"].clone()));
+        let Some(cursor) = page["next_cursor"].as_str() else { break };
+        path = format!("/v1/secrets?limit=1&cursor={cursor}");
+    }
+    assert_eq!(listed, [ids[2].as_str(), ids[3].as_str()]);
+    let altered: HashSet<_> = incidents(&api)
+        .await
+        .iter()
+        .map(|record| record["object"]["id"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(altered, HashSet::from([ids[0].clone(), ids[1].clone()]));
+
+    for (id, paths) in [(&ids[0], vec!["", "/value", "/versions"]), (&ids[2], vec!["/value", "/versions"])] {
+        for path in paths {
+            let before = incidents(&api).await.len();
+            refuses(&api, &format!("/v1/secrets/{id}{path}"), &daemon.canary, path).await;
+            assert_eq!(incidents(&api).await.len(), before + 1, "{path}");
+        }
+    }
+    let status: Value = api.get("/v1/status").await.error_for_status().unwrap().json().await.unwrap();
+    assert_eq!(status["vault"]["secrets"], json!({ "opaque": 3, "unreadable": 1 }));
+    for id in &ids {
+        assert_eq!(api.delete(&format!("/v1/secrets/{id}")).await.status(), StatusCode::NO_CONTENT);
+    }
+    stage.daemon.finish().await;
+}
+on_both!(rows_that_nobody_wrote_are_incidents_and_hide_no_others, rows_that_nobody_wrote);
+
 async fn a_thousand_times_the_same(engine: Engine) {
     const TIMES: usize = 1000;
     let stage = Stage::on(engine, "").await;

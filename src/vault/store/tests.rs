@@ -251,14 +251,19 @@ async fn a_list_goes_on_after_the_last_id_and_filters() {
             ids.push(store.insert(name).await.unwrap().id);
         }
         ids.sort();
-        let list = |filter: ListFilter| store.read(move |conn, tenant| super::list(conn, tenant, &filter, 1));
+        let list = |filter: ListFilter| {
+            store.read(move |conn, tenant| {
+                let after = filter.after.as_ref().map(SecretId::as_str);
+                super::list(conn, tenant, &filter, after, 1)
+            })
+        };
 
         let first = list(ListFilter::default()).await;
         assert_eq!(first.len(), 2, "one more than asked for");
         let rest = list(ListFilter { after: Some(ids[1].clone()), ..ListFilter::default() }).await;
-        assert_eq!(rest.iter().map(|info| &info.id).collect::<Vec<_>>(), [&ids[2]]);
+        assert_eq!(rest.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>(), [ids[2].as_str()]);
         let named = list(ListFilter { name: Some("b".to_owned()), ..ListFilter::default() }).await;
-        assert_eq!(named[0].name, "b");
+        assert_eq!(named[0].1.as_ref().unwrap().name, "b");
         let opaque = list(ListFilter { kind: Some(SecretKind::Opaque), ..ListFilter::default() }).await;
         assert!(opaque.is_empty());
     }
