@@ -20,6 +20,7 @@ mod daemon;
 #[path = "../support/postgres.rs"]
 mod postgres;
 
+mod canary;
 mod erased;
 mod keks;
 mod listeners;

@@ -14,6 +14,7 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use base64::Engine;
@@ -38,6 +39,8 @@ pub struct TestDaemon {
     /// 24 random bytes in hex: part of every secret that the test sends.
     pub canary: String,
     client: Client,
+    /// Access tokens that were issued to the test.
+    tokens: Mutex<Vec<String>>,
 }
 
 /// How the daemon is started.
@@ -90,6 +93,7 @@ impl TestDaemon {
             url: String::new(),
             canary: hex::encode(random),
             client: Client::builder().timeout(Duration::from_secs(30)).build().unwrap(),
+            tokens: Mutex::default(),
         }
     }
 
@@ -299,7 +303,9 @@ impl TestDaemon {
         let answer = request.form(&form).send().await.unwrap();
         let (status, body) = (answer.status(), answer.json::<Value>().await.unwrap());
         assert_eq!(status, StatusCode::OK, "{body}");
-        body["access_token"].as_str().unwrap().to_owned()
+        let token = body["access_token"].as_str().unwrap().to_owned();
+        self.tokens.lock().unwrap().push(token.clone());
+        token
     }
 
     /// A request without credentials.
@@ -347,8 +353,8 @@ impl TestDaemon {
         self.scan(&lines);
     }
 
-    /// Fails if the canary or a client secret is in any file of the data directory, in any encoding.
-    pub fn scan(&self, lines: &[String]) {
+    /// What must not be anywhere: the canary, client secrets, the PIN and access tokens, in any encoding.
+    pub fn needles(&self) -> Vec<Vec<u8>> {
         let dev = self.dev_json();
         let mut secrets = vec![self.canary.clone()];
         let pin = fs::read_to_string(self.dir().join("pin")).unwrap_or_default();
@@ -358,8 +364,17 @@ impl TestDaemon {
                 .filter_map(|app| dev[app]["client_secret"].as_str().map(ToOwned::to_owned)),
         );
         secrets.push(pin.trim().to_owned());
-        let needles: Vec<_> =
+        let mut needles: Vec<_> =
             secrets.iter().filter(|text| text.len() >= 6).flat_map(|text| encodings(text)).collect();
+        // Their signatures, as they are: nothing takes a token apart and encodes it in another way.
+        let tokens = self.tokens.lock().unwrap();
+        needles.extend(tokens.iter().map(|token| token.rsplit('.').next().unwrap().as_bytes().to_vec()));
+        needles
+    }
+
+    /// Fails if one of the [`TestDaemon::needles`] is in any file of the data directory.
+    pub fn scan(&self, lines: &[String]) {
+        let needles = self.needles();
         for path in files(self.dir()) {
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
             // Where secrets are meant to be.

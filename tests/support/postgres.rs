@@ -93,6 +93,11 @@ impl Postgres {
         server
     }
 
+    /// Where the cluster's files are.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
     /// The URL of a new and empty database, over the Unix socket.
     pub fn database(&self) -> String {
         let name = format!("t{}", self.databases.fetch_add(1, Ordering::Relaxed));
