@@ -1,7 +1,7 @@
 //! The daemon as its clients see it, on SQLite and on PostgreSQL.
 //!
-//! `stage` starts a daemon on either engine and reaches behind it; `tampering` has CB-1 and CB-7, `rights`
-//! who may call what, `requests` what is asked and refused, `keks` rotation, rewrap and the wrap budget,
+//! `stage` starts a daemon on either engine and reaches behind it; `tampering` and `tenants` have CB-1 and
+//! CB-7, `canary` AU-9, `rights` who may call what, `requests` what is asked and refused, `keks` rotation, rewrap and the wrap budget,
 //! `erased` ME-2, `wire` what is not HTTP as it should be, `listeners` TLS, sockets and limits, `residue`
 //! the daemon's memory. Check ids are those of reliability.md.
 
@@ -29,6 +29,7 @@ mod residue;
 mod rights;
 mod stage;
 mod tampering;
+mod tenants;
 mod wire;
 
 use daemon::TestDaemon;

@@ -52,6 +52,11 @@ impl Stage {
         Self { daemon, engine, url }
     }
 
+    /// A daemon that runs already, on the database at `url`.
+    pub const fn of(daemon: TestDaemon, engine: Engine, url: String) -> Self {
+        Self { daemon, engine, url }
+    }
+
     /// Changes rows behind the daemon's back.
     pub fn run(&self, sql: &str) {
         let done = match self.engine {

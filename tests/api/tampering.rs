@@ -13,7 +13,7 @@ use crate::stage::{Engine, Stage, on_both, problem, stored};
 const COLUMNS: [&str; 4] = ["wrapped_dek", "iv", "ciphertext", "tag"];
 
 /// The sealed columns of one version, in hex.
-fn columns(stage: &Stage, id: &str, version: u32) -> [String; 4] {
+pub fn columns(stage: &Stage, id: &str, version: u32) -> [String; 4] {
     COLUMNS.map(|column| {
         let hex = stage.hex(column);
         let rule = format!("secret_id = '{id}' AND version = {version}");
@@ -21,7 +21,8 @@ fn columns(stage: &Stage, id: &str, version: u32) -> [String; 4] {
     })
 }
 
-fn write(stage: &Stage, id: &str, version: u32, values: &[String; 4]) {
+/// Puts sealed columns into one version's row.
+pub fn write(stage: &Stage, id: &str, version: u32, values: &[String; 4]) {
     let set: Vec<_> =
         COLUMNS.iter().zip(values).map(|(column, hex)| format!("{column} = {}", stage.bytes(hex))).collect();
     let set = set.join(", ");
@@ -29,7 +30,7 @@ fn write(stage: &Stage, id: &str, version: u32, values: &[String; 4]) {
 }
 
 /// An integrity error with nothing of either value in it.
-async fn refuses(api: &Api, path: &str, canary: &str, what: &str) {
+pub async fn refuses(api: &Api, path: &str, canary: &str, what: &str) {
     let answer = api.get(path).await;
     assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR, "{what}");
     let body = problem(answer, 500, "integrity").await.to_string();
@@ -38,7 +39,8 @@ async fn refuses(api: &Api, path: &str, canary: &str, what: &str) {
     }
 }
 
-async fn incidents(api: &Api) -> Vec<Value> {
+/// What the tenant's log has of altered values.
+pub async fn incidents(api: &Api) -> Vec<Value> {
     let records =
         api.audit_lines().await.into_iter().map(|line| serde_json::from_str::<Value>(&line).unwrap());
     records.filter(|record| record["action"] == "incident.integrity").collect()

@@ -2,14 +2,13 @@
 //! and what one leaves behind another finishes.
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
-use crate::daemon::{Options, TestDaemon, free_port};
+use crate::daemon::{Options, Peer, TestDaemon};
 use crate::lost_key::tool;
 use crate::postgres::Postgres;
 use crate::served::{config, over, stored};
@@ -28,32 +27,6 @@ fn shared(control: &ShimControl, seal: &str) -> Options {
         Postgres::shared().database()
     );
     Options { config: Some(more), ..over(control, "") }
-}
-
-/// Another daemon with the same configuration, ready.
-struct Peer {
-    child: Child,
-    url: String,
-}
-
-impl Peer {
-    fn start(daemon: &TestDaemon, options: &Options) -> Self {
-        let listen = format!("127.0.0.1:{}", free_port());
-        let text = options.config.as_ref().unwrap().replacen("127.0.0.1:{port}", &listen, 1);
-        let mut command = daemon.command_with(&text);
-        command.envs(options.env.iter().cloned()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut child = command.spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
-        assert!(lines.any(|line| line.starts_with("lacre ready ")), "the second daemon is not ready");
-        Self { child, url: format!("http://{listen}") }
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
 }
 
 /// Every key that the token lists is there once for each of its classes.
@@ -104,7 +77,7 @@ async fn two_daemons_rotate_together_and_serve_each_other_s_values() {
     let control = ShimControl::new(&softhsm::module());
     let options = shared(&control, "");
     let daemon = TestDaemon::start(options.clone()).await;
-    let peer = Peer::start(&daemon, &options);
+    let peer = Peer::start(&daemon, options.config.as_ref().unwrap());
     let here = daemon.api().await;
     let there = here.at(&peer.url);
 
@@ -137,7 +110,7 @@ async fn a_key_whose_making_was_given_up_is_not_made_a_second_time_while_the_dev
     // Given up after 4.5 s, and the thread replaced after 9 s.
     let options = shared(&control, "deadline = \"300ms\"");
     let daemon = TestDaemon::start(options.clone()).await;
-    let peer = Peer::start(&daemon, &options);
+    let peer = Peer::start(&daemon, options.config.as_ref().unwrap());
     let here = daemon.api().await;
     let there = here.at(&peer.url);
 
@@ -169,7 +142,7 @@ async fn the_job_of_a_daemon_that_died_is_finished_by_the_other() {
     let control = ShimControl::new(&softhsm::module());
     let options = shared(&control, "");
     let mut daemon = TestDaemon::start(options.clone()).await;
-    let peer = Peer::start(&daemon, &options);
+    let peer = Peer::start(&daemon, options.config.as_ref().unwrap());
     let here = daemon.api().await;
     let there = here.at(&peer.url);
     let mut ids = Vec::new();
