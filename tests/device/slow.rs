@@ -6,7 +6,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::Value;
 use tokio::task::JoinSet;
 
-use crate::daemon::{Api, TestDaemon};
+use crate::daemon::Api;
 use crate::served::{refused_for_now, served, stored, value_path};
 
 /// Reads at the same time; the statuses.
@@ -19,16 +19,24 @@ async fn reads(api: &Api, id: &str, count: usize) -> Vec<StatusCode> {
     running.join_all().await
 }
 
-/// What does not need the device answers as if nothing were.
-async fn the_rest_is_quick(daemon: &TestDaemon, api: &Api, id: &str) {
-    for path in ["/livez", "/readyz", "/oidc/jwks", "/metrics"] {
-        let began = Instant::now();
-        daemon.anonymous(Method::GET, path).send().await.unwrap();
-        assert!(began.elapsed() < Duration::from_secs(1), "{path}: {:?}", began.elapsed());
+/// What does not need the device answers as if nothing were: most of the time within 100 ms, on a machine
+/// that does other things too.
+async fn the_rest_is_quick(api: &Api, id: &str) {
+    const TIMES: usize = 15;
+    let metadata = format!("/v1/secrets/{id}");
+    for path in ["/livez", "/readyz", "/oidc/jwks", "/metrics", &metadata] {
+        let mut took = Vec::new();
+        for _ in 0..TIMES {
+            let began = Instant::now();
+            let answer = api.get(path).await;
+            took.push(began.elapsed());
+            assert_ne!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR, "{path}");
+            assert!(path != metadata || answer.status() == StatusCode::OK, "{path}: {}", answer.status());
+        }
+        took.sort();
+        assert!(took[TIMES / 2] < Duration::from_millis(100), "{path}: {took:?}");
+        assert!(took[TIMES - 1] < Duration::from_secs(1), "{path}: {took:?}");
     }
-    let began = Instant::now();
-    assert_eq!(api.get(&format!("/v1/secrets/{id}")).await.status(), StatusCode::OK);
-    assert!(began.elapsed() < Duration::from_secs(1), "metadata: {:?}", began.elapsed());
 }
 
 async fn stuck_threads(api: &Api) -> u64 {
@@ -42,7 +50,7 @@ async fn a_slow_device_serves_what_fits_into_the_deadline_and_refuses_the_rest()
     let id = stored(&api, "slow", &daemon.secret("slow")).await;
 
     control.set_rules("C_Decrypt * sleep:200");
-    let (statuses, ()) = tokio::join!(reads(&api, &id, 16), the_rest_is_quick(&daemon, &api, &id));
+    let (statuses, ()) = tokio::join!(reads(&api, &id, 16), the_rest_is_quick(&api, &id));
 
     // One thread, 200 ms each, 2 s for everybody: ten at the most, less what the machine takes.
     let served = statuses.iter().filter(|status| **status == StatusCode::OK).count();
@@ -65,7 +73,7 @@ async fn a_call_that_never_returns_is_given_up_at_the_deadline_and_healed_withou
     let first = api.get(&value_path(&id)).await;
     assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
     assert_eq!(first.status(), StatusCode::SERVICE_UNAVAILABLE);
-    let (more, ()) = tokio::join!(reads(&api, &id, 32), the_rest_is_quick(&daemon, &api, &id));
+    let (more, ()) = tokio::join!(reads(&api, &id, 32), the_rest_is_quick(&api, &id));
     assert!(more.iter().all(|status| *status == StatusCode::SERVICE_UNAVAILABLE), "{more:?}");
     refused_for_now(api.get(&value_path(&id)).await, "device-unavailable").await;
 
