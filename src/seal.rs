@@ -194,7 +194,12 @@ impl Sealer {
     /// [`SealError::Rejected`] if anything about the value, its place or its KEK is not what it was.
     pub async fn open(&self, kek: &Kek, context: &Context<'_>, sealed: &Sealed) -> Result<Opened, SealError> {
         let _room = self.enter().await?;
-        let mut plain = self.arena.take(sealed.payload.ciphertext_len()).await?;
+        let len = sealed.payload.ciphertext_len();
+        if len > guarded::LARGEST {
+            // Nothing that long was ever sealed.
+            return Err(SealError::Rejected);
+        }
+        let mut plain = self.arena.take(len).await?;
         for _ in 0..DEK_TRIES {
             let dek = self.unwrap(kek, context, &sealed.key, Priority::Foreground).await?;
             match envelope::decrypt(&mut Dek::new(dek, DEK_LIFETIME), context, &sealed.payload, &mut plain) {

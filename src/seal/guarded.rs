@@ -34,7 +34,7 @@ use map::{Cell, MapError};
 use pool::{Pool, Share};
 
 /// The largest value, and what its envelope adds to it.
-const LARGEST: usize = (1 << 20) + (64 << 10);
+pub(crate) const LARGEST: usize = (1 << 20) + (64 << 10);
 
 /// Buffers live for one call to the device, so a second is long.
 const RETRY_AFTER: Duration = Duration::from_secs(1);

@@ -277,6 +277,11 @@ impl KeyRef {
         *self.pin != Pin::Planned
     }
 
+    /// Whether the key is pinned by this public key, so that the device signs with this one and no other.
+    pub fn is_pinned_by(&self, key: &PublicKey) -> bool {
+        *self.pin == Pin::Fingerprint(key.fingerprint())
+    }
+
     pub(crate) fn pinned(&self, pin: Pin) -> Self {
         Self { id: self.id, spec: self.spec, pin: Arc::new(pin) }
     }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use lacre::seal::{Alg, DeviceState, Kek, KeyRef, KeySpec, PublicKey, SealError, Sealed};
 use serde_json::json;
@@ -262,6 +263,34 @@ async fn the_probe_takes_the_next_mechanism_where_gcm_is_refused() {
     assert_eq!(kek.mechanism_name(), "A256KW-OBJ");
     let sealed = device.sealer.seal(&kek, &HERE, b"value").await.unwrap();
     opens(&device, &kek, &sealed, b"value").await;
+}
+
+/// The probe's calls are the first ones: device error, function failed, host memory.
+#[tokio::test]
+async fn a_fault_that_passes_during_the_probe_does_not_choose_a_weaker_mechanism() {
+    for rule in [
+        "C_EncryptInit 1 return:0x30",
+        "C_EncryptInit 1 return:0x6",
+        "C_Encrypt 1 return:0x30",
+        "C_Decrypt 1 return:0x2",
+        "C_CreateObject 1 return:0x30",
+    ] {
+        let stage = stage().await;
+        let device = stage.start();
+        let fired = stage.control.count("rules_fired");
+        stage.control.set_rules(rule);
+        let planned = KeyRef::plan(KeySpec::Kek).unwrap();
+        let began = Instant::now();
+        let made = loop {
+            match device.admin.generate(&planned).await {
+                Ok(made) => break made,
+                Err(error) => assert!(began.elapsed() < Duration::from_secs(10), "{rule}: {error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        assert_eq!(kek_of(made).mechanism_name(), "A256GCM", "{rule}");
+        assert_eq!(stage.control.count("rules_fired"), fired + 1, "{rule}");
+    }
 }
 
 #[tokio::test]

@@ -24,6 +24,8 @@ pub(crate) struct Selection {
     pub(crate) module: PathBuf,
     pub(crate) label: Option<String>,
     pub(crate) serial: Option<String>,
+    pub(crate) manufacturer: Option<String>,
+    pub(crate) model: Option<String>,
     pub(crate) pin: PinSource,
     pub(crate) wrap: Option<WrapMechanism>,
     pub(crate) gcm_iv: GcmIv,
@@ -35,6 +37,8 @@ struct FromUri {
     module: Option<PathBuf>,
     label: Option<String>,
     serial: Option<String>,
+    manufacturer: Option<String>,
+    model: Option<String>,
     pin_source: Option<String>,
 }
 
@@ -61,7 +65,8 @@ impl Selection {
             source.ok_or_else(|| selection("no `pin_source` (file:/path, credential:NAME, prompt)"))?;
         let module = check_module(&module)?;
         let pin = pin_source(&source, config.credentials_dir.as_deref(), arena)?;
-        Ok(Self { module, label, serial, pin, wrap, gcm_iv: config.gcm_iv })
+        let (manufacturer, model) = (uri.manufacturer, uri.model);
+        Ok(Self { module, label, serial, manufacturer, model, pin, wrap, gcm_iv: config.gcm_iv })
     }
 
     /// Reads the PIN into guarded memory.
@@ -99,11 +104,31 @@ fn parse_uri(uri: &str) -> Result<FromUri, StartError> {
             "`pin-value` in a URI would put the PIN into a file and into process lists; use pin-source",
         ));
     }
+    // RFC 7512, section 2.4: an attribute that is not matched would select more than the URI says.
+    let ignored = [
+        ("slot-id", parsed.slot_id().is_some()),
+        ("slot-description", parsed.slot_description().is_some()),
+        ("slot-manufacturer", parsed.slot_manufacturer().is_some()),
+        ("library-description", parsed.library_description().is_some()),
+        ("library-manufacturer", parsed.library_manufacturer().is_some()),
+        ("library-version", parsed.library_version().is_some()),
+        ("object", parsed.object().is_some()),
+        ("id", parsed.id().is_some()),
+        ("type", parsed.r#type().is_some()),
+        ("module-name", parsed.module_name().is_some()),
+    ];
+    if let Some((name, _)) = ignored.iter().find(|(_, is_there)| *is_there) {
+        return Err(StartError::Selection(format!(
+            "`{name}` in the `pkcs11:` URI is not supported; name the token by token, serial, manufacturer, model"
+        )));
+    }
     let decode = |text: Option<&str>| text.filter(|text| !text.is_empty()).map(percent_decode).transpose();
     Ok(FromUri {
         module: decode(parsed.module_path())?.map(PathBuf::from),
         label: decode(parsed.token())?,
         serial: decode(parsed.serial())?,
+        manufacturer: decode(parsed.manufacturer())?,
+        model: decode(parsed.model())?,
         pin_source: decode(parsed.pin_source())?,
     })
 }
@@ -172,7 +197,8 @@ fn pin_source(source: &str, credentials: Option<&Path>, arena: &Arena) -> Result
     }
     let path = if let Some(name) = source.strip_prefix("credential:") {
         let dir = credentials.ok_or_else(|| {
-            pin_error(source, "CREDENTIALS_DIRECTORY is not set: systemd passed no credentials")
+            let hint = "run it with `systemd-run -p LoadCredentialEncrypted=...` (README, On a real HSM)";
+            pin_error(source, format!("systemd passed no credentials to this process; {hint}"))
         })?;
         if name.is_empty() || name.contains('/') {
             return Err(pin_error(source, "not a credential name"));
@@ -232,6 +258,17 @@ mod tests {
         assert_eq!(parsed.serial.as_deref(), Some("0a1b"));
         assert_eq!(parsed.module.unwrap().to_str(), Some("/usr/lib/x.so"));
         assert_eq!(parsed.pin_source.as_deref(), Some("file:/etc/pin"));
+    }
+
+    #[test]
+    fn a_uri_is_matched_whole_or_refused() {
+        let parsed = parse_uri("pkcs11:manufacturer=Vendor%20X;model=M;token=prod").unwrap();
+        assert_eq!((parsed.manufacturer.as_deref(), parsed.model.as_deref()), (Some("Vendor X"), Some("M")));
+        for more in ["slot-id=1", "library-manufacturer=x", "object=k", "type=private", "id=%01"] {
+            let error = parse_uri(&format!("pkcs11:token=t;{more}")).err().unwrap().to_string();
+            assert!(error.contains(more.split('=').next().unwrap()), "{error}");
+        }
+        assert!(parse_uri("pkcs11:token=t?module-name=x").is_err());
     }
 
     #[test]

@@ -216,9 +216,16 @@ impl Token {
         let slots = pkcs11
             .get_slots_with_token()
             .map_err(|error| TokenProblem::Away(format!("no slot list: {}", brief(&error))))?;
+        let selection = &self.selection;
         let wanted = |info: &TokenInfo| {
-            self.selection.serial.as_ref().is_none_or(|serial| *serial == info.serial)
-                && self.selection.label.as_ref().is_none_or(|label| *label == info.label)
+            [
+                (&selection.serial, &info.serial),
+                (&selection.label, &info.label),
+                (&selection.manufacturer, &info.manufacturer),
+                (&selection.model, &info.model),
+            ]
+            .into_iter()
+            .all(|(wanted, found)| wanted.as_ref().is_none_or(|wanted| wanted == found))
         };
         let mut found: Vec<_> = slots
             .into_iter()

@@ -10,7 +10,7 @@ use cryptoki_sys::{
     CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_ULONG, CKA_CLASS, CKA_DECRYPT, CKA_ENCRYPT, CKA_EXTRACTABLE,
     CKA_KEY_TYPE, CKA_PRIVATE, CKA_SENSITIVE, CKA_TOKEN, CKA_UNWRAP, CKA_VALUE_LEN, CKA_WRAP, CKF_DECRYPT,
     CKF_ENCRYPT, CKF_UNWRAP, CKF_WRAP, CKK_AES, CKK_GENERIC_SECRET, CKM_AES_GCM, CKM_AES_KEY_WRAP,
-    CKO_SECRET_KEY,
+    CKO_SECRET_KEY, CKR_FUNCTION_FAILED, CKR_GENERAL_ERROR,
 };
 use sha2::{Digest, Sha256};
 use zeroize::Zeroize;
@@ -226,16 +226,54 @@ pub(super) fn works(
         (CKA_PRIVATE, vec![1]),
     ];
     template.extend(roles.map(|role| (role, vec![1])));
+    let mut answer = probe(token, entered, session, candidate, &template);
+    if answer.as_ref().is_err_and(|error| verdict(error) == Verdict::Unclear) {
+        answer = probe(token, entered, session, candidate, &template);
+    }
+    match answer {
+        Err(error) if verdict(&error) != Verdict::Unable && !token.is_present(entered) => Err(error),
+        Err(error) if verdict(&error) == Verdict::Elsewhere => Err(error),
+        other => Ok(other.unwrap_or(false)),
+    }
+}
+
+/// What a failed probe says about the mechanism.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    /// The device is well and does not do it.
+    Unable,
+    /// One of the two codes that some modules use for everything: twice, of a token that is there, it
+    /// means no.
+    Unclear,
+    /// Something else went wrong. A KEK keeps the mechanism it was made with, so nothing is concluded.
+    Elsewhere,
+}
+
+fn verdict(error: &BackendError) -> Verdict {
+    match error {
+        BackendError::Refused { function: "guarded memory", .. } => Verdict::Elsewhere,
+        BackendError::Rejected { .. } | BackendError::Refused { .. } => Verdict::Unable,
+        BackendError::Away { code: CKR_GENERAL_ERROR | CKR_FUNCTION_FAILED, .. } => Verdict::Unclear,
+        _ => Verdict::Elsewhere,
+    }
+}
+
+fn probe(
+    token: &Token,
+    entered: &Entered<'_>,
+    session: CK_SESSION_HANDLE,
+    candidate: WrapMechanism,
+    template: &[(CK_ULONG, Vec<u8>)],
+) -> Result<bool, BackendError> {
     let known_key = [0x42; 32];
-    let Ok(kek) = token.raw.create_secret(session, &template, &known_key) else {
-        return Ok(claims(token, entered, candidate));
+    let kek = match token.raw.create_secret(session, template, &known_key).map_err(BackendError::from) {
+        Ok(kek) => kek,
+        Err(error) if verdict(&error) == Verdict::Elsewhere => return Err(error),
+        Err(_) => return Ok(claims(token, entered, candidate)),
     };
     let answer = known_answer(&Wrapper { token, session, kek }, candidate, &known_key);
     token.raw.destroy(session, kek)?;
-    match answer {
-        Err(lost @ BackendError::SessionLost { .. }) => Err(lost),
-        other => Ok(other.unwrap_or(false)),
-    }
+    answer
 }
 
 /// Wraps in the device and opens in software, then the other way round.
