@@ -144,9 +144,9 @@ impl AuditLog {
     }
 
     /// Records a refusal or a read of metadata: queued and written soon, but nothing waits for it.
-    pub async fn record_soon(&self, caller: &Caller, event: Event, outcome: Outcome) {
+    pub fn record_soon(&self, caller: &Caller, event: Event, outcome: Outcome) {
         let draft = Subject::new(caller, &event).event(self.clock.now(), outcome, &event.details);
-        self.appender.push(draft).await;
+        self.appender.push(draft);
     }
 
     /// Records of the caller's tenant with a number above `after`, oldest first, at most `limit`.
@@ -155,7 +155,7 @@ impl AuditLog {
     /// # Errors
     /// [`AuditError::Forbidden`] without `audit:read`.
     pub async fn events(&self, caller: &Caller, after: u64, limit: u32) -> Result<Vec<Record>, AuditError> {
-        self.may_read(caller, true).await?;
+        self.may_read(caller, true)?;
         self.read(caller, Some(caller.tenant.clone()), after, limit).await
     }
 
@@ -165,8 +165,7 @@ impl AuditLog {
     /// # Errors
     /// [`AuditError::Forbidden`] for everybody else, and without `audit:read`.
     pub async fn export(&self, caller: &Caller, after: u64, limit: u32) -> Result<Vec<Record>, AuditError> {
-        self.may_read(caller, matches!(caller.principal, Principal::System(_) | Principal::LocalUser(_)))
-            .await?;
+        self.may_read(caller, matches!(caller.principal, Principal::System(_) | Principal::LocalUser(_)))?;
         self.read(caller, None, after, limit).await
     }
 
@@ -183,14 +182,14 @@ impl AuditLog {
         self.appender.close().await;
     }
 
-    async fn may_read(&self, caller: &Caller, admitted: bool) -> Result<(), AuditError> {
+    fn may_read(&self, caller: &Caller, admitted: bool) -> Result<(), AuditError> {
         let missing = match caller.require(Scope::AuditRead) {
             Ok(()) if admitted => return Ok(()),
             Ok(()) => MissingScope(Scope::AuditRead),
             Err(missing) => missing,
         };
         let event = Event::new(Action::AuditRead, "audit-log", "");
-        self.record_soon(caller, event, Outcome::Denied("forbidden")).await;
+        self.record_soon(caller, event, Outcome::Denied("forbidden"));
         Err(missing.into())
     }
 
@@ -210,7 +209,7 @@ impl AuditLog {
             let event = Event::new(Action::AuditRead, "audit-log", range)
                 .detail("after", after.to_string())
                 .detail("count", records.len().to_string());
-            self.record_soon(caller, event, Outcome::Success).await;
+            self.record_soon(caller, event, Outcome::Success);
         }
         Ok(records.into_iter().map(|(_, record)| record).collect())
     }

@@ -52,12 +52,15 @@ pub enum DbError {
     /// The database does not answer, is full, or is locked for too long. Nothing was written. Retry later.
     #[error("database unavailable")]
     Unavailable(#[source] Option<diesel::result::Error>),
-    /// The connection broke at commit: written or not, nobody knows. Look before repeating.
+    /// The connection broke at commit, or no answer came: written or not, nobody knows. Look before repeating.
     #[error("outcome of a write unknown")]
-    Unknown(#[source] diesel::result::Error),
+    Unknown(#[source] Option<diesel::result::Error>),
     /// A unique rule was broken: somebody else was first.
     #[error("a row of that key exists")]
     Duplicate,
+    /// Somebody else does it, and did not end in time. Nothing was done.
+    #[error("somebody else is at {0}")]
+    Taken(&'static str),
     /// A row that this program cannot have written, by table and id.
     #[error("impossible row in {table}: {id}")]
     Impossible {
@@ -79,9 +82,16 @@ impl DbError {
 }
 
 impl DbError {
-    /// Whether nothing was written and the same call may succeed later.
-    pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Unavailable(_))
+    /// A short name: `storage-failed` and `busy` if nothing was written and the same call may succeed later,
+    /// else `storage-error`.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Unavailable(_) => "storage-failed",
+            Self::Taken(_) => "busy",
+            Self::Unknown(_) | Self::Duplicate | Self::Impossible { .. } | Self::Refused(_) => {
+                "storage-error"
+            }
+        }
     }
 }
 
@@ -152,9 +162,23 @@ impl Db {
     /// off from the database loses its turn after a minute.
     ///
     /// # Errors
-    /// [`DbError::Unavailable`] if the database does not answer or somebody does not end their turn.
+    /// [`DbError::Taken`] if somebody does not end their turn; [`DbError::Unavailable`].
     pub async fn turn(&self, name: TurnName) -> Result<Turn, DbError> {
         self.lanes.turn(name).await
+    }
+
+    /// What is wrong with the schema now: another program may have migrated it since it was opened. `None`
+    /// also if the database does not answer, which [`Db::status`] tells.
+    pub async fn schema_problem(&self) -> Option<String> {
+        // An SQLite file has one daemon, and `lacre db migrate` refuses while it has it open.
+        if self.engine() == Engine::Sqlite {
+            return None;
+        }
+        let look = |conn: &mut Conn| Ok::<_, DbError>(migrate::pending(conn).err());
+        match self.read(look).await {
+            Ok(Some(problem @ OpenError::NewerSchema { .. })) => Some(problem.to_string()),
+            _ => None,
+        }
     }
 
     /// Which engine, and whether it answers.

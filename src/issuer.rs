@@ -82,7 +82,7 @@ impl AuditCode for IssuerError {
             Self::Forbidden(_) => "forbidden",
             Self::Keys(keys) => keys.audit_code(),
             Self::Audit(_) => "audit-unavailable",
-            Self::Db(_) => "storage-failed",
+            Self::Db(error) => error.code(),
         }
     }
 
@@ -252,7 +252,9 @@ impl Issuer {
         let audience = self.inner.config.api_resource();
         let expected = Expected { issuer, audience: &audience, now };
         let verified = verify::verify(bearer, &keys, &expected).map_err(BearerError::Invalid)?;
-        self.inner.clients.remember(bearer, verified.clone());
+        if keys.iter().all(|key| key.is_proven) {
+            self.inner.clients.remember(bearer, verified.clone());
+        }
         Ok(verified)
     }
 
@@ -301,7 +303,7 @@ impl Issuer {
         let client = known.as_ref().map_or("unknown", |app| app.info.client_id.as_str());
         let event = Event::new(Action::TokenIssue, "application", client);
         let caller = self.caller(Principal::Anonymous, ScopeSet::NONE, id.clone());
-        self.inner.refusals.record(&caller, event, error.audit_outcome()).await;
+        self.inner.refusals.record(&caller, event, error.audit_outcome());
     }
 
     fn caller(&self, principal: Principal, scopes: ScopeSet, request: RequestId) -> Caller {

@@ -7,20 +7,21 @@
 mod jwk;
 mod store;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Serialize;
 use tokio::sync::Mutex;
+use zeroize::Zeroizing;
 
 use crate::audit::{Action, AuditCode, AuditError, AuditLog, Event, Outcome};
 use crate::clock::Clock;
 use crate::db::{Db, DbError, Turn, TurnName};
 use crate::identity::Caller;
 use crate::ids::{SigningKeyId, TenantId};
-use crate::seal::{Alg, KeyAdmin, KeyRef, KeySpec, SealError, Sealer};
+use crate::seal::{Alg, KeyAdmin, KeyId, KeyRef, KeySpec, SealError, Sealer};
 
 use store::{Key, Phase, Public};
 
@@ -87,7 +88,7 @@ impl AuditCode for KeysError {
             Self::Seal(SealError::KeyMissing { .. }) => "key-missing",
             Self::Seal(SealError::KeyUnfit { .. }) => "key-unfit",
             Self::Seal(_) => "device-failed",
-            Self::Db(_) => "storage-failed",
+            Self::Db(error) => error.code(),
             Self::Audit(_) => "audit-unavailable",
         }
     }
@@ -103,6 +104,8 @@ pub struct Keys {
     parts: Arc<Parts>,
     /// Active keys, once read: signing and the JWKS make no query and need no device for it.
     known: Arc<RwLock<HashMap<(TenantId, Purpose), Key>>>,
+    /// Keys that the device has shown to be its own.
+    proven: Arc<RwLock<HashSet<SigningKeyId>>>,
     /// One key is made at a time, so two first uses do not race to the device.
     making: Arc<Mutex<()>>,
 }
@@ -130,6 +133,9 @@ pub struct SigningKey {
     pub alg: &'static str,
     /// Public JWK members as JSON.
     pub jwk: serde_json::Value,
+    /// Whether the device has shown since the start that the key is its own. `false` while it is away: until
+    /// then the key is what the database says.
+    pub is_proven: bool,
 }
 
 #[derive(Serialize)]
@@ -142,22 +148,26 @@ struct JwsHeader<'a> {
 impl Keys {
     /// Makes the service. Does not touch the device.
     pub fn new(parts: Parts) -> Self {
-        Self { parts: Arc::new(parts), known: Arc::default(), making: Arc::default() }
+        Self { parts: Arc::new(parts), known: Arc::default(), proven: Arc::default(), making: Arc::default() }
     }
 
     /// Makes the tenant's keys where they are missing, finishes planned ones, inspects all on the device. Repeatable.
+    /// Returns those that were made and are not on the device any more; each is also recorded as an incident.
     ///
     /// # Errors
-    /// [`SealError::KeyMissing`] and [`SealError::KeyUnfit`] for a key that must not be used; each is
-    /// also recorded as an incident. Everything else heals by calling this again.
-    pub async fn provision(&self, tenant: &TenantId) -> Result<(), KeysError> {
+    /// [`SealError::KeyUnfit`] for a key that must not be used, also an incident. Everything else heals
+    /// by calling this again.
+    pub async fn provision(&self, tenant: &TenantId) -> Result<Vec<KeyId>, KeysError> {
         // All of them, also after a bad one: each has its own incident.
-        let mut first_bad = Ok(());
+        let (mut first_bad, mut missing) = (Ok(()), Vec::new());
         for purpose in Purpose::ALL {
             let key = self.current(tenant, purpose).await?;
-            first_bad = first_bad.and(self.inspect(tenant, purpose, &key).await);
+            match self.inspect(tenant, purpose, &key).await {
+                Err(KeysError::Seal(SealError::KeyMissing { key })) => missing.push(key),
+                found => first_bad = first_bad.and(found),
+            }
         }
-        first_bad
+        first_bad.map(|()| missing)
     }
 
     /// Whether all of the tenant's keys have been made. Makes none and does not touch the device, so
@@ -202,23 +212,55 @@ impl Keys {
         Ok(jws)
     }
 
-    /// HMAC of a client secret.
+    /// HMAC of a client secret, bound to its tenant and client: in another row it is worth nothing.
     ///
     /// # Errors
     /// If the device does not answer.
-    pub async fn mac_client_secret(&self, tenant: &TenantId, secret: &[u8]) -> Result<[u8; 32], KeysError> {
+    pub async fn mac_client_secret(
+        &self,
+        tenant: &TenantId,
+        client: &str,
+        secret: &[u8],
+    ) -> Result<[u8; 32], KeysError> {
         let key = self.current(tenant, Purpose::ClientSecret).await?;
-        Ok(self.parts.sealer.mac(&key.device, secret).await?)
+        let mut message = Zeroizing::new(Vec::with_capacity(64 + client.len() + secret.len()));
+        for part in [&b"lacre/client-secret/v1"[..], tenant.as_str().as_bytes(), client.as_bytes(), secret] {
+            message.extend_from_slice(&u32::try_from(part.len()).unwrap_or(u32::MAX).to_be_bytes());
+            message.extend_from_slice(part);
+        }
+        Ok(self.parts.sealer.mac(&key.device, &message).await?)
     }
 
     /// The tenant's public signing keys, newest first. Served from memory: works while the device is away.
     ///
     /// # Errors
-    /// If there is none yet and it cannot be made now.
+    /// If there is none yet and it cannot be made now, or if the device says that it has no such key.
     pub async fn public_keys(&self, tenant: &TenantId) -> Result<Vec<SigningKey>, KeysError> {
         let key = self.current(tenant, Purpose::Jwt).await?;
+        let is_proven = self.is_proven(&key).await?;
         let Public { kid, jwk } = key.public()?.clone();
-        Ok(vec![SigningKey { kid, alg: TOKEN_ALG.name(), jwk }])
+        Ok(vec![SigningKey { kid, alg: TOKEN_ALG.name(), jwk, is_proven }])
+    }
+
+    /// Whoever writes to the database could put a key of their own there, pin and all: the device has the
+    /// last word, once after the start, and as soon as it answers.
+    async fn is_proven(&self, key: &Key) -> Result<bool, KeysError> {
+        if self.proven.read().unwrap_or_else(PoisonError::into_inner).contains(&key.id) {
+            return Ok(true);
+        }
+        match self.parts.sealer.public_key(&key.device).await {
+            // The row's public key is the one of the pin.
+            Ok(public) if key.device.is_pinned_by(&public) => {
+                self.proven.write().unwrap_or_else(PoisonError::into_inner).insert(key.id.clone());
+                Ok(true)
+            }
+            Ok(_) => {
+                let reason = "it has another public key on the device".to_owned();
+                Err(SealError::KeyUnfit { key: key.device.id(), reason }.into())
+            }
+            Err(SealError::Unavailable { .. } | SealError::Busy { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// The active key, made on first use: a daemon that started while the device was away catches up.
@@ -309,8 +351,7 @@ impl Keys {
     }
 
     async fn public_half(&self, key: &KeyRef) -> Result<Public, SealError> {
-        let public = self.parts.sealer.public_key(key).await?;
-        Ok(Public { kid: jwk::thumbprint(&public), jwk: jwk::jwk(&public, TOKEN_ALG) })
+        Ok(Public::of(&self.parts.sealer.public_key(key).await?))
     }
 
     async fn inspect(&self, tenant: &TenantId, purpose: Purpose, key: &Key) -> Result<(), KeysError> {
@@ -324,11 +365,14 @@ impl Keys {
         if !["key-missing", "key-unfit"].contains(&code) {
             return Err(error);
         }
+        if code == "key-unfit" {
+            self.proven.write().unwrap_or_else(PoisonError::into_inner).remove(&key.id);
+        }
         let event = Event::new(Action::KeyIncident, "key", key.id.as_str())
             .detail("purpose", purpose.name())
             .detail("device_id", key.device.id().to_string());
         let caller = Caller::system("keys", tenant.clone());
-        self.parts.audit.record_soon(&caller, event, Outcome::Failure(code)).await;
+        self.parts.audit.record_soon(&caller, event, Outcome::Failure(code));
         Err(error)
     }
 }

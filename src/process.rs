@@ -43,6 +43,15 @@ pub fn harden() -> Hardening {
     if let Err(error) = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable) {
         problems.push(format!("tracing cannot be forbidden (PR_SET_DUMPABLE): {error}"));
     }
+    state(problems)
+}
+
+/// How the process stands now.
+pub fn hardening() -> Hardening {
+    state(Vec::new())
+}
+
+fn state(mut problems: Vec<String>) -> Hardening {
     let dumpable = rustix::process::dumpable_behavior().unwrap_or_else(|error| {
         problems.push(format!("the dumpable state cannot be read (PR_GET_DUMPABLE): {error}"));
         DumpableBehavior::Dumpable

@@ -115,7 +115,7 @@ impl AuditCode for VaultError {
             Self::Seal(SealError::KeyUnfit { .. }) => "key-unfit",
             Self::Seal(_) => "sealing-failed",
             Self::Audit(_) => "audit-unavailable",
-            Self::Db(_) => "storage-failed",
+            Self::Db(error) => error.code(),
         }
     }
 
@@ -224,16 +224,26 @@ impl Vault {
 
     /// Records that something stored was altered: a version's value, or with `None` a secret's metadata.
     async fn incident(&self, caller: &Caller, id: &str, version: Option<u64>) {
-        tracing::error!(tenant = %caller.tenant, secret = id, version, "stored value fails its integrity check");
-        let event = Event::new(Action::IntegrityIncident, "secret", id);
-        let event = match version {
-            Some(version) => event.detail("version", version.to_string()),
-            None => event.detail("part", "metadata"),
-        };
+        let event = incident_event(caller, id, version);
         // The caller gets the error in any case; a log that takes nothing now must not hide it.
         if self.parts().audit.record(caller, event, Outcome::Failure("integrity")).await.is_err() {
             tracing::error!("the integrity incident could not be recorded");
         }
+    }
+
+    /// The same for metadata in a list, which waits for no record: there may be many.
+    fn altered(&self, caller: &Caller, id: &str) {
+        let event = incident_event(caller, id, None);
+        self.parts().audit.record_soon(caller, event, Outcome::Failure("integrity"));
+    }
+}
+
+fn incident_event(caller: &Caller, id: &str, version: Option<u64>) -> Event {
+    tracing::error!(tenant = %caller.tenant, secret = id, version, "stored value fails its integrity check");
+    let event = Event::new(Action::IntegrityIncident, "secret", id);
+    match version {
+        Some(version) => event.detail("version", version.to_string()),
+        None => event.detail("part", "metadata"),
     }
 }
 

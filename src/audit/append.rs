@@ -48,6 +48,8 @@ pub(super) struct Appender {
     done: watch::Receiver<bool>,
     deadline: Duration,
     refusing: Arc<AtomicBool>,
+    /// Held by everyone with this address and by every record that waits for room.
+    waiting: Arc<()>,
 }
 
 impl Appender {
@@ -74,7 +76,7 @@ impl Appender {
             task.run().await;
             let _ = finished.send(true);
         });
-        Self { queue, done, deadline, refusing }
+        Self { queue, done, deadline, refusing, waiting: Arc::default() }
     }
 
     /// Appends and waits until the record is durable, at most for the deadline.
@@ -93,23 +95,23 @@ impl Appender {
         self.queue.send(message).await.map_err(|_| AuditError::Unavailable)
     }
 
-    /// Queues a record that nobody waits for; waits for room in the queue, at most for the deadline.
-    pub(super) async fn push(&self, draft: Draft) {
-        if let Err(TrySendError::Full(message)) = self.queue.try_send(Message::Append(draft, None)) {
-            // Back-pressure; after the deadline the intent stands without outcome, and a restart closes it.
-            let _ = timeout(self.deadline, self.queue.send(message)).await;
-        }
-    }
-
-    /// The same where nothing can be awaited.
-    pub(super) fn push_detached(&self, draft: Draft) {
+    /// Queues a record that nobody waits for. Where there is no room, a task waits for it: the caller may go
+    /// away, and the record stays due. A queue that is closed takes none; a restart closes the intent then.
+    pub(super) fn push(&self, draft: Draft) {
         let Err(TrySendError::Full(message)) = self.queue.try_send(Message::Append(draft, None)) else {
             return;
         };
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let Self { queue, deadline, .. } = self.clone();
-            runtime.spawn(async move { timeout(deadline, queue.send(message)).await.map(drop) });
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        if Arc::strong_count(&self.waiting) > BACKLOG {
+            tracing::error!("an audit record that nobody waits for is lost: too many wait for the database");
+            return;
         }
+        let (queue, waiting) = (self.queue.clone(), Arc::clone(&self.waiting));
+        runtime.spawn(async move {
+            // It fails only if the log was closed meanwhile.
+            let _ = queue.send(message).await;
+            drop(waiting);
+        });
     }
 
     /// Whether the last attempt to write failed. A log that nobody writes to stays as it was found.

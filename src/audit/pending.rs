@@ -82,15 +82,15 @@ impl Pending {
         self.step = Step::Working;
         let result = work(self.note.clone()).await;
         let outcome = result.as_ref().map_or_else(AuditCode::audit_outcome, |_| Outcome::Success);
-        self.finish(outcome).await;
+        self.finish(outcome);
         result
     }
 
     /// Queues the outcome. Its loss does not undo the work, so nothing waits for its commit.
-    async fn finish(mut self, outcome: Outcome) {
+    fn finish(mut self, outcome: Outcome) {
         let draft = self.subject.outcome(self.clock.now(), outcome, &self.note.take());
         self.step = Step::Closed;
-        self.appender.push(draft).await;
+        self.appender.push(draft);
     }
 }
 
@@ -112,6 +112,6 @@ impl Drop for Pending {
             }
         };
         let draft = self.subject.outcome(self.clock.now(), outcome, &self.note.take());
-        self.appender.push_detached(draft);
+        self.appender.push(draft);
     }
 }

@@ -28,13 +28,13 @@ impl Refusals {
 
     /// Records a refusal, with the number of those left out since the last one, or counts it. Nothing
     /// waits for the record: nothing was done, so there is nothing to keep back.
-    pub async fn record(&self, caller: &Caller, event: Event, outcome: Outcome) {
+    pub fn record(&self, caller: &Caller, event: Event, outcome: Outcome) {
         if self.limiter.check().is_err() {
             self.unrecorded.fetch_add(1, Ordering::Relaxed);
             return;
         }
         let unrecorded = self.unrecorded.swap(0, Ordering::Relaxed);
         let event = event.detail("unrecorded", unrecorded.to_string());
-        self.audit.record_soon(caller, event, outcome).await;
+        self.audit.record_soon(caller, event, outcome);
     }
 }

@@ -54,6 +54,16 @@ pub(crate) struct Tail {
     /// How many of the last records, without --after
     #[arg(short = 'n', long, default_value_t = 20, value_name = "N")]
     lines: usize,
+    #[command(flatten)]
+    range: Range,
+}
+
+/// Whose records.
+#[derive(Args)]
+pub(crate) struct Range {
+    /// The records of all tenants: the whole chain. Only over the daemon's Unix socket
+    #[arg(long)]
+    all_tenants: bool,
 }
 
 /// Runs the command.
@@ -69,10 +79,10 @@ async fn tail(args: &Tail, context: &Context) -> Result<(), CliError> {
     let format = context.global.output;
     let mut after = match args.after {
         Some(after) => after,
-        None => last(&client, args.lines, format).await?,
+        None => last(&client, args, format).await?,
     };
     loop {
-        let page = fetch(&client, after).await?;
+        let page = fetch(&client, after, &args.range).await?;
         for line in &page {
             print(line, format)?;
             after = number(&client, line)?;
@@ -87,16 +97,16 @@ async fn tail(args: &Tail, context: &Context) -> Result<(), CliError> {
 }
 
 /// Prints the last records and returns the number of the last one.
-async fn last(client: &Client, keep: usize, format: Format) -> Result<u64, CliError> {
+async fn last(client: &Client, args: &Tail, format: Format) -> Result<u64, CliError> {
     let mut after = 0;
     let mut newest = VecDeque::new();
     loop {
-        let page = fetch(client, after).await?;
+        let page = fetch(client, after, &args.range).await?;
         let full = page.len() >= PAGE;
         for line in page {
             after = number(client, &line)?;
             newest.push_back(line);
-            if newest.len() > keep {
+            if newest.len() > args.lines {
                 newest.pop_front();
             }
         }
@@ -108,8 +118,9 @@ async fn last(client: &Client, keep: usize, format: Format) -> Result<u64, CliEr
 }
 
 /// One page of records after `after`, as the server keeps them.
-async fn fetch(client: &Client, after: u64) -> Result<Vec<String>, CliError> {
-    let path = format!("/v1/audit/events?after={after}&limit={PAGE}");
+async fn fetch(client: &Client, after: u64, range: &Range) -> Result<Vec<String>, CliError> {
+    let tenants = if range.all_tenants { "&tenants=all" } else { "" };
+    let path = format!("/v1/audit/events?after={after}&limit={PAGE}{tenants}");
     let request = Request::new(Method::GET, &path).header(ACCEPT, "application/x-ndjson");
     let body = client.send(request).await?.body;
     let text = std::str::from_utf8(&body).map_err(|_| client.strange("audit records that are not text"))?;

@@ -26,6 +26,10 @@ pub(super) struct Health {
     draining: AtomicBool,
     /// `Some(problem)`: what the last look at the keys found.
     keys: RwLock<Option<String>>,
+    /// Ids of keys that the last look did not find.
+    missing: RwLock<Vec<String>>,
+    /// What the last look at the schema found.
+    schema: RwLock<Option<String>>,
     ready: watch::Sender<bool>,
     metrics: Metrics,
 }
@@ -37,13 +41,16 @@ impl Health {
             started: Instant::now(),
             draining: AtomicBool::new(false),
             keys: RwLock::new(Some("not looked at yet".to_owned())),
+            missing: RwLock::default(),
+            schema: RwLock::default(),
             ready: watch::Sender::new(false),
             metrics: Metrics::install(),
         }
     }
 
     /// Takes note of a look at the keys.
-    pub(super) fn attested(&self, problem: Option<String>) {
+    pub(super) fn attested(&self, problem: Option<String>, missing: Vec<String>) {
+        *self.missing.write().unwrap_or_else(PoisonError::into_inner) = missing;
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = problem;
         self.refresh();
     }
@@ -79,12 +86,13 @@ impl Health {
 impl Operations for Health {
     fn checks(&self) -> Vec<Check> {
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let schema = self.schema.read().unwrap_or_else(PoisonError::into_inner).clone();
         let audit = self.services.audit.is_refusing().then(|| "the audit log takes no records".to_owned());
         let draining = self.is_draining().then(|| "the daemon is stopping".to_owned());
         vec![
             Check { name: "database", problem: self.services.db.status().problem },
-            // A database with pending or unknown migrations is not opened at all.
-            Check { name: "migrations", problem: None },
+            // A database with pending or unknown migrations is not opened at all; it may be migrated later.
+            Check { name: "migrations", problem: schema },
             Check { name: "audit", problem: audit },
             Check { name: "device", problem: self.device_problem() },
             Check { name: "keys", problem: keys },
@@ -105,14 +113,22 @@ impl Operations for Health {
             "failing": failing.collect::<std::collections::BTreeMap<_, _>>(),
             "uptime_seconds": self.started.elapsed().as_secs(),
             "device": self.services.device.status(),
+            "missing_keys": *self.missing.read().unwrap_or_else(PoisonError::into_inner),
             "memory": self.services.arena.status(),
+            "process": crate::process::hardening(),
             "database": self.services.db.status(),
         })
     }
 
     fn metrics(&self) -> String {
         let is_ready = self.checks().iter().all(|check| check.problem.is_none());
-        self.metrics.set_state(is_ready, &self.services.arena.status(), &self.services.device.status());
+        let missing = self.missing.read().unwrap_or_else(PoisonError::into_inner).len();
+        self.metrics.set_state(
+            is_ready,
+            missing,
+            &self.services.arena.status(),
+            &self.services.device.status(),
+        );
         self.metrics.render()
     }
 }
@@ -125,6 +141,8 @@ pub(super) async fn upkeep(services: Arc<Services>, health: Arc<Health>, gate: A
         health.metrics.upkeep();
         health.refresh();
         if beat.is_multiple_of(FIGURES_EVERY) {
+            let schema = services.db.schema_problem().await;
+            *health.schema.write().unwrap_or_else(PoisonError::into_inner) = schema;
             match services.vault.figures(&caller).await {
                 Ok(figures) => health.metrics.set_figures(&figures),
                 Err(error) => tracing::debug!(%error, "no figures for the metrics"),

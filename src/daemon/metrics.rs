@@ -1,6 +1,8 @@
 //! The metrics recorder and the gauges that are read off when somebody looks. Names are those of
 //! `docs/api.md`; no label carries an id, a name or a path.
 
+use std::sync::{Mutex, PoisonError};
+
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use metrics_process::Collector;
@@ -15,6 +17,7 @@ const SECONDS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1
 pub(super) struct Metrics {
     handle: PrometheusHandle,
     process: Collector,
+    last: Mutex<Figures>,
 }
 
 impl Metrics {
@@ -38,14 +41,15 @@ impl Metrics {
         gauge!("lacre_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
         // Present from the start, so that a rate over it is defined.
         counter!("lacre_auth_failures_total", "reason" => "invalid-token").absolute(0);
-        Self { handle, process }
+        Self { handle, process, last: Mutex::default() }
     }
 
     pub(super) fn upkeep(&self) {
         self.handle.run_upkeep();
     }
 
-    pub(super) fn set_state(&self, is_ready: bool, memory: &Memory, device: &DeviceStatus) {
+    pub(super) fn set_state(&self, is_ready: bool, missing: usize, memory: &Memory, device: &DeviceStatus) {
+        gauge!("lacre_hsm_keys_missing").set(as_figure(missing as u64));
         gauge!("lacre_ready").set(f64::from(u8::from(is_ready)));
         gauge!("lacre_hsm_up").set(f64::from(u8::from(device.state == DeviceState::Ready)));
         gauge!("lacre_guard_slots", "state" => "free").set(as_figure(memory.free as u64));
@@ -57,14 +61,18 @@ impl Metrics {
         self.process.collect();
     }
 
-    #[expect(clippy::unused_self, reason = "gauges are the recorder's, and this is its owner")]
+    /// What was counted before and is not there any more goes down to 0.
     pub(super) fn set_figures(&self, figures: &Figures) {
-        for (kind, count) in &figures.secrets {
-            gauge!("lacre_secrets", "kind" => *kind).set(as_figure(*count));
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        for kind in last.secrets.keys().chain(figures.secrets.keys()) {
+            let count = figures.secrets.get(kind).copied().unwrap_or(0);
+            gauge!("lacre_secrets", "kind" => *kind).set(as_figure(count));
         }
-        for (version, count) in &figures.records_by_kek_version {
-            gauge!("lacre_wrapped_by_kek_version", "version" => version.to_string()).set(as_figure(*count));
+        for version in last.records_by_kek_version.keys().chain(figures.records_by_kek_version.keys()) {
+            let count = figures.records_by_kek_version.get(version).copied().unwrap_or(0);
+            gauge!("lacre_wrapped_by_kek_version", "version" => version.to_string()).set(as_figure(count));
         }
+        last.clone_from(figures);
         gauge!("lacre_jobs_open").set(as_figure(figures.open_jobs));
     }
 
@@ -84,6 +92,7 @@ fn describe() {
     describe_counter!("lacre_auth_failures_total", "Requests refused for want of a valid credential.");
     describe_gauge!("lacre_ready", "1 while all readiness checks pass.");
     describe_gauge!("lacre_hsm_up", "1 while the device is logged in and answering.");
+    describe_gauge!("lacre_hsm_keys_missing", "Keys that were made and are not on the device any more.");
     describe_gauge!("lacre_hsm_queue", "Jobs waiting for the device, by lane.");
     describe_gauge!("lacre_guard_slots", "Slots of guarded memory, by state.");
     describe_gauge!("lacre_secrets", "Stored secrets by kind.");

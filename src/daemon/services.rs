@@ -10,7 +10,7 @@ use crate::http::Gate;
 use crate::identity::Caller;
 use crate::issuer::{self, Issuer};
 use crate::keys::{self, Keys, KeysError, Purpose};
-use crate::seal::{self, Arena, ArenaError, Device, SealError};
+use crate::seal::{self, Arena, ArenaError, Device, KeyId, SealError};
 use crate::vault::{self, Vault, VaultError};
 
 /// Everything a running daemon has.
@@ -76,12 +76,12 @@ pub enum ProvisionError {
 }
 
 impl ProvisionError {
-    /// Whether a key is missing, ambiguous or weakened: waiting does not heal that.
+    /// Whether a key is ambiguous or weakened: waiting does not heal that.
     pub fn is_unfit(&self) -> bool {
         let (Self::Keys(KeysError::Seal(error)) | Self::Vault(VaultError::Seal(error))) = self else {
             return false;
         };
-        matches!(error, SealError::KeyUnfit { .. } | SealError::KeyMissing { .. })
+        matches!(error, SealError::KeyUnfit { .. })
     }
 }
 
@@ -170,18 +170,22 @@ impl Services {
         let ground = Ground::open(&config).await?;
         ground.keys.provision(&config.tenant).await.map_err(ProvisionError::from)?;
         let services = ground.build(config).await?;
-        services.provision().await?;
+        for key in services.provision().await? {
+            tracing::error!(%key, "made before and not on the device any more; nothing is made in its place");
+        }
         Ok(services)
     }
 
-    /// Makes what is planned and missing, and inspects every live key on the device.
+    /// Makes what is planned and missing, and inspects every live key on the device. Returns those that
+    /// were made and are not there any more.
     ///
     /// # Errors
     /// The first thing that is wrong.
-    pub async fn provision(&self) -> Result<(), ProvisionError> {
+    pub async fn provision(&self) -> Result<Vec<KeyId>, ProvisionError> {
         let keys = self.keys.provision(&self.config.tenant).await;
-        self.vault.provision(&self.config.tenant).await?;
-        Ok(keys?)
+        let mut missing = self.vault.provision(&self.config.tenant).await?;
+        missing.extend(keys?);
+        Ok(missing)
     }
 
     pub(super) async fn record_start(&self) -> Result<(), AuditError> {

@@ -139,12 +139,18 @@ pub(super) fn postgres_bare(url: &SecretString) -> Result<PgConnection, String> 
     PgConnection::establish(&with_limits(url)).map_err(|error| scrubbed(error.to_string().trim_end(), url))
 }
 
-/// The URL with a connection timeout and a TCP timeout, unless its writer has chosen them.
+/// The URL with timeouts, unless its writer has chosen them: for connecting, for what was sent and is not
+/// acknowledged, and for a server that is gone while an answer is awaited.
 fn with_limits(url: &str) -> String {
     let mut url = url.to_owned();
-    for (name, value) in
-        [("connect_timeout", "2"), ("tcp_user_timeout", "5000"), ("application_name", "lacre")]
-    {
+    for (name, value) in [
+        ("connect_timeout", "2"),
+        ("tcp_user_timeout", "5000"),
+        ("keepalives_idle", "5"),
+        ("keepalives_interval", "2"),
+        ("keepalives_count", "3"),
+        ("application_name", "lacre"),
+    ] {
         if !url.contains(&format!("{name}=")) {
             url.push(if url.contains('?') { '&' } else { '?' });
             url.extend([name, "=", value]);

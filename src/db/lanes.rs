@@ -5,14 +5,17 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use secrecy::SecretString;
-use tokio::sync::Mutex as AsyncMutex;
-use tokio::time::timeout;
 
 use super::connect::Target;
 use super::queue::Queue;
-use super::{Conn, DbError, Engine, OpenError, OpenOptions, Turn, TurnName, Url, postgres, sqlite, turn};
+use super::turn::Turns;
+use super::{Conn, DbError, Engine, OpenError, OpenOptions, Turn, TurnName, Url, postgres, sqlite};
+
+/// How long an orderly end waits for calls that are under way.
+const CLOSE: Duration = Duration::from_secs(15);
 
 /// The database's status.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -62,8 +65,7 @@ pub(super) struct Lanes {
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// Where the PostgreSQL server is, for connections beside the threads'.
     server: Option<SecretString>,
-    /// Whose turn it is in this daemon.
-    turn: Arc<AsyncMutex<()>>,
+    turns: Turns,
     /// The single-daemon lock of SQLite; given back when the threads have ended.
     lock: Mutex<Option<sqlite::DaemonLock>>,
 }
@@ -92,7 +94,7 @@ impl Lanes {
             health,
             threads: Mutex::new(threads),
             server,
-            turn: Arc::default(),
+            turns: Turns::default(),
             lock: Mutex::new(lock),
         })
     }
@@ -116,12 +118,7 @@ impl Lanes {
     }
 
     pub(super) async fn turn(&self, name: TurnName) -> Result<Turn, DbError> {
-        let here = timeout(turn::PATIENCE, Arc::clone(&self.turn).lock_owned()).await;
-        let here = here.map_err(|_| turn::not_given(name))?;
-        match &self.server {
-            Some(url) => Turn::take(url.clone(), name, here).await,
-            None => Ok(Turn::alone(here)),
-        }
+        self.turns.take(name, self.server.as_ref()).await
     }
 
     pub(super) fn status(&self) -> DbStatus {
@@ -142,12 +139,13 @@ impl Lanes {
         self.reading.close();
         let mut threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         // The writer is the first of SQLite's threads.
+        let until = Instant::now() + CLOSE;
         for reader in threads.drain(1.min(threads.len())..) {
-            let _ = reader.join();
+            join(reader, until);
         }
         self.writing.close();
         for writer in threads {
-            let _ = writer.join();
+            join(writer, until);
         }
         *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
@@ -157,6 +155,21 @@ impl Drop for Lanes {
     fn drop(&mut self) {
         self.close();
     }
+}
+
+/// Waits for a thread, but not for one that a server without a word holds: it ends with the process.
+fn join(thread: JoinHandle<()>, until: Instant) {
+    while !thread.is_finished() {
+        if Instant::now() > until {
+            tracing::warn!(
+                thread = thread.thread().name(),
+                "a database call does not end; leaving it behind"
+            );
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let _ = thread.join();
 }
 
 /// Starts a named thread.

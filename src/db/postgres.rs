@@ -197,5 +197,5 @@ fn rolled_back(conn: &mut Conn) -> bool {
 
 /// A server that still answers has rolled back; one that does not may have committed before it fell silent.
 fn commit_failure(error: Error, alive: bool) -> DbError {
-    if alive { DbError::from(error) } else { DbError::Unknown(error) }
+    if alive { DbError::from(error) } else { DbError::Unknown(Some(error)) }
 }

@@ -17,6 +17,9 @@ use crate::db::{Conn, DbError};
 const CAPACITY: usize = 1024;
 /// How long a job may wait before it is started.
 const WAIT: Duration = Duration::from_secs(5);
+/// How long one that was started may take: above every limit that a database keeps itself, so this is for
+/// one that has stopped without a word.
+const RUN: Duration = Duration::from_secs(30);
 
 /// What a job did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,7 +133,12 @@ impl Queue {
         }
         match tokio::time::timeout(WAIT, &mut answer).await {
             Ok(answer) => answer.unwrap_or_else(|_| unavailable()),
-            Err(_) if claimed.swap(true, Ordering::AcqRel) => answer.await.unwrap_or_else(|_| unavailable()),
+            Err(_) if claimed.swap(true, Ordering::AcqRel) => match tokio::time::timeout(RUN, answer).await {
+                Ok(answer) => answer.unwrap_or_else(|_| unavailable()),
+                // A write may have been done.
+                Err(_) if writes => Err(E::from(DbError::Unknown(None))),
+                Err(_) => unavailable(),
+            },
             Err(_) => unavailable(),
         }
     }

@@ -264,7 +264,7 @@ impl Writer {
         }
         for (job, ran) in ran {
             let copy = Error::DatabaseError(DatabaseErrorKind::Unknown, Box::new(message.clone()));
-            let shared = if lost { DbError::Unknown(copy) } else { DbError::Unavailable(Some(copy)) };
+            let shared = if lost { DbError::Unknown(Some(copy)) } else { DbError::Unavailable(Some(copy)) };
             job.finish(Some(own_failure(ran).unwrap_or(shared)));
         }
     }

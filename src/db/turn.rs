@@ -1,9 +1,10 @@
 //! What one piece of work at a time does, among all daemons that share a database.
 //!
 //! Within a daemon a mutex says whose turn it is. Among daemons on PostgreSQL, the row of the thing's
-//! name in `turns` is locked by a transaction on a connection of its own, so a daemon that dies gives
-//! its turn back when its connection ends, and nothing has to expire first.
+//! name in `turns` is locked by a transaction on a connection of its own: a daemon that dies gives its
+//! turn back when its connection ends, and nothing has to expire first.
 
+use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -11,14 +12,15 @@ use diesel::PgConnection;
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
 use diesel::prelude::{ExpressionMethods, OptionalExtension, QueryDsl, RunQueryDsl};
 use secrecy::SecretString;
-use tokio::sync::{OwnedMutexGuard, oneshot};
+use tokio::sync::{Mutex, OwnedMutexGuard, oneshot};
+use tokio::time::timeout_at;
 
 use super::lanes::spawn;
 use super::schema::turns;
 use super::{DbError, connect};
 
 /// How long somebody waits for a turn: as long as the device is given to make a key, by default.
-pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_millis(100);
 /// How often the connection of a turn says that it is in use; the server ends one that is silent for a minute.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
@@ -40,6 +42,12 @@ pub enum Name {
 }
 
 impl Name {
+    const fn what(self) -> &'static str {
+        match self {
+            Self::DeviceKeys => "making keys on the token",
+        }
+    }
+
     const fn row(self) -> &'static str {
         match self {
             Self::DeviceKeys => "device-keys",
@@ -47,70 +55,85 @@ impl Name {
     }
 }
 
-impl Turn {
-    /// The turn of a daemon that shares its database with none.
-    pub(super) const fn alone(here: OwnedMutexGuard<()>) -> Self {
-        Self { _end: None, _here: here }
-    }
+/// Whose turn it is in this daemon.
+#[derive(Default)]
+pub(super) struct Turns(Arc<Mutex<()>>);
 
-    /// Waits for the turn among daemons, on a thread with a connection of its own.
-    pub(super) async fn take(
-        url: SecretString,
-        name: Name,
-        here: OwnedMutexGuard<()>,
-    ) -> Result<Self, DbError> {
+impl Turns {
+    /// Waits for the turn in this daemon and then, with a `server`, among all daemons on it.
+    pub(super) async fn take(&self, name: Name, server: Option<&SecretString>) -> Result<Turn, DbError> {
+        let until = Instant::now() + PATIENCE;
+        let here = timeout_at(until.into(), Arc::clone(&self.0).lock_owned()).await;
+        let here = here.map_err(|_| taken(name))?;
+        let Some(url) = server.cloned() else { return Ok(Turn { _end: None, _here: here }) };
         let (granted, grant) = oneshot::channel();
         let (end, ended) = mpsc::channel();
-        spawn("lacre-db-turn", move || hold(&url, name, granted, &ended))
+        spawn("lacre-db-turn", move || hold(&url, name, until, granted, &ended))
             .map_err(|_| DbError::Unavailable(None))?;
-        grant.await.unwrap_or(Err(DbError::Unavailable(None)))?;
-        Ok(Self { _end: Some(end), _here: here })
+        match timeout_at(until.into(), grant).await {
+            Ok(answer) => answer.unwrap_or(Err(DbError::Unavailable(None)))?,
+            Err(_) => return Err(taken(name)),
+        }
+        Ok(Turn { _end: Some(end), _here: here })
     }
 }
 
 /// Nobody gave the turn up in time.
-pub(super) fn not_given(name: Name) -> DbError {
-    let (what, patience) = (name.row(), PATIENCE.as_secs());
-    tracing::warn!(what, patience, "another one has the turn, as a call that hangs in the device does");
-    DbError::Unavailable(None)
+fn taken(name: Name) -> DbError {
+    let (what, patience) = (name.what(), PATIENCE.as_secs());
+    tracing::warn!(what, patience, "somebody else has the turn, as long as a call hangs in the device");
+    DbError::Taken(what)
 }
 
+/// Holds the row until the turn ends, or until nobody waits for it any more.
 fn hold(
     url: &SecretString,
     name: Name,
+    until: Instant,
     granted: oneshot::Sender<Result<(), DbError>>,
     ended: &mpsc::Receiver<()>,
 ) {
-    let (conn, answer) = match lock(url, name, || granted.is_closed()) {
-        Ok(conn) => (Some(conn), Ok(())),
-        Err(error) => (None, Err(error)),
+    let mut conn = match lock(url, name, until, || granted.is_closed()) {
+        Ok(Some(conn)) => conn,
+        Ok(None) => return,
+        Err(error) => {
+            // Who asked may have gone.
+            let _ = granted.send(Err(error));
+            return;
+        }
     };
-    let (Ok(()), Some(mut conn)) = (granted.send(answer), conn) else { return };
+    if granted.send(Ok(())).is_err() {
+        return;
+    }
     // Nothing is ever sent: the wait ends when the turn is dropped. The connection ends with this thread,
     // and the transaction with it.
     while ended.recv_timeout(SIGN_OF_LIFE) == Err(RecvTimeoutError::Timeout) {
         if conn.batch_execute("SELECT 1").is_err() {
-            tracing::error!(what = name.row(), "the turn is lost: its database connection ended");
+            tracing::error!(what = name.what(), "the turn is lost: its database connection ended");
             return;
         }
     }
 }
 
-/// A connection inside the transaction that has the row.
-fn lock(url: &SecretString, name: Name, given_up: impl Fn() -> bool) -> Result<PgConnection, DbError> {
+/// A connection inside the transaction that has the row; `None` if it did not get it in time.
+fn lock(
+    url: &SecretString,
+    name: Name,
+    until: Instant,
+    given_up: impl Fn() -> bool,
+) -> Result<Option<PgConnection>, DbError> {
     let mut conn = connect::postgres_bare(url).map_err(|_| DbError::Unavailable(None))?;
     // A daemon that is cut off without a word must not keep the turn for as long as TCP believes in it.
     conn.batch_execute("SET idle_in_transaction_session_timeout = '1min'; SET statement_timeout = '10s'")?;
-    let until = Instant::now() + PATIENCE;
     while Instant::now() < until && !given_up() {
         AnsiTransactionManager::begin_transaction(&mut conn)?;
         let row = turns::table.filter(turns::name.eq(name.row())).select(turns::name);
         let row: Option<String> = row.for_no_key_update().skip_locked().first(&mut conn).optional()?;
         if row.is_some() {
-            return Ok(conn);
+            return Ok(Some(conn));
         }
         AnsiTransactionManager::rollback_transaction(&mut conn)?;
         std::thread::sleep(RETRY);
     }
-    Err(not_given(name))
+    Ok(None)
 }

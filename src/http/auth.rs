@@ -73,10 +73,10 @@ impl Gate {
         let caller = match bearer(request) {
             Some(Ok(token)) => match self.issuer.authenticate(token, id.clone()).await {
                 Ok(caller) => caller,
-                Err(error) => return Err(self.refused(error, id).await),
+                Err(error) => return Err(self.refused(error, id)),
             },
-            Some(Err(())) => return Err(self.refused(BearerError::Invalid("not a bearer token"), id).await),
-            None => self.admit_peer(request, id).await?,
+            Some(Err(())) => return Err(self.refused(BearerError::Invalid("not a bearer token"), id)),
+            None => self.admit_peer(request, id)?,
         };
         self.principals
             .check(&caller.principal)
@@ -84,7 +84,7 @@ impl Gate {
         Ok(caller)
     }
 
-    async fn admit_peer(&self, request: &HttpRequest, id: RequestId) -> Result<Caller, Problem> {
+    fn admit_peer(&self, request: &HttpRequest, id: RequestId) -> Result<Caller, Problem> {
         let Some(peer) = request.conn_data::<Peer>() else {
             return Err(Problem::new(Code::Unauthenticated));
         };
@@ -93,21 +93,21 @@ impl Gate {
                 Ok(Caller { principal, tenant: self.tenant.clone(), scopes, request: id })
             }
             None => {
-                self.record_failure("no-rule-for-peer", id).await;
+                self.record_failure("no-rule-for-peer", id);
                 Err(Problem::new(Code::Unauthenticated))
             }
         }
     }
 
-    async fn refused(&self, error: BearerError, id: RequestId) -> Problem {
+    fn refused(&self, error: BearerError, id: RequestId) -> Problem {
         if let BearerError::Invalid(reason) = error {
             tracing::debug!(request_id = %id, reason, "token refused");
-            self.record_failure("invalid-token", id).await;
+            self.record_failure("invalid-token", id);
         }
         error.into()
     }
 
-    async fn record_failure(&self, code: &'static str, id: RequestId) {
+    fn record_failure(&self, code: &'static str, id: RequestId) {
         metrics::counter!("lacre_auth_failures_total", "reason" => code).increment(1);
         let nobody = Caller {
             principal: Principal::Anonymous,
@@ -116,7 +116,7 @@ impl Gate {
             request: id,
         };
         let event = Event::new(Action::AuthFail, "request", nobody.request.as_str());
-        self.refusals.record(&nobody, event, Outcome::Denied(code)).await;
+        self.refusals.record(&nobody, event, Outcome::Denied(code));
     }
 }
 

@@ -28,12 +28,14 @@ use crate::vault::IdempotencyKey;
 
 /// Bodies without a value in them.
 const SMALL_BODY: usize = 32 << 10;
-/// A batch of values or ciphertexts.
+/// A batch of values.
 const BATCH_BODY: usize = 8 << 20;
+/// A batch of ciphertexts: whatever a batch of values became. Base64 and envelopes add less than a half.
+const SEALED_BODY: usize = 12 << 20;
 
 pub(super) fn routes(max_value_bytes: usize, cfg: &mut ServiceConfig) {
-    // JSON may need three bytes for one (`\u00e9`), base64 needs four for three.
-    let value_body = (max_value_bytes * 3 + SMALL_BODY).min(BATCH_BODY);
+    // JSON may need six bytes for one (`\u0001`), base64 needs four for three.
+    let value_body = (max_value_bytes * 6 + SMALL_BODY).min(BATCH_BODY);
     let value = || PayloadConfig::new(value_body);
     let batch = || PayloadConfig::new(BATCH_BODY);
     let v1 = web::scope("/v1")
@@ -52,7 +54,7 @@ pub(super) fn routes(max_value_bytes: usize, cfg: &mut ServiceConfig) {
         .service(web::resource("/jobs/{id}/cancel").post(keks::cancel))
         .service(web::resource("/datakeys").post(crypto::data_key))
         .service(web::resource("/seal").app_data(batch()).post(crypto::seal))
-        .service(web::resource("/open").app_data(batch()).post(crypto::open))
+        .service(web::resource("/open").app_data(PayloadConfig::new(SEALED_BODY)).post(crypto::open))
         .service(web::resource("/audit/events").get(audit::events))
         .service(web::resource("/apps").get(apps::list).post(apps::create))
         .service(web::resource("/apps/{id}").delete(apps::delete))

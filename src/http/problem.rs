@@ -326,8 +326,8 @@ impl From<VaultError> for Problem {
             VaultError::Forbidden(missing) => return missing.into(),
             VaultError::Audit(error) => return error.into(),
             VaultError::Seal(_) => return sealing(error),
-            VaultError::Db(ref cause) if cause.is_transient() => Code::StorageUnavailable,
-            VaultError::Db(_) => Code::Internal,
+            // Only what was not done and may work later is an outage: who repeats the rest may do it twice.
+            VaultError::Db(_) => outage_of(error.audit_code()),
             VaultError::Integrity => Code::Integrity,
             VaultError::NotFound(_) => Code::NotFound,
             VaultError::NameTaken => Code::NameTaken,

@@ -27,9 +27,9 @@ impl Issuer {
         new: NewApp,
     ) -> Result<(AppInfo, SecretString), IssuerError> {
         let id = ClientId::generate();
-        self.admit(caller, Action::AppCreate, Some(&id)).await?;
+        self.admit(caller, Action::AppCreate, Some(&id))?;
         check(&new)?;
-        self.may_grant(caller, &new, &id).await?;
+        self.may_grant(caller, &new, &id)?;
         // Without randomness nothing can be made now, as without storage.
         let secret = generate_client_secret().map_err(|_| DbError::Unavailable(None))?;
         let event = app_event(Action::AppCreate, &id, &new);
@@ -91,11 +91,11 @@ impl Issuer {
     /// # Errors
     /// [`IssuerError::Forbidden`] without `apps:admin`.
     pub async fn list_apps(&self, caller: &Caller) -> Result<Vec<AppInfo>, IssuerError> {
-        self.admit(caller, Action::AppList, None).await?;
+        self.admit(caller, Action::AppList, None)?;
         let tenant = caller.tenant.clone();
         let apps = self.inner.db.read(move |conn| store::list(conn, &tenant)).await?;
         let event = Event::new(Action::AppList, "application", "").detail("count", apps.len().to_string());
-        self.inner.audit.record_soon(caller, event, Outcome::Success).await;
+        self.inner.audit.record_soon(caller, event, Outcome::Success);
         Ok(apps.into_iter().map(|app| app.info).collect())
     }
 
@@ -105,7 +105,7 @@ impl Issuer {
     /// # Errors
     /// [`IssuerError::NotFound`] if the tenant has no such application.
     pub async fn delete_app(&self, caller: &Caller, id: &ClientId) -> Result<(), IssuerError> {
-        self.admit(caller, Action::AppDelete, Some(id)).await?;
+        self.admit(caller, Action::AppDelete, Some(id))?;
         let event = Event::new(Action::AppDelete, "application", id.as_str());
         let deleted = self.inner.audit.around(caller, event, async |_| {
             let (tenant, id) = (caller.tenant.clone(), id.clone());
@@ -125,29 +125,30 @@ impl Issuer {
         new: NewApp,
     ) -> Result<App, IssuerError> {
         let secret = secret.expose_secret().as_bytes();
-        let secret_mac = self.inner.keys.mac_client_secret(&caller.tenant, secret).await?;
+        let secret_mac =
+            self.inner.keys.mac_client_secret(&caller.tenant, client_id.as_str(), secret).await?;
         let NewApp { name, kind, scopes, redirect_uris, allow_token_exchange } = new;
         let created_at = self.inner.clock.now();
         let info = AppInfo { client_id, name, kind, scopes, redirect_uris, allow_token_exchange, created_at };
         Ok(App { info, tenant: caller.tenant.clone(), secret_mac })
     }
 
-    async fn admit(&self, caller: &Caller, action: Action, id: Option<&ClientId>) -> Result<(), IssuerError> {
+    fn admit(&self, caller: &Caller, action: Action, id: Option<&ClientId>) -> Result<(), IssuerError> {
         let Err(missing) = caller.require(Scope::AppsAdmin) else { return Ok(()) };
-        self.refuse(caller, action, id, missing).await
+        self.refuse(caller, action, id, missing)
     }
 
-    async fn may_grant(&self, caller: &Caller, new: &NewApp, id: &ClientId) -> Result<(), IssuerError> {
+    fn may_grant(&self, caller: &Caller, new: &NewApp, id: &ClientId) -> Result<(), IssuerError> {
         let lacking = new.scopes.iter().find(|scope| !caller.scopes.contains(*scope));
         match lacking {
             Some(scope) if !matches!(caller.principal, Principal::System(_)) => {
-                self.refuse(caller, Action::AppCreate, Some(id), MissingScope(scope)).await
+                self.refuse(caller, Action::AppCreate, Some(id), MissingScope(scope))
             }
             _ => Ok(()),
         }
     }
 
-    async fn refuse(
+    fn refuse(
         &self,
         caller: &Caller,
         action: Action,
@@ -156,7 +157,7 @@ impl Issuer {
     ) -> Result<(), IssuerError> {
         let event = Event::new(action, "application", id.map_or("", ClientId::as_str))
             .detail("missing", missing.0.name());
-        self.inner.audit.record_soon(caller, event, Outcome::Denied("forbidden")).await;
+        self.inner.audit.record_soon(caller, event, Outcome::Denied("forbidden"));
         Err(missing.into())
     }
 }

@@ -63,7 +63,7 @@ impl Clients {
     }
 
     /// The application whose id and secret these are. An unknown id costs the same HMAC in the
-    /// device as a wrong secret and fails alike.
+    /// device as a wrong secret and fails alike; ids are no secrets (RFC 6749, section 2.2), though.
     pub(super) async fn authenticate(
         &self,
         keys: &Keys,
@@ -85,7 +85,7 @@ impl Clients {
         {
             return Ok(Arc::clone(app));
         }
-        let mac = keys.mac_client_secret(tenant, secret).await?;
+        let mac = keys.mac_client_secret(tenant, id, secret).await?;
         let stored = app.as_ref().map_or([0; 32], |app| app.secret_mac);
         match app {
             Some(app) if bool::from(mac.ct_eq(&stored)) => {

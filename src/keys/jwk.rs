@@ -49,6 +49,12 @@ pub(super) fn jwk(key: &PublicKey, alg: Alg) -> Value {
     }
 }
 
+/// Reads a stored EC key back; `None` if it is anything else. Only the numbers count.
+pub(super) fn ec_public_key(jwk: &Value, spec: KeySpec) -> Option<PublicKey> {
+    let number = |member| URL_SAFE_NO_PAD.decode(jwk.get(member)?.as_str()?).ok();
+    Some(PublicKey::Ec { spec, x: number("x")?, y: number("y")? })
+}
+
 #[cfg(test)]
 mod tests {
     use base64::Engine;

@@ -7,8 +7,8 @@ use crate::clock::Timestamp;
 use crate::db::schema::signing_keys;
 use crate::db::{Conn, DbError};
 use crate::ids::{SigningKeyId, TenantId};
-use crate::keys::Purpose;
-use crate::seal::KeyRef;
+use crate::keys::{Purpose, TOKEN_ALG, jwk};
+use crate::seal::{KeyRef, PublicKey};
 use crate::with_conn;
 
 /// A tenant's current key of a purpose.
@@ -38,6 +38,12 @@ pub(super) struct Public {
     pub(super) jwk: Value,
 }
 
+impl Public {
+    pub(super) fn of(key: &PublicKey) -> Self {
+        Self { kid: jwk::thumbprint(key), jwk: jwk::jwk(key, TOKEN_ALG) }
+    }
+}
+
 type Row = (String, Vec<u8>, Option<String>, Option<String>, String);
 
 /// The tenant's planned or active key of that purpose.
@@ -63,8 +69,13 @@ fn read((id, device, kid, jwk, state): &Row, purpose: Purpose) -> Option<Key> {
     let phase = match (state.as_str(), kid, jwk) {
         ("planned", None, None) => Phase::Planned,
         ("active", Some(kid), Some(jwk)) => {
-            let jwk = serde_json::from_str(jwk).ok()?;
-            Phase::Active { public: Some(Public { kid: kid.clone(), jwk }) }
+            // The columns are for people to read. Tokens are checked with the key that the pin is of.
+            let key = jwk::ec_public_key(&serde_json::from_str(jwk).ok()?, purpose.spec())?;
+            let public = Public::of(&key);
+            if !device.is_pinned_by(&key) || public.kid != *kid {
+                return None;
+            }
+            Phase::Active { public: Some(public) }
         }
         ("active", None, None) => Phase::Active { public: None },
         _ => return None,
@@ -121,40 +132,86 @@ pub(super) fn activate(
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use diesel::RunQueryDsl;
 
     use super::{Phase, Public, activate, current, insert_planned};
     use crate::clock::Timestamp;
-    use crate::db::{Db, DbError, OpenOptions, Url};
+    use crate::db::{Conn, Db, DbError, OpenOptions, Url};
     use crate::ids::{SigningKeyId, TenantId};
     use crate::keys::Purpose;
-    use crate::seal::KeyRef;
+    use crate::seal::{Fingerprint, KeyRef, KeySpec, PublicKey};
+    use crate::with_conn;
 
-    #[tokio::test]
-    async fn a_key_is_planned_once_and_then_activated_once() {
+    const NOW: Timestamp = Timestamp::from_micros(1);
+
+    fn public_key(x: u8) -> PublicKey {
+        PublicKey::Ec { spec: KeySpec::EcP256, x: vec![x; 32], y: vec![9; 32] }
+    }
+
+    /// The planned key as the device gives it back.
+    fn pinned(planned: &KeyRef, key: &PublicKey) -> KeyRef {
+        let Fingerprint(sum) = key.fingerprint();
+        let mut bytes = planned.to_bytes();
+        bytes.pop();
+        bytes.push(1);
+        bytes.extend_from_slice(&sum);
+        KeyRef::from_bytes(&bytes).unwrap()
+    }
+
+    /// Runs `work` in a transaction that is rolled back.
+    async fn trial(work: impl FnOnce(&mut Conn, &TenantId) -> Result<(), DbError> + Send + 'static) {
         let directory = tempfile::tempdir().unwrap();
         let url = Url::sqlite(directory.path().join("lacre.db"));
         let db = Db::open(&url, &OpenOptions { connections: 1, migrate: true }).unwrap();
         let tenant = TenantId::parse("default").unwrap();
-        let now = Timestamp::from_micros(1);
-
-        let work = move |conn: &mut crate::db::Conn| {
-            let (id, key) = (SigningKeyId::generate(), KeyRef::plan(Purpose::Jwt.spec()).unwrap());
-            insert_planned(conn, &tenant, Purpose::Jwt, &id, &key, now)?;
-            let found = current(conn, &tenant, Purpose::Jwt)?.unwrap();
-            assert!(matches!(found.phase, Phase::Planned) && found.id == id && found.device == key);
-
-            let public = Public { kid: "k".to_owned(), jwk: json!({ "kty": "EC" }) };
-            activate(conn, &id, &key, Some(&public), now)?;
-            activate(conn, &id, &key, None, now)?;
-            let found = current(conn, &tenant, Purpose::Jwt)?.unwrap();
-            assert!(matches!(found.phase, Phase::Active { public: Some(public) } if public.kid == "k"));
-            assert!(current(conn, &tenant, Purpose::ClientSecret)?.is_none());
-
-            let again = insert_planned(conn, &tenant, Purpose::Jwt, &SigningKeyId::generate(), &key, now);
-            assert!(matches!(again, Err(DbError::Duplicate)));
-            Err::<(), _>(DbError::Duplicate)
+        let work = move |conn: &mut Conn| -> Result<(), DbError> {
+            work(conn, &tenant)?;
+            Err(DbError::Duplicate)
         };
         assert!(matches!(db.write(work).await, Err(DbError::Duplicate)));
+    }
+
+    #[tokio::test]
+    async fn a_key_is_planned_once_and_then_activated_once() {
+        let work = |conn: &mut Conn, tenant: &TenantId| {
+            let (id, key) = (SigningKeyId::generate(), KeyRef::plan(Purpose::Jwt.spec()).unwrap());
+            insert_planned(conn, tenant, Purpose::Jwt, &id, &key, NOW)?;
+            let found = current(conn, tenant, Purpose::Jwt)?.unwrap();
+            assert!(matches!(found.phase, Phase::Planned) && found.id == id && found.device == key);
+
+            let public = Public::of(&public_key(7));
+            activate(conn, &id, &pinned(&key, &public_key(7)), Some(&public), NOW)?;
+            activate(conn, &id, &key, None, NOW)?;
+            let found = current(conn, tenant, Purpose::Jwt)?.unwrap();
+            let kid = public.kid;
+            assert!(matches!(found.phase, Phase::Active { public: Some(public) } if public.kid == kid));
+            assert!(current(conn, tenant, Purpose::ClientSecret)?.is_none());
+
+            let again = insert_planned(conn, tenant, Purpose::Jwt, &SigningKeyId::generate(), &key, NOW);
+            assert!(matches!(again, Err(DbError::Duplicate)));
+            Ok(())
+        };
+        trial(work).await;
+    }
+
+    #[tokio::test]
+    async fn a_public_half_that_is_not_the_pinned_one_is_no_key() {
+        let work = |conn: &mut Conn, tenant: &TenantId| {
+            let (id, key) = (SigningKeyId::generate(), KeyRef::plan(Purpose::Jwt.spec()).unwrap());
+            insert_planned(conn, tenant, Purpose::Jwt, &id, &key, NOW)?;
+            let public = Public::of(&public_key(7));
+            activate(conn, &id, &pinned(&key, &public_key(7)), Some(&public), NOW)?;
+            let other = Public::of(&public_key(8));
+            for (column, text) in [("jwk", other.jwk.to_string()), ("kid", other.kid)] {
+                let kept = public.jwk.to_string();
+                let set = |column: &str, text: &str| format!("UPDATE signing_keys SET {column} = '{text}'");
+                with_conn!(&mut *conn, |c| diesel::sql_query(set(column, &text)).execute(c))?;
+                let found = current(conn, tenant, Purpose::Jwt);
+                assert!(matches!(found, Err(DbError::Impossible { .. })), "{column}");
+                with_conn!(&mut *conn, |c| diesel::sql_query(set("jwk", &kept)).execute(c))?;
+            }
+            Ok(())
+        };
+        trial(work).await;
     }
 }

@@ -17,7 +17,7 @@ use crate::audit::{Action, AuditCode, Event, Outcome};
 use crate::db::{DbError, Turn, TurnName};
 use crate::identity::{Caller, Scope};
 use crate::ids::TenantId;
-use crate::seal::{Kek, KekId, KeyRef, KeySpec, SealError, WrappedKey};
+use crate::seal::{Kek, KekId, KeyId, KeyRef, KeySpec, SealError, WrappedKey};
 
 use super::idempotency::Request;
 use super::model::{IdempotencyKey, KekInfo, KekState};
@@ -68,6 +68,8 @@ struct Grant {
 pub(super) struct Keyring {
     rings: RwLock<HashMap<TenantId, Arc<Ring>>>,
     grants: Mutex<HashMap<TenantId, Grant>>,
+    /// Keys that the last look did not find on the device.
+    missing: RwLock<Vec<KeyId>>,
     /// Held while wraps are reserved, so that a burst reserves one block.
     reserving: AsyncMutex<()>,
 }
@@ -116,13 +118,16 @@ impl Vault {
             if self.inner.keyring.take(tenant, kek.version) {
                 return Ok(kek);
             }
-            let _reserving = self.inner.keyring.reserving.lock().await;
+            let reserving = self.inner.keyring.reserving.lock().await;
             // Who waited for the lock finds what its holder has reserved.
             let kek = self.active_kek(tenant).await?;
             if self.inner.keyring.take(tenant, kek.version) {
                 return Ok(kek);
             }
-            if !self.reserve(tenant, kek.version).await? {
+            let reserved = self.reserve(tenant, kek.version).await?;
+            // Not held while a version is made: whoever waits for that waits with all others, not after them.
+            drop(reserving);
+            if !reserved {
                 self.outgrow(tenant, kek.version).await?;
             }
         }
@@ -249,11 +254,12 @@ impl Vault {
     }
 
     /// Makes the tenant and its first KEK where they are missing, finishes planned KEKs, and inspects
-    /// every live KEK on the device (attributes, ambiguity, fingerprint). Repeatable.
+    /// every live KEK on the device (attributes, ambiguity, fingerprint). Repeatable. Returns the keys that are
+    /// not on the device any more: only what needs them fails.
     ///
     /// # Errors
-    /// [`VaultError::Seal`] with `KeyUnfit` or `KeyMissing` names the key that must not be used.
-    pub async fn provision(&self, tenant: &TenantId) -> Result<(), VaultError> {
+    /// [`VaultError::Seal`] with `KeyUnfit` names a key that must not be used.
+    pub async fn provision(&self, tenant: &TenantId) -> Result<Vec<KeyId>, VaultError> {
         let (owner, now) = (tenant.clone(), self.parts().clock.now());
         let work = move |conn: &mut _| store::ensure_tenant(conn, &owner, now);
         self.parts().db.write::<_, DbError, _>(work).await?;
@@ -266,13 +272,17 @@ impl Vault {
         }
         let system = Caller::system("vault", tenant.clone());
         // All of them, also after a bad one: each has its own incident.
-        let mut first_bad = Ok(());
+        let (mut first_bad, mut missing) = (Ok(()), Vec::new());
         for record in &self.reload(tenant).await?.records {
             if matches!(record.state, KekState::Active | KekState::Retired) {
-                first_bad = first_bad.and(self.inspect(&system, &record.kek).await);
+                match self.inspect(&system, &record.kek).await {
+                    Err(VaultError::Seal(SealError::KeyMissing { key })) => missing.push(key),
+                    found => first_bad = first_bad.and(found),
+                }
             }
         }
-        first_bad
+        self.inner.keyring.missing.write().unwrap_or_else(PoisonError::into_inner).clone_from(&missing);
+        first_bad.map(|()| missing)
     }
 
     async fn inspect(&self, system: &Caller, kek: &Kek) -> Result<(), VaultError> {
@@ -303,8 +313,16 @@ impl Vault {
         let query = move |conn: &mut _| Ok((keks::load(conn, &tenant)?, keks::records(conn, &tenant)?));
         let (records, counts) = self.parts().db.read::<_, DbError, _>(query).await?;
         let budget = budget(self.parts().config.wrap_budget);
-        let count = |version| counts.get(&version).copied().unwrap_or(0);
-        Ok(records.iter().rev().map(|record| info(record, count(record.kek.version), budget)).collect())
+        let missing = self.inner.keyring.missing.read().unwrap_or_else(PoisonError::into_inner);
+        let info = |record: &KekRecord| {
+            let records = counts.get(&record.kek.version).copied().unwrap_or(0);
+            let is_missing = missing.contains(&record.kek.key.id());
+            KekInfo {
+                state: if is_missing { KekState::Missing } else { record.state },
+                ..info(record, records, budget)
+            }
+        };
+        Ok(records.iter().rev().map(info).collect())
     }
 
     /// Makes a new KEK version, which seals from now on.

@@ -201,6 +201,8 @@ pub enum KekState {
     Retired,
     /// Gone from the device.
     Destroyed,
+    /// Shown for a version that should seal or open and was not found on the device; never stored.
+    Missing,
 }
 
 impl KekState {
@@ -211,10 +213,11 @@ impl KekState {
             Self::Active => "active",
             Self::Retired => "retired",
             Self::Destroyed => "destroyed",
+            Self::Missing => "missing",
         }
     }
 
-    /// The state of that name.
+    /// The stored state of that name.
     pub fn parse(name: &str) -> Option<Self> {
         [Self::Planned, Self::Active, Self::Retired, Self::Destroyed]
             .into_iter()

@@ -18,7 +18,7 @@ use crate::seal::{SealError, WrappedKey};
 
 use super::idempotency::Request;
 use super::model::{IdempotencyKey, JobInfo, JobState};
-use super::store::jobs::{self, Job};
+use super::store::jobs::{self, Claimed, Job};
 use super::store::keks::{self, Position, ToRewrap};
 use super::{Vault, VaultError, check, secrets, store};
 
@@ -49,11 +49,14 @@ enum Next {
     Again,
 }
 
-/// Decides what follows a pass that left `remaining` records, of which `failed` cannot be moved.
-fn after_pass(remaining: u64, failed: u64) -> Next {
-    match (remaining, failed) {
-        (0, _) => Next::End(JobState::Succeeded),
-        (remaining, failed) if remaining <= failed => Next::End(JobState::Failed),
+/// Decides what follows a pass that moved `moved` records and left `remaining`, of which `failed` cannot
+/// be moved.
+fn after_pass(moved: u64, remaining: u64, failed: u64) -> Next {
+    match (moved, remaining, failed) {
+        (_, 0, _) => Next::End(JobState::Succeeded),
+        (_, remaining, failed) if remaining <= failed => Next::End(JobState::Failed),
+        // Another pass would meet the same.
+        (0, _, 1..) => Next::End(JobState::Failed),
         _ => Next::Again,
     }
 }
@@ -164,13 +167,20 @@ impl Vault {
     }
 
     async fn claim_job(&self, owner: &str) -> Option<Job> {
-        let (owner, (now, until)) = (owner.to_owned(), self.lease());
-        let claim = move |conn: &mut _| jobs::claim(conn, &owner, now, until);
-        match self.parts().db.write::<_, DbError, _>(claim).await {
-            Ok(job) => job,
-            Err(error) => {
-                tracing::warn!(%error, "jobs cannot be read");
-                None
+        let (now, until) = self.lease();
+        loop {
+            let owner = owner.to_owned();
+            let claim = move |conn: &mut _| jobs::claim(conn, &owner, now, until);
+            match self.parts().db.write::<_, DbError, _>(claim).await {
+                Ok(None) => return None,
+                Ok(Some(Claimed::Job(job))) => return Some(job),
+                Ok(Some(Claimed::Unreadable(id))) => {
+                    tracing::error!(job = id, "a job's row was altered; the job has failed");
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "jobs cannot be read");
+                    return None;
+                }
             }
         }
     }
@@ -214,6 +224,10 @@ impl Vault {
         let Some(last) = batch.last() else { return self.end_pass(job).await };
         let mut next = job.clone();
         next.position = last.position.clone();
+        if next.position == job.position {
+            // However an altered id is ordered: never the same rows again.
+            return self.end_pass(job).await;
+        }
         let mut moved = Vec::new();
         let results: Vec<_> =
             stream::iter(batch).map(|record| self.move_record(job, record)).buffered(AT_ONCE).collect().await;
@@ -289,11 +303,12 @@ impl Vault {
         let count = move |conn: &mut _| keks::remaining(conn, &tenant, target);
         let remaining = self.parts().db.read::<_, DbError, _>(count).await?;
         let mut next = job.clone();
-        match after_pass(remaining, job.info.failed) {
+        match after_pass(job.info.done.saturating_sub(job.done_before), remaining, job.info.failed) {
             Next::End(state) => next.info.state = state,
             Next::Again => {
                 next.position = Position::default();
                 next.info.failed = 0;
+                next.done_before = next.info.done;
             }
         }
         let saved = self.save(&next).await?;
@@ -331,16 +346,18 @@ mod tests {
 
     #[test]
     fn a_job_goes_on_until_only_failures_remain() {
-        for (remaining, failed, next) in [
-            (0, 0, Next::End(JobState::Succeeded)),
+        for (moved, remaining, failed, next) in [
+            (5, 0, 0, Next::End(JobState::Succeeded)),
             // What failed was deleted meanwhile.
-            (0, 2, Next::End(JobState::Succeeded)),
-            (2, 2, Next::End(JobState::Failed)),
-            (1, 2, Next::End(JobState::Failed)),
-            (3, 2, Next::Again),
-            (3, 0, Next::Again),
+            (5, 0, 2, Next::End(JobState::Succeeded)),
+            (5, 2, 2, Next::End(JobState::Failed)),
+            (5, 1, 2, Next::End(JobState::Failed)),
+            (5, 3, 2, Next::Again),
+            (0, 3, 0, Next::Again),
+            // Nothing moves any more.
+            (0, 3, 2, Next::End(JobState::Failed)),
         ] {
-            assert_eq!(after_pass(remaining, failed), next, "{remaining} {failed}");
+            assert_eq!(after_pass(moved, remaining, failed), next, "{moved} {remaining} {failed}");
         }
     }
 

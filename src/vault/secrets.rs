@@ -128,15 +128,18 @@ impl Vault {
         let limit = filter.limit.clamp(1, PAGE);
         let mut after = filter.after.as_ref().map(|id| id.as_str().to_owned());
         loop {
-            let (tenant, filter, from) = (caller.tenant.clone(), filter.clone(), after.take());
+            let (tenant, filter, from) = (caller.tenant.clone(), filter.clone(), after.clone());
             let query = move |conn: &mut _| store::list(conn, &tenant, &filter, from.as_deref(), limit);
             let Page { items: rows, more } = page(self.parts().db.read::<_, DbError, _>(query).await?, limit);
-            after = rows.last().map(|(id, _)| id.clone());
+            let last = rows.last().map(|(id, _)| id.clone());
+            // However an altered id is ordered: never the same rows again.
+            let more = more && last > after;
+            after = last;
             let mut items = Vec::with_capacity(rows.len());
             for (id, info) in rows {
                 match info {
                     Some(info) => items.push(info),
-                    None => self.incident(caller, &id, None).await,
+                    None => self.altered(caller, &id),
                 }
             }
             // A page without a single sound row would have no item for a cursor to point to.

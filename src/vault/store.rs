@@ -285,6 +285,7 @@ pub(super) fn replace(
 ) -> Result<SecretInfo, VaultError> {
     use secret_versions as v;
     let number = new.version;
+    let Some(next) = expected.checked_add(1) else { return Err(conflict(conn, tenant, id)?) };
     let update = diesel::update(secrets::table)
         .filter(secrets::id.eq(id.as_str()).and(secrets::tenant_id.eq(tenant.as_str())))
         .filter(secrets::row_version.eq(expected))
@@ -292,7 +293,7 @@ pub(super) fn replace(
         .filter(secrets::current_version.eq(signed(number) - 1))
         .set((
             secrets::current_version.eq(signed(number)),
-            secrets::row_version.eq(expected + 1),
+            secrets::row_version.eq(next),
             secrets::updated_at.eq(now.as_micros()),
         ));
     if with_conn!(&mut *conn, |c| update.execute(c)).map_err(DbError::from)? == 0 {
@@ -317,10 +318,11 @@ pub(super) fn delete(
     // The secret's row is locked first: a replacement that runs at the same time then finds nothing.
     let found = row_version(conn, tenant, id)?.ok_or(VaultError::NotFound("secret"))?;
     let expected = expected.unwrap_or(found);
+    let Some(next) = expected.checked_add(1) else { return Err(conflict(conn, tenant, id)?) };
     let lock = diesel::update(secrets::table)
         .filter(secrets::id.eq(id.as_str()).and(secrets::tenant_id.eq(tenant.as_str())))
         .filter(secrets::row_version.eq(expected))
-        .set(secrets::row_version.eq(expected + 1));
+        .set(secrets::row_version.eq(next));
     if with_conn!(&mut *conn, |c| lock.execute(c)).map_err(DbError::from)? == 0 {
         return Err(conflict(conn, tenant, id)?);
     }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::task::JoinSet;
 
-use crate::daemon::{Api, TestDaemon};
+use crate::daemon::Api;
 use crate::stage::{Engine, Stage, on_both, problem, stored};
 
 const UNKNOWN: &str = "01a21768-4101-75eb-a9af-db33cf966f25";
@@ -107,10 +107,9 @@ async fn pages_and_repeats(engine: Engine) {
 }
 on_both!(lists_come_in_pages_and_repeated_requests_have_one_effect, pages_and_repeats);
 
-#[tokio::test]
-async fn values_keep_their_bytes_their_kind_and_their_limit() {
-    let daemon = TestDaemon::dev().await;
-    let api = daemon.api().await;
+async fn values_of_every_kind(engine: Engine) {
+    let stage = Stage::on(engine, "").await;
+    let api = stage.daemon.api().await;
     let create = |kind: &str, encoding: &str, value: &str| {
         let name = format!("v/{}", rand_name(kind, encoding, value));
         let body = json!({ "name": name, "kind": kind, "encoding": encoding, "value": value });
@@ -152,8 +151,9 @@ async fn values_keep_their_bytes_their_kind_and_their_limit() {
             "quotes the value"
         );
     }
-    daemon.finish().await;
+    stage.daemon.finish().await;
 }
+on_both!(values_keep_their_bytes_their_kind_and_their_limit, values_of_every_kind);
 
 /// A name of its own for each case.
 fn rand_name(kind: &str, encoding: &str, value: &str) -> String {
@@ -167,10 +167,9 @@ async fn raw(api: &Api, content_type: &str, body: impl Into<String>) -> reqwest:
     request.body(body.into()).send().await.unwrap()
 }
 
-#[tokio::test]
-async fn a_body_that_is_not_exactly_what_was_asked_for_changes_nothing() {
-    let daemon = TestDaemon::dev().await;
-    let api = daemon.api().await;
+async fn bodies_of_any_kind(engine: Engine) {
+    let stage = Stage::on(engine, "").await;
+    let api = stage.daemon.api().await;
     let json = "application/json";
     for (body, status, code) in [
         ("", 400, "malformed"),
@@ -213,13 +212,13 @@ async fn a_body_that_is_not_exactly_what_was_asked_for_changes_nothing() {
     }
     let list: Value = api.get("/v1/secrets").await.json().await.unwrap();
     assert_eq!(list["items"], json!([]), "something was stored after all");
-    daemon.finish().await;
+    stage.daemon.finish().await;
 }
+on_both!(a_body_that_is_not_exactly_what_was_asked_for_changes_nothing, bodies_of_any_kind);
 
-#[tokio::test]
-async fn an_expired_secret_keeps_its_metadata_and_its_value() {
-    let daemon = TestDaemon::dev().await;
-    let api = daemon.api().await;
+async fn past_its_time(engine: Engine) {
+    let stage = Stage::on(engine, "").await;
+    let (daemon, api) = (&stage.daemon, stage.daemon.api().await);
     let at = jiff::Timestamp::now() + jiff::SignedDuration::from_millis(1200);
     let body = json!({ "name": "short", "kind": "opaque", "value": daemon.secret("short"), "expires_at": at.to_string() });
     let made: Value = api.post("/v1/secrets", &body).await.error_for_status().unwrap().json().await.unwrap();
@@ -228,13 +227,13 @@ async fn an_expired_secret_keeps_its_metadata_and_its_value() {
     tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
     problem(api.get(&format!("{path}/value")).await, 410, "expired").await;
     assert_eq!(api.get(&path).await.status(), StatusCode::OK);
-    daemon.finish().await;
+    stage.daemon.finish().await;
 }
+on_both!(an_expired_secret_keeps_its_metadata_and_its_value, past_its_time);
 
-#[tokio::test]
-async fn callers_seal_and_open_what_they_keep_themselves() {
-    let daemon = TestDaemon::dev().await;
-    let api = daemon.api().await;
+async fn kept_elsewhere(engine: Engine) {
+    let stage = Stage::on(engine, "").await;
+    let (daemon, api) = (&stage.daemon, stage.daemon.api().await);
     let value = daemon.secret("kept elsewhere");
     let sealed: Value =
         api.post("/v1/seal", &json!({ "context": "orders/1", "value": value })).await.json().await.unwrap();
@@ -293,8 +292,9 @@ async fn callers_seal_and_open_what_they_keep_themselves() {
     assert_eq!(incidents, 0, "a caller's mistake is no incident");
     let twice = lines.iter().find(|line| line.matches("\"kek_version\"").count() > 1);
     assert_eq!(twice, None, "a member that stands twice");
-    daemon.finish().await;
+    stage.daemon.finish().await;
 }
+on_both!(callers_seal_and_open_what_they_keep_themselves, kept_elsewhere);
 
 /// Of the batch of a hundred that was opened: an intent before, an outcome after, each with its context.
 fn every_item_is_on_record(lines: &[String]) {
@@ -321,10 +321,9 @@ fn every_item_is_on_record(lines: &[String]) {
     }
 }
 
-#[tokio::test]
-async fn batches_as_large_as_they_may_be_open_whole_and_beside_each_other() {
-    let daemon = TestDaemon::dev().await;
-    let api = daemon.api().await;
+async fn the_largest_batches(engine: Engine) {
+    let stage = Stage::on(engine, "").await;
+    let (daemon, api) = (&stage.daemon, stage.daemon.api().await);
     // Above a slot of guarded memory: there are 64 buffers for such values, and 100 in each batch.
     let value = format!("{}{}", daemon.secret("large"), "x".repeat(5000));
     let items: Vec<_> = (0..100).map(|_| json!({ "context": "c", "value": value })).collect();
@@ -340,5 +339,6 @@ async fn batches_as_large_as_they_may_be_open_whole_and_beside_each_other() {
             assert_eq!(item["value"], STANDARD.encode(&value), "{item}");
         }
     }
-    daemon.finish().await;
+    stage.daemon.finish().await;
 }
+on_both!(batches_as_large_as_they_may_be_open_whole_and_beside_each_other, the_largest_batches);

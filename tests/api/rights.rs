@@ -3,13 +3,12 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use base64::Engine;
+use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::daemon::{Options, TestDaemon};
-use crate::stage::{config, problem, stored};
+use crate::stage::{Engine, Stage, on_both, problem, stored};
 
 const SCOPES: [&str; 7] = [
     "secrets:metadata",
@@ -56,9 +55,9 @@ fn routes(id: &str) -> Vec<(Method, String, Value, &'static str, u16)> {
     ]
 }
 
-#[tokio::test]
-async fn each_route_takes_its_own_right_and_no_other() {
-    let daemon = TestDaemon::dev().await;
+async fn every_route_with_every_right(engine: Engine) {
+    let stage = Stage::on(engine, "").await;
+    let daemon = &stage.daemon;
     let id = stored(&daemon.api().await, "guarded", &daemon.secret("guarded")).await;
     for scope in SCOPES {
         let api = daemon.api_with(scope).await;
@@ -87,8 +86,9 @@ async fn each_route_takes_its_own_right_and_no_other() {
     let denied =
         records.iter().filter(|line| line.contains("secret.reveal") && line.contains("\"denied\"")).count();
     assert_eq!(denied, SCOPES.len() - 1, "refused releases are on record");
-    daemon.finish().await;
+    stage.daemon.finish().await;
 }
+on_both!(each_route_takes_its_own_right_and_no_other, every_route_with_every_right);
 
 fn part(value: &Value) -> String {
     URL_SAFE_NO_PAD.encode(value.to_string())
@@ -98,10 +98,9 @@ fn decoded(part: &str) -> Value {
     serde_json::from_slice(&URL_SAFE_NO_PAD.decode(part).unwrap()).unwrap()
 }
 
-#[tokio::test]
-async fn a_credential_that_is_none_opens_nothing() {
-    let daemon = TestDaemon::dev().await;
-    let other = TestDaemon::dev().await;
+async fn credentials_that_are_none(engine: Engine) {
+    let (stage, other) = (Stage::on(engine, "").await, Stage::on(engine, "").await);
+    let daemon = &stage.daemon;
     let good = daemon.token("all").await;
     let id = stored(&daemon.api_of(&good), "guarded", &daemon.secret("guarded")).await;
     let parts: Vec<_> = good.split('.').collect();
@@ -119,7 +118,7 @@ async fn a_credential_that_is_none_opens_nothing() {
     let bad = [
         ("no token at all", String::new()),
         ("not a token", "garbage".to_owned()),
-        ("another daemon's", other.token("all").await),
+        ("another daemon's", other.daemon.token("all").await),
         ("unsigned", format!("{}.{}.", part(&json!({ "alg": "none", "typ": "at+jwt" })), parts[1])),
         ("alg none", as_alg("none")),
         ("alg HS256", as_alg("HS256")),
@@ -144,14 +143,15 @@ async fn a_credential_that_is_none_opens_nothing() {
     }
     problem(daemon.api_of("garbage").get("/v1/nowhere").await, 401, "invalid-token").await;
     assert_eq!(daemon.api_of(&good).value(&id).await, daemon.secret("guarded"));
-    other.finish().await;
-    daemon.finish().await;
+    other.daemon.finish().await;
+    stage.daemon.finish().await;
 }
+on_both!(a_credential_that_is_none_opens_nothing, credentials_that_are_none);
 
-#[tokio::test]
-async fn clients_that_are_not_let_in_do_not_fill_the_audit_log() {
+async fn many_wrong_secrets(engine: Engine) {
     const TRIES: usize = 200;
-    let daemon = TestDaemon::dev().await;
+    let stage = Stage::on(engine, "").await;
+    let daemon = &stage.daemon;
     let known = daemon.dev_json()["management"]["client_id"].as_str().unwrap().to_owned();
     let token = |id: String, secret: &'static str| {
         let form = [("grant_type", "client_credentials")];
@@ -175,14 +175,13 @@ async fn clients_that_are_not_let_in_do_not_fill_the_audit_log() {
     assert_eq!(refused.len() + left_out, TRIES + 1, "each is recorded or counted");
     let objects: BTreeSet<_> = refused.iter().map(|one| one["object"]["id"].as_str().unwrap()).collect();
     assert_eq!(objects, BTreeSet::from([known.as_str(), "unknown"]));
-    daemon.finish().await;
+    stage.daemon.finish().await;
 }
+on_both!(clients_that_are_not_let_in_do_not_fill_the_audit_log, many_wrong_secrets);
 
-#[tokio::test]
-async fn a_token_ends_with_its_time_and_with_its_application() {
-    let text = config("", "[issuer]\ntoken_lifetime = \"3s\"");
-    let daemon = TestDaemon::start(Options { config: Some(text), ..Options::default() }).await;
-    let api = daemon.api().await;
+async fn a_tokens_end(engine: Engine) {
+    let stage = Stage::on(engine, "[issuer]\ntoken_lifetime = \"3s\"").await;
+    let (daemon, api) = (&stage.daemon, stage.daemon.api().await);
     let id = stored(&api, "guarded", &daemon.secret("guarded")).await;
     let body = json!({ "name": "guest", "scopes": ["secrets:read"] });
     let app: Value = api.post("/v1/apps", &body).await.json().await.unwrap();
@@ -195,5 +194,6 @@ async fn a_token_ends_with_its_time_and_with_its_application() {
     problem(guest.get(&format!("/v1/secrets/{id}/value")).await, 401, "invalid-token").await;
     tokio::time::sleep(Duration::from_millis(4200)).await;
     problem(api.get(&format!("/v1/secrets/{id}/value")).await, 401, "invalid-token").await;
-    daemon.finish().await;
+    stage.daemon.finish().await;
 }
+on_both!(a_token_ends_with_its_time_and_with_its_application, a_tokens_end);

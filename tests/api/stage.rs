@@ -93,7 +93,9 @@ impl Stage {
 
     fn sqlite(&self) -> SqliteConnection {
         let mut conn = SqliteConnection::establish(self.daemon.database().to_str().unwrap()).unwrap();
-        diesel::sql_query("PRAGMA busy_timeout = 5000").execute(&mut conn).unwrap();
+        for pragma in ["busy_timeout = 5000", "foreign_keys = OFF"] {
+            diesel::sql_query(format!("PRAGMA {pragma}")).execute(&mut conn).unwrap();
+        }
         conn
     }
 

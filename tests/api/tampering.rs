@@ -2,6 +2,8 @@
 
 use std::collections::HashSet;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -206,6 +208,84 @@ async fn rows_that_nobody_wrote(engine: Engine) {
     stage.daemon.finish().await;
 }
 on_both!(rows_that_nobody_wrote_are_incidents_and_hide_no_others, rows_that_nobody_wrote);
+
+async fn jobs_and_ids_that_nobody_wrote(engine: Engine) {
+    let stage = Stage::on(engine, "").await;
+    let (daemon, api) = (&stage.daemon, stage.daemon.api().await);
+    let value = daemon.secret("sound");
+    let id = stored(&api, "sound", &value).await;
+    let altered = stored(&api, "altered", &daemon.secret("altered")).await;
+    let set = [("secret_versions", "secret_id"), ("secrets", "id")]
+        .map(|(table, id)| format!("UPDATE {table} SET {id} = 'zz/x/1' WHERE {id} = '{altered}'"));
+    match engine {
+        Engine::Sqlite => set.iter().for_each(|sql| stage.run(sql)),
+        // Past the foreign key.
+        Engine::Postgres => stage.run(&format!(
+            "DO $$ BEGIN SET LOCAL session_replication_role = replica; {}; END $$",
+            set.join("; ")
+        )),
+    }
+
+    let list: Value = api.get("/v1/secrets?limit=1").await.error_for_status().unwrap().json().await.unwrap();
+    assert_eq!(list["items"][0]["id"], id.as_str());
+    let cursor = list["next_cursor"].as_str().unwrap();
+    let rest = api.get(&format!("/v1/secrets?limit=1&cursor={cursor}")).await;
+    assert_eq!(rest.error_for_status().unwrap().json::<Value>().await.unwrap()["items"], json!([]));
+
+    api.post("/v1/keks/rotate", &json!({})).await.error_for_status().unwrap();
+    let rewrap = async || -> Value {
+        let job: Value = api.post("/v1/keks/rewrap", &json!({})).await.json().await.unwrap();
+        api.job(job["id"].as_str().unwrap()).await
+    };
+    let job = rewrap().await;
+    assert_eq!((&job["state"], &job["done"]), (&json!("failed"), &json!(1)), "{job}");
+
+    // A job in the queue whose row cannot be read is in nobody's way.
+    let at = job["id"].as_str().unwrap();
+    stage.run(&format!("UPDATE jobs SET state = 'queued', kind = 'other' WHERE id = '{at}'"));
+    let job = rewrap().await;
+    assert_eq!(job["state"], "failed", "{job}");
+    let states = stage.texts(&format!("SELECT state AS t FROM jobs WHERE id = '{at}'"));
+    assert_eq!(states, ["failed"]);
+    assert_eq!(api.value(&id).await, value);
+    stage.daemon.finish().await;
+}
+on_both!(ids_and_jobs_that_nobody_wrote_hold_up_nothing, jobs_and_ids_that_nobody_wrote);
+
+async fn a_public_key_that_is_not_the_device_s(engine: Engine) {
+    let mut stage = Stage::on(engine, "").await;
+    let api = stage.daemon.api().await;
+    let id = stored(&api, "guarded", &stage.daemon.secret("guarded")).await;
+    // The attacker's key in the place of the signing key's public half, everything else as it was.
+    let theirs = p256::ecdsa::SigningKey::from_slice(&[7; 32]).unwrap();
+    let point = theirs.verifying_key().to_sec1_point(false);
+    let [x, y] = [point.x(), point.y()].map(|number| URL_SAFE_NO_PAD.encode(number.unwrap()));
+    let jwk = json!({ "kty": "EC", "crv": "P-256", "x": x, "y": y });
+    stage.daemon.stop().await;
+    stage.run(&format!("UPDATE signing_keys SET jwk = '{jwk}' WHERE purpose = 'jwt'"));
+    assert!(!stage.daemon.try_run().await, "started with another public key");
+    assert!(stage.daemon.log().contains("impossible row in signing_keys"), "{}", stage.daemon.log());
+
+    // And with the pin and the kid that fit it: the device knows better.
+    let [x, y] = [point.x(), point.y()].map(|number| number.unwrap().to_vec());
+    let mut pin = b"lacre/pin/v1/ec".to_vec();
+    for number in [&x, &y] {
+        pin.extend_from_slice(&32_u64.to_be_bytes());
+        pin.extend_from_slice(number);
+    }
+    let stored =
+        stage.texts(&format!("SELECT {} AS t FROM signing_keys WHERE purpose = 'jwt'", stage.hex("key_ref")));
+    // Version, kind and id; then a fingerprint.
+    let key_ref = format!("{}01{}", &stored[0][..36], hex::encode(Sha256::digest(&pin)));
+    let canonical = format!(r#"{{"crv":"P-256","kty":"EC","x":{},"y":{}}}"#, jwk["x"], jwk["y"]);
+    let kid = URL_SAFE_NO_PAD.encode(Sha256::digest(canonical));
+    let set = format!("key_ref = {}, kid = '{kid}'", stage.bytes(&key_ref));
+    stage.run(&format!("UPDATE signing_keys SET {set} WHERE purpose = 'jwt'"));
+    assert!(!stage.daemon.try_run().await, "started with another pin");
+    assert!(stage.daemon.log().contains("unfit for use"), "{}", stage.daemon.log());
+    drop(id);
+}
+on_both!(a_public_key_that_the_device_does_not_have_is_not_believed, a_public_key_that_is_not_the_device_s);
 
 async fn a_thousand_times_the_same(engine: Engine) {
     const TIMES: usize = 1000;

@@ -2,6 +2,7 @@
 //! not even when rows are moved between them (CB-1, CB-7, AP-2).
 
 use std::fs;
+use std::process::{Command, Output};
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -23,13 +24,15 @@ impl Tenants {
     async fn start() -> Self {
         let url = Postgres::shared().database();
         // One issuer for both, so that nothing but the tenant tells their tokens apart.
-        let text = config(
-            "",
-            &format!("[issuer]\nurl = \"http://127.0.0.1:{{port}}\"\n[database]\nurl = \"{url}\"\n"),
+        let uid = rustix::process::getuid().as_raw();
+        let more = format!(
+            "[[server.local_users]]\nuid = {uid}\nscopes = [\"audit:read\"]\n\
+             [issuer]\nurl = \"http://127.0.0.1:{{port}}\"\n[database]\nurl = \"{url}\"\n"
         );
+        let text = config("", &more).replace("[server]\n", "[server]\nunix_socket = \"{dir}/here\"\n");
         let options = Options { config: Some(text.clone()), ..Options::default() };
         let mut daemon = TestDaemon::start(options.clone()).await;
-        let other = format!("tenant = \"other\"\n{text}");
+        let other = format!("tenant = \"other\"\n{text}").replace("{dir}/here", "{dir}/there");
         daemon.set_options(Options { config: Some(other.clone()), ..Options::default() });
         let secret = daemon.dir().join("other.secret");
         let mut init = daemon.command_of(&["init", "-o", "json", "--secret-out", secret.to_str().unwrap()]);
@@ -46,6 +49,15 @@ impl Tenants {
         let there = daemon.api_of(&token).at(&peer.url);
         Self { stage: Stage::of(daemon, Engine::Postgres, url), peer, here, there }
     }
+}
+
+/// `lacre audit verify` over the daemon's Unix socket.
+fn verify(daemon: &TestDaemon, more: &[&str]) -> Output {
+    let addr = format!("unix://{}/here", daemon.dir().display());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lacre"));
+    let checkpoint = daemon.dir().join(format!("checkpoint{}", more.len()));
+    command.args(["audit", "verify", "--addr", &addr, "--checkpoint"]).arg(checkpoint).args(more);
+    command.output().unwrap()
 }
 
 /// As [`TestDaemon::finish`], which verifies the chain; that of one tenant among several has gaps.
@@ -89,6 +101,11 @@ async fn a_tenant_neither_sees_nor_changes_what_is_another_s() {
     let body = json!({ "context": "c", "sealed": sealed["sealed"] });
     assert_eq!(here.post("/v1/open", &body).await.status(), StatusCode::OK);
     problem(there.post("/v1/open", &body).await, 422, "does-not-open").await;
+
+    problem(here.get("/v1/audit/events?tenants=all").await, 403, "insufficient-scope").await;
+    let whole = verify(&stage.daemon, &["--all-tenants"]);
+    assert!(whole.status.success(), "{}", String::from_utf8_lossy(&whole.stderr));
+    assert_eq!(verify(&stage.daemon, &[]).status.code(), Some(2), "one tenant's records are no chain");
 
     let page = there.get("/v1/audit/events?limit=1000").await.text().await.unwrap();
     assert!(page.contains(&theirs) && !page.contains("\"tenant\":\"default\""), "{page}");

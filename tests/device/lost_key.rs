@@ -49,12 +49,9 @@ async fn a_key_deleted_behind_the_daemon_fails_its_own_users_and_is_not_made_aga
 
     assert_eq!(api.value(&new).await, new_value, "another key's user");
     daemon.token("all").await;
-    let began = Instant::now();
-    while !daemon.failing().await.contains(&"keys".to_owned()) {
-        assert!(began.elapsed() < Duration::from_secs(10), "the key is not missed");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    assert!(!daemon.failing().await.contains(&"device".to_owned()), "the device is blamed for a key");
+    missed(&api, &key).await;
+    assert_eq!(daemon.failing().await, Vec::<String>::new(), "the rest goes on");
+    assert_eq!(state_of_version(&api, 1).await, "missing");
     let incidents = key_incidents(&api).await;
     assert_eq!(incidents.len(), 1, "{incidents:?}");
     assert_eq!(incidents[0]["details"]["device_id"], key);
@@ -63,10 +60,54 @@ async fn a_key_deleted_behind_the_daemon_fails_its_own_users_and_is_not_made_aga
 
     // Not by going on, and not by a new start of what makes keys where there are none.
     daemon.stop().await;
-    assert!(!daemon.try_run().await, "started with a key missing");
-    daemon.ended(Duration::from_secs(20)).await;
-    assert!(daemon.log().contains(&key), "does not name the key");
+    let before = daemon.log().len();
+    daemon.run().await;
+    assert!(daemon.log()[before..].contains(&key), "does not name the key");
+    let api = daemon.api().await;
+    assert_eq!(state_of_version(&api, 1).await, "missing");
+    assert_eq!(api.value(&new).await, new_value);
+    refused_for_now(api.get(&value_path(&old)).await, "key-unavailable").await;
     assert!(objects_in(&tool(&daemon, &["--list-objects"]), &key).is_empty(), "the key was made again");
+    daemon.finish().await;
+}
+
+/// Waits until the daemon has noticed that the key is gone.
+async fn missed(api: &Api, key: &str) {
+    let began = Instant::now();
+    loop {
+        let status: Value = api.get("/v1/status").await.json().await.unwrap();
+        if status["missing_keys"] == json!([key]) {
+            return;
+        }
+        assert!(began.elapsed() < Duration::from_secs(10), "the key is not missed: {status}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+async fn state_of_version(api: &Api, version: u64) -> String {
+    let list: Value = api.get("/v1/keks").await.json().await.unwrap();
+    let found = list["items"].as_array().unwrap().iter().find(|kek| kek["version"] == version);
+    found.unwrap()["state"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn a_lost_key_that_sealed_is_followed_by_a_new_one_also_after_a_restart() {
+    let mut daemon = TestDaemon::dev().await;
+    let api = daemon.api().await;
+    let lost = stored(&api, "lost", &daemon.secret("lost")).await;
+    let key = key_of_version(&api, 1).await;
+    tool(&daemon, &["--delete-object", "--type", "secrkey", "--id", &key]);
+
+    daemon.restart().await;
+    let api = daemon.api().await;
+    missed(&api, &key).await;
+    let body = json!({ "name": "more", "value": daemon.secret("more") });
+    refused_for_now(api.post("/v1/secrets", &body).await, "key-unavailable").await;
+    api.post("/v1/keks/rotate", &json!({})).await.error_for_status().unwrap();
+    let more = stored(&api, "more", &daemon.secret("more")).await;
+    assert_eq!(api.value(&more).await, daemon.secret("more"));
+    refused_for_now(api.get(&value_path(&lost)).await, "key-unavailable").await;
+    daemon.finish().await;
 }
 
 /// The device's id of the one private key.
@@ -98,10 +139,10 @@ async fn without_its_signing_key_it_issues_no_tokens_and_releases_values_still()
     assert_eq!(api.value(&id).await, value, "verification needs the public half only");
     let jwks = daemon.anonymous(Method::GET, "/oidc/jwks").send().await.unwrap();
     assert_eq!(jwks.status(), 200);
-    daemon.stop().await;
-    assert!(!daemon.try_run().await, "started without its signing key");
-    daemon.ended(Duration::from_secs(20)).await;
+    // After a restart nothing vouches for the stored public half, so no token is believed.
+    daemon.restart().await;
     assert!(daemon.log().contains(&key), "does not name the key");
+    refused_for_now(api.at(&daemon.url).get(&value_path(&id)).await, "key-unavailable").await;
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::{PAGE, checkpoint, fetch};
+use super::{PAGE, Range, checkpoint, fetch};
 use crate::audit::Checkpoint;
 use crate::cli::chain::{Walk, seq_of};
 use crate::cli::client::Client;
@@ -23,6 +23,8 @@ pub(crate) struct Args {
     /// Where the last verified record is remembered; default: per daemon, in the user's state directory
     #[arg(long, value_name = "FILE")]
     checkpoint: Option<PathBuf>,
+    #[command(flatten)]
+    range: Range,
 }
 
 /// Runs the command.
@@ -39,16 +41,16 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), CliError> 
     let default = || checkpoint::default_path(&context.env, dev_json, client.addr());
     let path = path.map(Path::to_owned).or_else(default);
     let trusted = path.as_deref().map(checkpoint::load).transpose()?.flatten();
-    let walk = from_daemon(&client, trusted).await?;
+    let walk = from_daemon(&client, trusted, &args.range).await?;
     finish(walk, trusted, path.as_deref(), context)
 }
 
-async fn from_daemon(client: &Client, trusted: Option<Checkpoint>) -> Result<Walk, CliError> {
+async fn from_daemon(client: &Client, trusted: Option<Checkpoint>, range: &Range) -> Result<Walk, CliError> {
     let mut walk = Walk::new(trusted);
     // From one before the trusted record, so that a log that was cut or rewritten there is noticed.
     let mut after = trusted.map_or(0, |trusted| trusted.seq.saturating_sub(1));
     loop {
-        let page = fetch(client, after).await?;
+        let page = fetch(client, after, range).await?;
         let count = page.len();
         let last = page.last().and_then(|line| seq_of(line));
         walk.feed(page)?;

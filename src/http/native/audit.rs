@@ -16,6 +16,15 @@ use crate::identity::Caller;
 pub(super) struct EventsQuery {
     after: Option<u64>,
     limit: Option<u32>,
+    tenants: Option<Tenants>,
+}
+
+/// Whose records; the caller's own tenant's, if nothing is said.
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Tenants {
+    /// The whole chain, for the operator on the daemon's host.
+    All,
 }
 
 #[derive(Serialize)]
@@ -35,7 +44,10 @@ pub(super) async fn events(
     if !(1..=1000).contains(&limit) {
         return Err(Problem::invalid("limit", "must be 1 to 1000"));
     }
-    let records = log.events(&caller, after, limit).await?;
+    let records = match query.tenants {
+        None => log.events(&caller, after, limit).await?,
+        Some(Tenants::All) => log.export(&caller, after, limit).await?,
+    };
     match wants_lines(&request) {
         true => Ok(lines(&records)),
         false => Ok(HttpResponse::Ok().json(object(records, after)?)),

@@ -43,6 +43,8 @@ pub(in crate::vault) struct Job {
     pub(in crate::vault) tenant: TenantId,
     pub(in crate::vault) position: Position,
     pub(in crate::vault) epoch: i64,
+    /// `done` when the present pass began, as far as this worker knows.
+    pub(in crate::vault) done_before: u64,
 }
 
 impl TryFrom<Row> for Job {
@@ -70,6 +72,7 @@ impl TryFrom<Row> for Job {
             tenant: TenantId::parse(&row.tenant_id).map_err(|_| impossible())?,
             position: Position::parse(&row.position).ok_or_else(impossible)?,
             epoch: row.lease_epoch,
+            done_before: count(row.done)?,
         })
     }
 }
@@ -90,12 +93,14 @@ pub(in crate::vault) fn queue_rewrap(
         .order(jobs::id);
     let open: Option<Row> = with_conn!(&mut *conn, |c| open.select(Row::as_select()).first(c).optional())
         .map_err(DbError::from)?;
-    let id = open.as_ref().map_or(id.as_str(), |row| row.id.as_str()).to_owned();
+    // One that cannot be read is not taken up by any worker either.
+    let open = open.and_then(|row| Job::try_from(row).ok());
+    let id = open.as_ref().map_or(id, |job| &job.info.id).as_str().to_owned();
     if let Some(row) = idempotency {
         claim_key(conn, &IdempotencyRow { result_id: id.clone(), ..row }, now)?;
     }
-    if let Some(row) = open {
-        return Ok(Job::try_from(row)?.info);
+    if let Some(job) = open {
+        return Ok(job.info);
     }
     let row = Row {
         id: id.clone(),
@@ -152,13 +157,21 @@ pub(in crate::vault) fn end_leases(conn: &mut Conn) -> Result<usize, DbError> {
     Ok(with_conn!(conn, |c| update.execute(c))?)
 }
 
+/// What [`claim`] found.
+pub(in crate::vault) enum Claimed {
+    /// A job, from now on this worker's.
+    Job(Job),
+    /// A row that this program cannot have written, by its id. It has failed, so that it is in nobody's way.
+    Unreadable(String),
+}
+
 /// Takes the oldest job that waits, or whose worker gave no sign of life until its lease ended.
 pub(in crate::vault) fn claim(
     conn: &mut Conn,
     owner: &str,
     now: Timestamp,
     until: Timestamp,
-) -> Result<Option<Job>, DbError> {
+) -> Result<Option<Claimed>, DbError> {
     let waits = jobs::state.eq(JobState::Queued.name());
     let lost = jobs::state.eq(JobState::Running.name()).and(jobs::lease_until.lt(now.as_micros()));
     let query = jobs::table.filter(waits.or(lost)).order(jobs::id).limit(1);
@@ -167,25 +180,28 @@ pub(in crate::vault) fn claim(
     else {
         return Ok(None);
     };
+    let (id, state, epoch) = (row.id.clone(), row.state.clone(), row.lease_epoch);
+    let next = epoch.wrapping_add(1);
+    let job = Job::try_from(row).ok();
+    let to = if job.is_some() { JobState::Running } else { JobState::Failed };
     // Compare-and-set: of two daemons that saw the same row, one gets it.
     let update = diesel::update(jobs::table)
-        .filter(jobs::id.eq(&row.id).and(jobs::lease_epoch.eq(row.lease_epoch)))
-        .filter(jobs::state.eq(&row.state))
+        .filter(jobs::id.eq(&id).and(jobs::lease_epoch.eq(epoch)))
+        .filter(jobs::state.eq(&state))
         .set((
-            jobs::state.eq(JobState::Running.name()),
+            jobs::state.eq(to.name()),
             jobs::lease_owner.eq(owner),
             jobs::lease_until.eq(until.as_micros()),
-            jobs::lease_epoch.eq(row.lease_epoch + 1),
+            jobs::lease_epoch.eq(next),
             jobs::updated_at.eq(now.as_micros()),
         ));
     if with_conn!(conn, |c| update.execute(c))? == 0 {
         return Ok(None);
     }
-    let epoch = row.lease_epoch + 1;
-    let mut job = Job::try_from(row)?;
-    job.info.state = JobState::Running;
-    job.epoch = epoch;
-    Ok(Some(job))
+    Ok(Some(match job {
+        Some(job) => Claimed::Job(Job { info: JobInfo { state: to, ..job.info }, epoch: next, ..job }),
+        None => Claimed::Unreadable(id),
+    }))
 }
 
 /// Writes the job's progress and prolongs its lease; `false` if the lease is gone.

@@ -189,8 +189,9 @@ impl Position {
         if text.is_empty() {
             return Some(Self::default());
         }
-        let mut parts = text.split('/');
-        let (kek_version, secret, version) = (parts.next()?, parts.next()?, parts.next()?);
+        // Ids have no slash, but a row that somebody altered may.
+        let (kek_version, rest) = text.split_once('/')?;
+        let (secret, version) = rest.rsplit_once('/')?;
         Some(Self {
             kek_version: kek_version.parse().ok()?,
             secret: secret.to_owned(),

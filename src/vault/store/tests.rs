@@ -116,7 +116,10 @@ impl Store {
     }
 
     async fn claim(&self, now: Timestamp, until: Timestamp) -> Option<jobs::Job> {
-        self.write(move |conn| Ok(jobs::claim(conn, "me", now, until)?)).await.unwrap()
+        match self.write(move |conn| Ok(jobs::claim(conn, "me", now, until)?)).await.unwrap()? {
+            jobs::Claimed::Job(job) => Some(job),
+            jobs::Claimed::Unreadable(id) => panic!("{id} cannot be read"),
+        }
     }
 }
 
