@@ -7,6 +7,7 @@
 //! log, which still has them, is truncated when writing pauses.
 
 use std::fs::{self, File, Permissions};
+use std::io::ErrorKind;
 use std::num::NonZeroU32;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -95,9 +96,13 @@ pub(super) fn start(
 /// A connection to a file that is this program's or new.
 pub(super) fn connect_checked(path: &Path) -> Result<Conn, OpenError> {
     let foreign = |reason: String| OpenError::Foreign { path: path.display().to_string(), reason };
-    let mut options = fs::OpenOptions::new();
-    let file = options.create(true).truncate(false).write(true).mode(0o600).open(path);
-    drop(file.map_err(|error| unreachable(format!("{}: {error}", path.display())))?);
+    // INVARIANT: while a connection of this process is open, nobody but SQLite opens the file, not even to
+    // look. Closing any descriptor of it ends all the locks that the process has on it (fcntl(2)); the next
+    // foreign connection would then take itself for the last one and delete the write-ahead log.
+    match fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+        file => drop(file.map_err(|error| unreachable(format!("{}: {error}", path.display())))?),
+    }
     let mut conn = establish(path)?;
     let id = number(&mut conn, "SELECT application_id AS n FROM pragma_application_id")
         .map_err(|error| foreign(error.to_string()))?;

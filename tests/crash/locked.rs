@@ -1,5 +1,8 @@
 //! Somebody holds the database's lock (AU-4, DB-5): work that cannot be recorded is refused in time.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
@@ -60,5 +63,42 @@ async fn what_cannot_be_recorded_is_refused_within_the_deadline_and_nothing_leav
     }
     let list: Value = api.get("/v1/secrets?name=lost").await.json().await.unwrap();
     assert_eq!(list["items"], json!([]), "a refused request was done");
+    daemon.finish().await;
+}
+
+/// A write that failed makes the daemon open the database anew, and that must not cost it its locks:
+/// whoever opens and closes the file afterwards would delete the write-ahead log under it.
+#[tokio::test]
+async fn after_a_failed_write_another_program_that_looks_at_the_file_takes_nothing_away() {
+    let mut daemon = TestDaemon::start(serve(&[])).await;
+    let api = daemon.api().await;
+    let wal = daemon.dir().join("lacre.db-wal");
+    let inode = fs::metadata(&wal).unwrap().ino();
+    let began = Instant::now();
+    let holder = Holder::of(&daemon);
+    // Longer than the daemon waits for the lock.
+    while began.elapsed() < Duration::from_secs(8) {
+        let body = json!({ "name": "refused", "value": daemon.secret("refused") });
+        assert_eq!(api.post("/v1/secrets", &body).await.status(), StatusCode::SERVICE_UNAVAILABLE);
+    }
+    assert!(daemon.log().contains("database is locked"), "no write failed");
+    drop(holder);
+    let began = Instant::now();
+    let value = daemon.secret("kept");
+    let body = json!({ "name": "before", "value": value });
+    while api.post("/v1/secrets", &body).await.status() != StatusCode::CREATED {
+        assert!(began.elapsed() < Duration::from_secs(10), "the lock is gone and the daemon refuses still");
+    }
+
+    // As a backup or a person with sqlite3 does.
+    let look = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('SELECT count(*) FROM secrets').fetchone()";
+    let looked = Command::new("python3").args(["-c", look]).arg(daemon.database()).status().unwrap();
+    assert!(looked.success());
+    assert_eq!(fs::metadata(&wal).unwrap().ino(), inode, "the write-ahead log is another one");
+    let id = api.create("after", &value).await["id"].as_str().unwrap().to_owned();
+    daemon.kill();
+
+    daemon.run().await;
+    assert_eq!(daemon.api().await.value(&id).await, value, "acknowledged and lost");
     daemon.finish().await;
 }
