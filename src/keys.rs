@@ -21,7 +21,7 @@ use crate::clock::Clock;
 use crate::db::{Db, DbError, Turn, TurnName};
 use crate::identity::Caller;
 use crate::ids::{SigningKeyId, TenantId};
-use crate::seal::{Alg, KeyAdmin, KeyId, KeyRef, KeySpec, SealError, Sealer};
+use crate::seal::{Alg, Faults, KeyAdmin, KeyId, KeyRef, KeySpec, SealError, Sealer};
 
 use store::{Key, Phase, Public};
 
@@ -104,6 +104,8 @@ pub struct Keys {
     parts: Arc<Parts>,
     /// Active keys, once read: signing and the JWKS make no query and need no device for it.
     known: Arc<RwLock<HashMap<(TenantId, Purpose), Key>>>,
+    /// What the last look found wrong, so that each fault is one incident.
+    faults: Arc<Faults>,
     /// Keys that the device has shown to be its own.
     proven: Arc<RwLock<HashSet<SigningKeyId>>>,
     /// One key is made at a time, so two first uses do not race to the device.
@@ -133,9 +135,6 @@ pub struct SigningKey {
     pub alg: &'static str,
     /// Public JWK members as JSON.
     pub jwk: serde_json::Value,
-    /// Whether the device has shown since the start that the key is its own. `false` while it is away: until
-    /// then the key is what the database says.
-    pub is_proven: bool,
 }
 
 #[derive(Serialize)]
@@ -148,11 +147,18 @@ struct JwsHeader<'a> {
 impl Keys {
     /// Makes the service. Does not touch the device.
     pub fn new(parts: Parts) -> Self {
-        Self { parts: Arc::new(parts), known: Arc::default(), proven: Arc::default(), making: Arc::default() }
+        Self {
+            parts: Arc::new(parts),
+            known: Arc::default(),
+            faults: Arc::default(),
+            proven: Arc::default(),
+            making: Arc::default(),
+        }
     }
 
     /// Makes the tenant's keys where they are missing, finishes planned ones, inspects all on the device. Repeatable.
-    /// Returns those that were made and are not on the device any more; each is also recorded as an incident.
+    /// Returns those that were made and are not on the device any more. What is found wrong and was not the
+    /// time before is also recorded as an incident.
     ///
     /// # Errors
     /// [`SealError::KeyUnfit`] for a key that must not be used, also an incident. Everything else heals
@@ -231,36 +237,31 @@ impl Keys {
         Ok(self.parts.sealer.mac(&key.device, &message).await?)
     }
 
-    /// The tenant's public signing keys, newest first. Served from memory: works while the device is away.
+    /// The tenant's public signing keys, newest first. Served from memory, and works while the device is away
+    /// if the device has answered once since the start.
     ///
     /// # Errors
-    /// If there is none yet and it cannot be made now, or if the device says that it has no such key.
+    /// If there is none yet and it cannot be made now, or if the device has not shown that the key is its own.
     pub async fn public_keys(&self, tenant: &TenantId) -> Result<Vec<SigningKey>, KeysError> {
         let key = self.current(tenant, Purpose::Jwt).await?;
-        let is_proven = self.is_proven(&key).await?;
+        self.prove(&key).await?;
         let Public { kid, jwk } = key.public()?.clone();
-        Ok(vec![SigningKey { kid, alg: TOKEN_ALG.name(), jwk, is_proven }])
+        Ok(vec![SigningKey { kid, alg: TOKEN_ALG.name(), jwk }])
     }
 
     /// Whoever writes to the database could put a key of their own there, pin and all: the device has the
-    /// last word, once after the start, and as soon as it answers.
-    async fn is_proven(&self, key: &Key) -> Result<bool, KeysError> {
+    /// last word, once after the start.
+    async fn prove(&self, key: &Key) -> Result<(), KeysError> {
         if self.proven.read().unwrap_or_else(PoisonError::into_inner).contains(&key.id) {
-            return Ok(true);
+            return Ok(());
         }
-        match self.parts.sealer.public_key(&key.device).await {
-            // The row's public key is the one of the pin.
-            Ok(public) if key.device.is_pinned_by(&public) => {
-                self.proven.write().unwrap_or_else(PoisonError::into_inner).insert(key.id.clone());
-                Ok(true)
-            }
-            Ok(_) => {
-                let reason = "it has another public key on the device".to_owned();
-                Err(SealError::KeyUnfit { key: key.device.id(), reason }.into())
-            }
-            Err(SealError::Unavailable { .. } | SealError::Busy { .. }) => Ok(false),
-            Err(error) => Err(error.into()),
+        // The row's public key is the one of the pin.
+        if !key.device.is_pinned_by(&self.parts.sealer.public_key(&key.device).await?) {
+            let reason = "it has another public key on the device".to_owned();
+            return Err(SealError::KeyUnfit { key: key.device.id(), reason }.into());
         }
+        self.proven.write().unwrap_or_else(PoisonError::into_inner).insert(key.id.clone());
+        Ok(())
     }
 
     /// The active key, made on first use: a daemon that started while the device was away catches up.
@@ -356,7 +357,10 @@ impl Keys {
 
     async fn inspect(&self, tenant: &TenantId, purpose: Purpose, key: &Key) -> Result<(), KeysError> {
         let error = match self.parts.admin.inspect(&key.device).await {
-            Ok(report) if report.deviations.is_empty() => return Ok(()),
+            Ok(report) if report.deviations.is_empty() => {
+                self.faults.is_new(key.device.id(), None);
+                return Ok(());
+            }
             Ok(report) => SealError::KeyUnfit { key: key.device.id(), reason: report.deviations.join("; ") },
             Err(error) => error,
         };
@@ -367,6 +371,9 @@ impl Keys {
         }
         if code == "key-unfit" {
             self.proven.write().unwrap_or_else(PoisonError::into_inner).remove(&key.id);
+        }
+        if !self.faults.is_new(key.device.id(), Some(code)) {
+            return Err(error);
         }
         let event = Event::new(Action::KeyIncident, "key", key.id.as_str())
             .detail("purpose", purpose.name())

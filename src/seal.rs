@@ -12,6 +12,7 @@ pub mod backend;
 mod context;
 mod device;
 mod envelope;
+mod faults;
 pub mod guarded;
 mod key;
 mod latch;
@@ -29,6 +30,7 @@ pub use device::{
     Config as DeviceConfig, Device, DeviceState, DeviceStatus, StartError, UnlatchError, start, unlatch,
 };
 pub use envelope::{BadSealed, Sealed, WrappedKey};
+pub use faults::Faults;
 pub use guarded::{Arena, ArenaError, SecretBuf};
 pub use key::{Alg, Fingerprint, Kek, KekId, KeyId, KeyRef, KeySpec, PublicKey, Signature};
 

@@ -30,6 +30,8 @@ const BATCH: usize = 512;
 const BACKLOG: usize = 8192;
 /// How often an idle appender tries again to write what it kept.
 const RETRY: Duration = Duration::from_millis(250);
+/// How long an orderly end waits for a database that does not answer.
+const CLOSE: Duration = Duration::from_secs(10);
 /// How many records may pass before the start point of the next recovery is moved.
 const SETTLE_EVERY: u64 = 1024;
 
@@ -123,11 +125,16 @@ impl Appender {
         self.deadline
     }
 
-    /// Takes no more records and waits until the queued ones are written.
+    /// Takes no more records and waits until the queued ones are written, for 10 s at most.
     pub(super) async fn close(&self) {
         // A send that fails means that somebody else closed it; then only the wait is left.
-        let _ = self.queue.send(Message::Close).await;
-        let _ = self.done.clone().wait_for(|done| *done).await;
+        let closed = async {
+            let _ = self.queue.send(Message::Close).await;
+            let _ = self.done.clone().wait_for(|done| *done).await;
+        };
+        if timeout(CLOSE, closed).await.is_err() {
+            tracing::warn!("the database takes no audit records; outcomes that are due are lost");
+        }
     }
 }
 
@@ -326,6 +333,8 @@ impl Batch {
     /// are there although their requests were refused, that nothing was started.
     fn resolve(&self, conn: &mut Conn) -> Result<Vec<Draft>, DbError> {
         let Some(doubt) = &self.doubt else { return Ok(Vec::new()) };
+        // The commit in doubt may still be under way. It has this lock, so what it wrote is seen from here on.
+        store::lock_head(conn)?;
         let there = store::steps_since(conn, doubt.since, &doubt.drafts)?;
         let left = doubt.drafts.iter().filter_map(|draft| {
             let has = |kind| there.contains(&(kind, draft.id));

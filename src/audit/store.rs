@@ -54,7 +54,7 @@ pub(super) fn append<'a>(
 }
 
 /// The chain's end, locked until the transaction ends; makes the row on first use.
-fn lock_head(conn: &mut Conn) -> Result<Checkpoint, DbError> {
+pub(super) fn lock_head(conn: &mut Conn) -> Result<Checkpoint, DbError> {
     let query = audit_head::table.find(CHAIN).select((audit_head::seq, audit_head::hash));
     let found: Option<(i64, Vec<u8>)> = match conn {
         // On SQLite the write transaction is the lock.

@@ -16,7 +16,7 @@ pub(crate) const HELP: &str = "EXAMPLES
 EXIT CODES
   0  ready
   1  no answer, or another error
-  2  reachable but not usable (HSM away, KEK missing, migrations pending)";
+  2  reachable but not usable (HSM away, signing key missing, key unfit, schema newer)";
 
 /// Arguments of `status`.
 #[derive(clap::Args)]

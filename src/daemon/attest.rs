@@ -3,7 +3,8 @@
 //!
 //! Found unfit right after the start, the process ends: somebody is there to read the message.
 //! Found unfit later, only readiness fails; requests that do not need the key go on. A key that is
-//! missing fails its own users and nothing else (HS-9): the rest may be all that there is left to serve.
+//! missing fails its own users and ends nothing (HS-9): the rest may be all that there is left to serve.
+//! Readiness goes with a signing or MAC key, which everybody needs, and stays without a KEK version.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,11 +12,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::health::Health;
-use super::services::{ProvisionError, Services};
+use super::services::{Missing, ProvisionError, Services};
+use crate::seal::KeyId;
 
 /// How long after the start an unfit key still ends the process.
 const START: Duration = Duration::from_secs(10);
 const AGAIN_WHILE_FAILING: Duration = Duration::from_secs(1);
+const AGAIN_WHILE_BAD: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_secs(60);
 
 pub(super) async fn run(
@@ -30,22 +33,30 @@ pub(super) async fn run(
     let mut told = false;
     loop {
         let found = services.provision().await;
-        let problem = found.as_ref().err().map(|error| super::health::chain(error));
-        let missing: Vec<_> =
-            found.as_ref().map_or(&[][..], Vec::as_slice).iter().map(ToString::to_string).collect();
+        let (problem, missing) = match &found {
+            // A look that came to no end says nothing about the keys that it did not reach.
+            Err(error) => (Some(super::health::chain(error)), last.1.clone()),
+            Ok(Missing { keks, keys }) => {
+                let lost =
+                    || format!("signing and MAC keys are missing on the device: {}", names(keys).join(", "));
+                ((!keys.is_empty()).then(lost), [names(keks), names(keys)].concat())
+            }
+        };
         if !std::mem::replace(&mut told, true) || (&problem, &missing) != (&last.0, &last.1) {
             match &problem {
                 Some(problem) => tracing::error!(problem, "the keys on the device cannot be used"),
                 None if missing.is_empty() => tracing::info!("the keys on the device are fit for use"),
                 None => {
-                    tracing::error!(?missing, "keys are missing on the device, the others are fit for use");
+                    tracing::error!(
+                        ?missing,
+                        "KEKs are missing on the device, the other keys are fit for use"
+                    );
                 }
             }
         }
-        // Each look at a key that is missing or weakened is an incident in the audit log, and such a key
-        // does not heal by itself: looking every second would only fill the log.
-        let is_unfit = found.as_ref().is_err_and(ProvisionError::is_unfit);
-        let wait = if problem.is_none() || is_unfit { AGAIN } else { AGAIN_WHILE_FAILING };
+        // A key that is missing or weakened does not heal by itself.
+        let is_whole = found.is_ok() || found.as_ref().is_err_and(ProvisionError::is_unfit);
+        let wait = if is_whole { AGAIN } else { AGAIN_WHILE_FAILING };
         health.attested(problem.clone(), missing.clone());
         last = (problem, missing);
         match found {
@@ -61,13 +72,18 @@ pub(super) async fn run(
         }
         let is_fit = last.0.is_none() && last.1.is_empty();
         let failures = services.device.status().key_failures;
-        let until = Instant::now() + wait;
-        while Instant::now() < until {
+        let looked = Instant::now();
+        // Requests go on to meet a key that is known to be bad: then not at each of them.
+        let pause = if is_fit { AGAIN_WHILE_FAILING } else { AGAIN_WHILE_BAD };
+        while looked.elapsed() < wait {
             tokio::time::sleep(AGAIN_WHILE_FAILING.min(wait)).await;
-            // Only while all is well: a key that is known to be unfit has its incident.
-            if is_fit && services.device.status().key_failures != failures {
+            if looked.elapsed() >= pause && services.device.status().key_failures != failures {
                 break;
             }
         }
     }
+}
+
+fn names(keys: &[KeyId]) -> Vec<String> {
+    keys.iter().map(ToString::to_string).collect()
 }

@@ -100,3 +100,39 @@ fn describe() {
     describe_gauge!("lacre_jobs_open", "Jobs that have not ended.");
     describe_gauge!("lacre_build_info", "Always 1; the version is a label.");
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
+    use super::{Collector, Metrics, Mutex};
+    use crate::vault::Figures;
+
+    #[test]
+    fn what_is_not_there_any_more_goes_down_to_zero() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let (handle, process, last) = (recorder.handle(), Collector::default(), Mutex::default());
+        let metrics = Metrics { handle, process, last };
+        let figures = |kind, version| Figures {
+            secrets: BTreeMap::from([(kind, 3)]),
+            records_by_kek_version: BTreeMap::from([(version, 3)]),
+            open_jobs: 0,
+        };
+        metrics::with_local_recorder(&recorder, || {
+            metrics.set_figures(&figures("opaque", 1));
+            metrics.set_figures(&figures("json", 2));
+        });
+
+        let text = metrics.render();
+        for line in [
+            "lacre_secrets{kind=\"opaque\"} 0",
+            "lacre_secrets{kind=\"json\"} 3",
+            "lacre_wrapped_by_kek_version{version=\"1\"} 0",
+            "lacre_wrapped_by_kek_version{version=\"2\"} 3",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+    }
+}

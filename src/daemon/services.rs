@@ -85,6 +85,14 @@ impl ProvisionError {
     }
 }
 
+/// Keys that were made and are not on the device any more.
+pub struct Missing {
+    /// KEK versions: what they wrap does not open.
+    pub keks: Vec<KeyId>,
+    /// Signing and MAC keys, which every token needs.
+    pub keys: Vec<KeyId>,
+}
+
 /// What the services stand on.
 struct Ground {
     db: Db,
@@ -170,7 +178,8 @@ impl Services {
         let ground = Ground::open(&config).await?;
         ground.keys.provision(&config.tenant).await.map_err(ProvisionError::from)?;
         let services = ground.build(config).await?;
-        for key in services.provision().await? {
+        let Missing { keks, keys } = services.provision().await?;
+        for key in keks.into_iter().chain(keys) {
             tracing::error!(%key, "made before and not on the device any more; nothing is made in its place");
         }
         Ok(services)
@@ -181,11 +190,10 @@ impl Services {
     ///
     /// # Errors
     /// The first thing that is wrong.
-    pub async fn provision(&self) -> Result<Vec<KeyId>, ProvisionError> {
+    pub async fn provision(&self) -> Result<Missing, ProvisionError> {
         let keys = self.keys.provision(&self.config.tenant).await;
-        let mut missing = self.vault.provision(&self.config.tenant).await?;
-        missing.extend(keys?);
-        Ok(missing)
+        let keks = self.vault.provision(&self.config.tenant).await?;
+        Ok(Missing { keks, keys: keys? })
     }
 
     pub(super) async fn record_start(&self) -> Result<(), AuditError> {

@@ -15,7 +15,7 @@ use super::turn::Turns;
 use super::{Conn, DbError, Engine, OpenError, OpenOptions, Turn, TurnName, Url, postgres, sqlite};
 
 /// How long an orderly end waits for calls that are under way.
-const CLOSE: Duration = Duration::from_secs(15);
+const CLOSE: Duration = Duration::from_secs(10);
 
 /// The database's status.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -122,9 +122,11 @@ impl Lanes {
     }
 
     pub(super) fn status(&self) -> DbStatus {
+        let known = self.health.problem.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let is_stalled = self.writing.is_stalled() || self.reading.is_stalled();
         DbStatus {
             engine: self.engine,
-            problem: self.health.problem.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            problem: known.or_else(|| is_stalled.then(|| "its answers do not come in time".to_owned())),
             writes: self.health.writes.load(Ordering::Relaxed),
             commits: self.health.commits.load(Ordering::Relaxed),
         }

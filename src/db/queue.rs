@@ -108,6 +108,8 @@ pub(super) enum Taken {
 pub(super) struct Queue {
     state: Mutex<State>,
     ready: Condvar,
+    /// Whether the last answer did not come in time.
+    stalled: AtomicBool,
 }
 
 #[derive(Default)]
@@ -131,15 +133,20 @@ impl Queue {
         if !self.push(Box::new(task)) {
             return unavailable();
         }
-        match tokio::time::timeout(WAIT, &mut answer).await {
-            Ok(answer) => answer.unwrap_or_else(|_| unavailable()),
-            Err(_) if claimed.swap(true, Ordering::AcqRel) => match tokio::time::timeout(RUN, answer).await {
-                Ok(answer) => answer.unwrap_or_else(|_| unavailable()),
-                // A write may have been done.
-                Err(_) if writes => Err(E::from(DbError::Unknown(None))),
-                Err(_) => unavailable(),
-            },
-            Err(_) => unavailable(),
+        let answer = match tokio::time::timeout(WAIT, &mut answer).await {
+            Ok(answer) => Some(answer),
+            Err(_) if claimed.swap(true, Ordering::AcqRel) => tokio::time::timeout(RUN, answer).await.ok(),
+            Err(_) => {
+                self.stalled.store(true, Ordering::Relaxed);
+                return unavailable();
+            }
+        };
+        self.stalled.store(answer.is_none(), Ordering::Relaxed);
+        match answer {
+            Some(answer) => answer.unwrap_or_else(|_| unavailable()),
+            // It may have been done.
+            None if writes => Err(E::from(DbError::Unknown(None))),
+            None => unavailable(),
         }
     }
 
@@ -154,6 +161,11 @@ impl Queue {
         }
         let count = state.jobs.len().min(max);
         Taken::Jobs(state.jobs.drain(..count).collect())
+    }
+
+    /// Whether answers do not come in time.
+    pub(super) fn is_stalled(&self) -> bool {
+        self.stalled.load(Ordering::Relaxed)
     }
 
     /// Takes no more jobs; those that wait are still done.

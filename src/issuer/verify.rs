@@ -155,10 +155,7 @@ mod tests {
             let point = secret.verifying_key().to_sec1_point(false);
             let [x, y] = [point.x(), point.y()].map(|n| URL_SAFE_NO_PAD.encode(n.unwrap()));
             let jwk = json!({ "kty": "EC", "crv": "P-256", "x": x, "y": y });
-            Self {
-                secret,
-                keys: vec![SigningKey { kid: "k".to_owned(), alg: "ES256", jwk, is_proven: true }],
-            }
+            Self { secret, keys: vec![SigningKey { kid: "k".to_owned(), alg: "ES256", jwk }] }
         }
 
         fn token(&self, header: &str, claims: &str) -> String {

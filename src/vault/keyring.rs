@@ -17,7 +17,7 @@ use crate::audit::{Action, AuditCode, Event, Outcome};
 use crate::db::{DbError, Turn, TurnName};
 use crate::identity::{Caller, Scope};
 use crate::ids::TenantId;
-use crate::seal::{Kek, KekId, KeyId, KeyRef, KeySpec, SealError, WrappedKey};
+use crate::seal::{Faults, Kek, KekId, KeyId, KeyRef, KeySpec, SealError, WrappedKey};
 
 use super::idempotency::Request;
 use super::model::{IdempotencyKey, KekInfo, KekState};
@@ -27,6 +27,8 @@ use super::{Vault, VaultError, check};
 
 /// How old a ring may be.
 const FRESH: Duration = Duration::from_secs(5);
+/// How long somebody waits for another request that makes a version.
+const OUTGROWING: Duration = Duration::from_secs(30);
 /// Most wraps that are reserved at once: what a crash may waste.
 const BLOCK: u64 = 1024;
 
@@ -68,10 +70,14 @@ struct Grant {
 pub(super) struct Keyring {
     rings: RwLock<HashMap<TenantId, Arc<Ring>>>,
     grants: Mutex<HashMap<TenantId, Grant>>,
-    /// Keys that the last look did not find on the device.
+    /// What the last look found wrong, so that each fault is one incident.
+    faults: Faults,
+    /// Keys that the last whole look did not find on the device.
     missing: RwLock<Vec<KeyId>>,
     /// Held while wraps are reserved, so that a burst reserves one block.
     reserving: AsyncMutex<()>,
+    /// Held while a version is made because the budget of the one before is used up.
+    outgrowing: AsyncMutex<()>,
 }
 
 impl Keyring {
@@ -183,11 +189,21 @@ impl Vault {
 
     /// Makes the next version because `version` has used up its budget, unless that has happened already.
     async fn outgrow(&self, tenant: &TenantId, version: u32) -> Result<(), VaultError> {
+        // One asks for the turn, and the others find what it made.
+        let outgrowing = tokio::time::timeout(OUTGROWING, self.inner.keyring.outgrowing.lock()).await;
+        let _outgrowing = outgrowing.map_err(|_| DbError::Taken("making a KEK version"))?;
+        if self.is_outgrown(tenant, version).await? {
+            return Ok(());
+        }
         let turn = Arc::new(self.parts().db.turn(TurnName::DeviceKeys).await?);
-        if self.reload(tenant).await?.active().is_some_and(|active| active.version != version) {
+        if self.is_outgrown(tenant, version).await? {
             return Ok(());
         }
         self.make_unasked(tenant, "wrap-budget", &turn).await
+    }
+
+    async fn is_outgrown(&self, tenant: &TenantId, version: u32) -> Result<bool, VaultError> {
+        Ok(self.reload(tenant).await?.active().is_some_and(|active| active.version != version))
     }
 
     /// Makes a version that nobody asked for, and records why.
@@ -264,10 +280,16 @@ impl Vault {
         let work = move |conn: &mut _| store::ensure_tenant(conn, &owner, now);
         self.parts().db.write::<_, DbError, _>(work).await?;
         if self.reload(tenant).await?.is_unfinished() {
-            let turn = Arc::new(self.parts().db.turn(TurnName::DeviceKeys).await?);
-            // Once more: whose turn it was before may have finished it.
-            if self.reload(tenant).await?.is_unfinished() {
-                self.make_unasked(tenant, "provision", &turn).await?;
+            match self.finish_version(tenant).await {
+                // What was planned and cannot be made takes nothing from what is there.
+                Err(error) if self.ring(tenant).await?.active().is_some() => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(
+                        error,
+                        "a planned KEK version cannot be made now; the present one goes on"
+                    );
+                }
+                finished => finished?,
             }
         }
         let system = Caller::system("vault", tenant.clone());
@@ -281,24 +303,38 @@ impl Vault {
                 }
             }
         }
+        first_bad?;
         self.inner.keyring.missing.write().unwrap_or_else(PoisonError::into_inner).clone_from(&missing);
-        first_bad.map(|()| missing)
+        Ok(missing)
+    }
+
+    async fn finish_version(&self, tenant: &TenantId) -> Result<(), VaultError> {
+        let turn = Arc::new(self.parts().db.turn(TurnName::DeviceKeys).await?);
+        // Once more: whose turn it was before may have finished it.
+        if self.reload(tenant).await?.is_unfinished() {
+            self.make_unasked(tenant, "provision", &turn).await?;
+        }
+        Ok(())
     }
 
     async fn inspect(&self, system: &Caller, kek: &Kek) -> Result<(), VaultError> {
         let found = match self.parts().admin.inspect(&kek.key).await {
-            Ok(report) if report.deviations.is_empty() => return Ok(()),
+            Ok(report) if report.deviations.is_empty() => {
+                self.inner.keyring.faults.is_new(kek.key.id(), None);
+                return Ok(());
+            }
             Ok(report) => SealError::KeyUnfit { key: kek.key.id(), reason: report.deviations.join("; ") },
             Err(error) => error,
         };
         let found = VaultError::Seal(found);
         let code = found.audit_code();
-        if ["key-missing", "key-unfit"].contains(&code) {
+        let is_fault = ["key-missing", "key-unfit"].contains(&code);
+        if is_fault && self.inner.keyring.faults.is_new(kek.key.id(), Some(code)) {
             let event = Event::new(Action::KeyIncident, "key", kek.id.to_string())
                 .detail("purpose", "kek")
                 .detail("version", kek.version.to_string())
                 .detail("device_id", kek.key.id().to_string());
-            self.parts().audit.record(system, event, Outcome::Failure(code)).await?;
+            self.parts().audit.record_soon(system, event, Outcome::Failure(code));
         }
         Err(found)
     }

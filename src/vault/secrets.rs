@@ -133,7 +133,7 @@ impl Vault {
             let Page { items: rows, more } = page(self.parts().db.read::<_, DbError, _>(query).await?, limit);
             let last = rows.last().map(|(id, _)| id.clone());
             // However an altered id is ordered: never the same rows again.
-            let more = more && last > after;
+            let more = more && last != after;
             after = last;
             let mut items = Vec::with_capacity(rows.len());
             for (id, info) in rows {

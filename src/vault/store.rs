@@ -318,11 +318,10 @@ pub(super) fn delete(
     // The secret's row is locked first: a replacement that runs at the same time then finds nothing.
     let found = row_version(conn, tenant, id)?.ok_or(VaultError::NotFound("secret"))?;
     let expected = expected.unwrap_or(found);
-    let Some(next) = expected.checked_add(1) else { return Err(conflict(conn, tenant, id)?) };
     let lock = diesel::update(secrets::table)
         .filter(secrets::id.eq(id.as_str()).and(secrets::tenant_id.eq(tenant.as_str())))
         .filter(secrets::row_version.eq(expected))
-        .set(secrets::row_version.eq(next));
+        .set(secrets::row_version.eq(expected));
     if with_conn!(&mut *conn, |c| lock.execute(c)).map_err(DbError::from)? == 0 {
         return Err(conflict(conn, tenant, id)?);
     }

@@ -339,6 +339,20 @@ async fn the_largest_batches(engine: Engine) {
             assert_eq!(item["value"], STANDARD.encode(&value), "{item}");
         }
     }
+
+    // What was taken in to be sealed is taken in again to be opened, and a value escaped in full is taken too.
+    let value = format!("{}{}", daemon.secret("huge"), "x".repeat(64_000));
+    let items: Vec<_> = (0..100).map(|_| json!({ "context": "c", "value": value })).collect();
+    let batch: Value = api.post("/v1/seal", &json!({ "items": items })).await.json().await.unwrap();
+    let sealed = batch["items"].as_array().unwrap().iter().map(|item| &item["sealed"]);
+    let back: Vec<_> = sealed.map(|sealed| json!({ "context": "c", "sealed": sealed })).collect();
+    let opened: Value = api.post("/v1/open", &json!({ "items": back })).await.json().await.unwrap();
+    let encoded = STANDARD.encode(&value);
+    assert_eq!(opened["items"].as_array().unwrap().len(), 100, "{opened}");
+    assert!(opened["items"].as_array().unwrap().iter().all(|item| item["value"] == encoded));
+    let escaped = format!("{}{}", daemon.secret("escaped"), "\u{1}".repeat(65_000));
+    let id = stored(&api, "escaped", &escaped).await;
+    assert_eq!(api.value(&id).await, escaped);
     stage.daemon.finish().await;
 }
 on_both!(batches_as_large_as_they_may_be_open_whole_and_beside_each_other, the_largest_batches);

@@ -54,6 +54,10 @@ async fn released_values_leave_nothing_in_the_daemons_memory() {
     // are used again, or freed and wiped with it.
     tokio::time::sleep(Duration::from_secs(1)).await;
 
+    let status: Value = daemon.api().await.get("/v1/status").await.json().await.unwrap();
+    let process = &status["process"];
+    assert_eq!((&process["dumpable"], &process["core_limit"]), (&json!(false), &json!(0)), "{process}");
+
     let pid = daemon.dev_json()["pid"].as_u64().unwrap();
     let token = "lacre".to_owned();
     assert!(

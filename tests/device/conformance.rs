@@ -273,7 +273,10 @@ async fn a_fault_that_passes_during_the_probe_does_not_choose_a_weaker_mechanism
         "C_EncryptInit 1 return:0x6",
         "C_Encrypt 1 return:0x30",
         "C_Decrypt 1 return:0x2",
+        "C_Decrypt 1 return:0x5",
+        "C_DecryptInit 1 return:0x6",
         "C_CreateObject 1 return:0x30",
+        "C_CreateObject 1 return:0x5",
     ] {
         let stage = stage().await;
         let device = stage.start();
@@ -291,6 +294,19 @@ async fn a_fault_that_passes_during_the_probe_does_not_choose_a_weaker_mechanism
         assert_eq!(kek_of(made).mechanism_name(), "A256GCM", "{rule}");
         assert_eq!(stage.control.count("rules_fired"), fired + 1, "{rule}");
     }
+}
+
+#[tokio::test]
+async fn a_full_token_makes_no_key_and_goes_on_with_those_it_has() {
+    let stage = stage().await;
+    let device = stage.start();
+    let kek = device.kek().await;
+    let sealed = device.sealer.seal(&kek, &HERE, b"value").await.unwrap();
+    stage.control.set_rules("C_GenerateKey * return:0x31");
+    let answer = device.admin.generate(&KeyRef::plan(KeySpec::Kek).unwrap()).await;
+    assert!(matches!(answer, Err(SealError::Refused { .. })), "{answer:?}");
+    assert_eq!(device.status().state, DeviceState::Ready);
+    opens(&device, &kek, &sealed, b"value").await;
 }
 
 #[tokio::test]

@@ -132,6 +132,19 @@ impl Postgres {
         self.wait_until_ready();
     }
 
+    /// Stops all processes of the server (`STOP`), which then neither answer nor hang up, or lets them go
+    /// on (`CONT`).
+    pub fn signal(&self, name: &str) {
+        let data = self.directory.path().join("data");
+        let pid = std::fs::read_to_string(data.join("postmaster.pid")).expect("it runs");
+        let postmaster = pid.lines().next().expect("a pid").to_owned();
+        let children = Command::new("ps").args(["-o", "pid=", "--ppid", &postmaster]).output().expect("ps");
+        let children = String::from_utf8(children.stdout).expect("numbers");
+        let all = children.split_whitespace().map(str::to_owned).chain([postmaster]);
+        let done = Command::new("kill").arg(format!("-{name}")).args(all).status().expect("kill");
+        assert!(done.success());
+    }
+
     fn tell(&mut self, what: &str) {
         let stdin = self.supervisor.stdin.as_mut().expect("piped");
         stdin.write_all(format!("{what}\n").as_bytes()).expect("the shell listens");

@@ -1,4 +1,4 @@
--- secret_mac: HMAC-SHA256 of the client secret under a key in the device. scopes: space-separated, what may be granted.
+-- secret_mac: HMAC-SHA256 of tenant, client id and secret under a key in the device. scopes: space-separated, what may be granted.
 -- settings: a JSON object with what only some kinds have (redirect_uris, allow_token_exchange).
 CREATE TABLE applications (
     client_id TEXT NOT NULL PRIMARY KEY,

@@ -194,11 +194,11 @@ impl Raw {
         &self,
         slot: CK_SLOT_ID,
         mechanism: CK_MECHANISM_TYPE,
-    ) -> Option<(u64, u64, u64)> {
+    ) -> Result<(u64, u64, u64), Fail> {
         // SAFETY: CK_MECHANISM_INFO is plain data.
         let mut info: CK_MECHANISM_INFO = unsafe { std::mem::zeroed() };
-        call!(self, C_GetMechanismInfo(slot, mechanism, &raw mut info)).ok()?;
-        Some((info.ulMinKeySize, info.ulMaxKeySize, info.flags))
+        call!(self, C_GetMechanismInfo(slot, mechanism, &raw mut info))?;
+        Ok((info.ulMinKeySize, info.ulMaxKeySize, info.flags))
     }
 
     /// Signs or MACs `data` and returns the length of the result in `out`.

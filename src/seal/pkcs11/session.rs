@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use cryptoki::session::Session as RawSession;
-use cryptoki_sys::{CK_OBJECT_HANDLE, CKM_ECDSA, CKM_RSA_PKCS, CKM_SHA256_HMAC};
+use cryptoki_sys::{CK_OBJECT_HANDLE, CKM_ECDSA, CKM_RSA_PKCS, CKM_SHA256_HMAC, CKR_DEVICE_MEMORY};
 use sha2::{Digest, Sha256};
 
 use crate::seal::KeyReport;
@@ -234,6 +234,16 @@ fn fixed_width(raw: &[u8], field: usize) -> Option<Vec<u8>> {
     Some(out)
 }
 
+/// A token without room for another object is well: what is there can be used.
+fn full(error: BackendError) -> BackendError {
+    match error {
+        BackendError::Away { function, code: CKR_DEVICE_MEMORY } => {
+            BackendError::Refused { function, code: CKR_DEVICE_MEMORY }
+        }
+        other => other,
+    }
+}
+
 impl Backend for Session {
     fn wrap(&mut self, kek: &KeyRef, dek: &SecretBuf, aad: &[u8]) -> Result<WrappedDek, BackendError> {
         let token = Arc::clone(&self.token);
@@ -312,7 +322,7 @@ impl Backend for Session {
         let entered = self.session.enter(&token)?;
         let mechanism = self.mechanism_for(&entered, planned)?;
         if !self.existing(planned)? {
-            objects::generate(&self.session, planned.spec, planned.id, mechanism)?;
+            objects::generate(&self.session, planned.spec, planned.id, mechanism).map_err(full)?;
         }
         let object = objects::find_one(&self.session, objects::class_of(planned.spec), planned.id)?;
         let object = object.ok_or_else(|| self.absent(&entered))?;

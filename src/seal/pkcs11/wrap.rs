@@ -231,9 +231,15 @@ pub(super) fn works(
         answer = probe(token, entered, session, candidate, &template);
     }
     match answer {
-        Err(error) if verdict(&error) != Verdict::Unable && !token.is_present(entered) => Err(error),
-        Err(error) if verdict(&error) == Verdict::Elsewhere => Err(error),
-        other => Ok(other.unwrap_or(false)),
+        Ok(works) => Ok(works),
+        Err(error) => match verdict(&error) {
+            Verdict::Elsewhere => Err(error),
+            Verdict::Unclear if !token.is_present(entered) => Err(error),
+            Verdict::Unclear if matches!(error, BackendError::Away { function: "C_CreateObject", .. }) => {
+                claims(token, entered, candidate)
+            }
+            Verdict::Unclear | Verdict::Unable => Ok(false),
+        },
     }
 }
 
@@ -252,8 +258,9 @@ enum Verdict {
 fn verdict(error: &BackendError) -> Verdict {
     match error {
         BackendError::Refused { function: "guarded memory", .. } => Verdict::Elsewhere,
+        BackendError::Away { code: CKR_GENERAL_ERROR | CKR_FUNCTION_FAILED, .. }
+        | BackendError::Rejected { code: CKR_GENERAL_ERROR | CKR_FUNCTION_FAILED, .. } => Verdict::Unclear,
         BackendError::Rejected { .. } | BackendError::Refused { .. } => Verdict::Unable,
-        BackendError::Away { code: CKR_GENERAL_ERROR | CKR_FUNCTION_FAILED, .. } => Verdict::Unclear,
         _ => Verdict::Elsewhere,
     }
 }
@@ -268,8 +275,8 @@ fn probe(
     let known_key = [0x42; 32];
     let kek = match token.raw.create_secret(session, template, &known_key).map_err(BackendError::from) {
         Ok(kek) => kek,
-        Err(error) if verdict(&error) == Verdict::Elsewhere => return Err(error),
-        Err(_) => return Ok(claims(token, entered, candidate)),
+        Err(error) if verdict(&error) == Verdict::Unable => return claims(token, entered, candidate),
+        Err(error) => return Err(error),
     };
     let answer = known_answer(&Wrapper { token, session, kek }, candidate, &known_key);
     token.raw.destroy(session, kek)?;
@@ -318,12 +325,16 @@ fn software_wrap(
     Some(out)
 }
 
-fn claims(token: &Token, entered: &Entered<'_>, candidate: WrapMechanism) -> bool {
+fn claims(token: &Token, entered: &Entered<'_>, candidate: WrapMechanism) -> Result<bool, BackendError> {
     let (mechanism, wanted) = match candidate {
         WrapMechanism::AesGcm => (CKM_AES_GCM, CKF_ENCRYPT | CKF_DECRYPT),
         WrapMechanism::AesKw => (CKM_AES_KEY_WRAP, CKF_ENCRYPT | CKF_DECRYPT),
         WrapMechanism::AesKwObject => (CKM_AES_KEY_WRAP, CKF_WRAP | CKF_UNWRAP),
     };
-    let info = token.raw.mechanism_info(entered.loaded().slot.id(), mechanism);
-    info.is_some_and(|(_, _, flags)| flags & wanted == wanted)
+    match token.raw.mechanism_info(entered.loaded().slot.id(), mechanism).map_err(BackendError::from) {
+        Ok((_, _, flags)) => Ok(flags & wanted == wanted),
+        // The list does not have it.
+        Err(error) if verdict(&error) == Verdict::Unable => Ok(false),
+        Err(error) => Err(error),
+    }
 }
