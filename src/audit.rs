@@ -44,6 +44,9 @@ pub enum AuditError {
     /// The caller may not read the log.
     #[error(transparent)]
     Forbidden(#[from] MissingScope),
+    /// The records of all tenants are for local users of the daemon's host.
+    #[error("the records of all tenants are served on the Unix socket only")]
+    NotLocal,
 }
 
 /// An error's short name in the outcome record: stable, lower case, no data in it.
@@ -182,15 +185,15 @@ impl AuditLog {
         self.appender.close().await;
     }
 
-    fn may_read(&self, caller: &Caller, admitted: bool) -> Result<(), AuditError> {
-        let missing = match caller.require(Scope::AuditRead) {
-            Ok(()) if admitted => return Ok(()),
-            Ok(()) => MissingScope(Scope::AuditRead),
-            Err(missing) => missing,
+    fn may_read(&self, caller: &Caller, is_admitted: bool) -> Result<(), AuditError> {
+        let refused = match caller.require(Scope::AuditRead) {
+            Ok(()) if is_admitted => return Ok(()),
+            Ok(()) => AuditError::NotLocal,
+            Err(missing) => missing.into(),
         };
         let event = Event::new(Action::AuditRead, "audit-log", "");
         self.record_soon(caller, event, Outcome::Denied("forbidden"));
-        Err(missing.into())
+        Err(refused)
     }
 
     async fn read(

@@ -109,10 +109,7 @@ impl Walk {
                 self.head = Checkpoint { seq: begin - 1, hash };
                 Ok(trusted.seq)
             }
-            (None, _) if begin > 1 => Err(CliError::BadRecord {
-                seq: 1,
-                reason: format!("the log begins at record {begin}, and no checkpoint says what was before"),
-            }),
+            (None, _) if begin > 1 => Err(CliError::NoBeginning { seq: begin }),
             (Some(_) | None, _) => Ok(0),
         }
     }

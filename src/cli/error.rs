@@ -105,6 +105,12 @@ pub(crate) enum CliError {
         /// Why.
         reason: String,
     },
+    /// Records without what they go on from.
+    #[error("record 1 is bad: the log begins at record {seq}, and no checkpoint says what was before")]
+    NoBeginning {
+        /// The first record.
+        seq: u64,
+    },
     /// Some of the work was done.
     #[error("{failed} of {total} records failed")]
     Partial {
@@ -156,7 +162,11 @@ impl CliError {
             Self::Changed { .. }
             | Self::Refused(Problem { status: 409 | 412 | 428, .. })
             | Self::Schema(OpenError::MigrationsPending { .. } | OpenError::InUse { .. }) => 4,
-            Self::Refused(_) | Self::NotUsable { .. } | Self::BadRecord { .. } | Self::Schema(_) => 2,
+            Self::Refused(_)
+            | Self::NotUsable { .. }
+            | Self::BadRecord { .. }
+            | Self::NoBeginning { .. }
+            | Self::Schema(_) => 2,
             Self::Partial { .. } => 5,
             Self::Interrupted { .. } => 130,
         }
@@ -179,11 +189,25 @@ impl CliError {
                  If this is the log of another installation, name another file with --checkpoint"
                     .into()
             }
+            Self::NoBeginning { .. } => {
+                "name the checkpoint that it goes on from with --checkpoint, or take the log from its \
+                 beginning: `lacre audit tail --after 0 -o ndjson`"
+                    .into()
+            }
             Self::Unfit { .. } => "each failed check says what to do".into(),
-            Self::Partial { last_error, .. } => format!(
-                "run `lacre kek rewrap` again; last error: {}",
-                last_error.as_deref().unwrap_or("not recorded")
-            ),
+            Self::Partial { last_error, .. } => match last_error.as_deref() {
+                Some("integrity") => {
+                    "somebody altered them: the audit log names each (`incident.integrity`); \
+                                      restore them from a backup or delete them"
+                        .into()
+                }
+                Some("key-missing" | "key-unfit") => {
+                    "their KEK is not usable on the HSM: `lacre kek list`, `lacre doctor`".into()
+                }
+                other => {
+                    format!("run `lacre kek rewrap` again; last error: {}", other.unwrap_or("not recorded"))
+                }
+            },
             Self::Interrupted { hint } => return hint.clone(),
             Self::Changed { .. } => "somebody else changed it in between; read it again, then decide".into(),
             Self::Schema(OpenError::InUse { .. }) => "stop the daemon first".into(),

@@ -35,8 +35,14 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let config = local::config(context)?;
     // The file first: a secret that is shown once must have somewhere to go.
+    // Repeated, the command finds its file there: then nothing will be written, or beside it.
+    let place = args.secret_out.map(|path| {
+        let mut name = path.clone().into_os_string();
+        name.push(".new");
+        if path.exists() { PathBuf::from(name) } else { path }
+    });
     let create = |path| input::create_private(path).map(|file| (file, path));
-    let file = args.secret_out.as_deref().map(create).transpose()?;
+    let file = place.as_deref().map(create).transpose()?;
     let made =
         daemon::init(config, &args.app_name).await.map_err(|e| CliError::local("cannot initialise", e));
     let kept = match (&made, &file) {
@@ -55,7 +61,11 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let mut shown = json!({ "client_id": report.client_id.as_str(), "created": report.created });
     match report.created {
         true if args.reveal => shown["client_secret"] = report.client_secret.expose_secret().into(),
-        true => {}
+        true => {
+            if let Some((_, path)) = &file {
+                context.note(&format!("the client secret is in {}", path.display()));
+            }
+        }
         false => context.note("the application exists already; its secret was shown when it was made"),
     }
     output::object(context.global.output, &shown, "client_id")

@@ -1,5 +1,7 @@
 //! The services and what they stand on, made in one order and closed in the reverse one.
 
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
 
 use crate::audit::{Action, AuditError, AuditLog, Event, Options as AuditOptions, Outcome};
@@ -172,7 +174,7 @@ impl Services {
     /// # Errors
     /// [`StartError`]; what was made stays.
     pub async fn init(config: Config) -> Result<Self, StartError> {
-        if let Err(error) = std::fs::create_dir_all(&config.data_dir) {
+        if let Err(error) = DirBuilder::new().recursive(true).mode(0o700).create(&config.data_dir) {
             tracing::debug!(%error, "the data directory is not made here");
         }
         let ground = Ground::open(&config).await?;

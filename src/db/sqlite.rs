@@ -46,7 +46,12 @@ pub(super) fn lock(path: &Path) -> Result<DaemonLock, OpenError> {
     name.push(".lock");
     let mut options = fs::OpenOptions::new();
     let file = options.create(true).truncate(false).write(true).mode(0o600).open(&name);
-    let file = file.map_err(|error| unreachable(format!("{}: {error}", Path::new(&name).display())))?;
+    let file = file.map_err(|error| match error.kind() {
+        ErrorKind::NotFound => {
+            unreachable(format!("{}: no such directory; `lacre init` makes it", path.display()))
+        }
+        _ => unreachable(format!("{}: {error}", Path::new(&name).display())),
+    })?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(DaemonLock(file)),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(OpenError::InUse { path: path.display().to_string() }),

@@ -108,7 +108,7 @@ impl Gate {
     }
 
     fn record_failure(&self, code: &'static str, id: RequestId) {
-        metrics::counter!("lacre_auth_failures_total", "reason" => code).increment(1);
+        count_failure(code);
         let nobody = Caller {
             principal: Principal::Anonymous,
             tenant: self.tenant.clone(),
@@ -118,6 +118,11 @@ impl Gate {
         let event = Event::new(Action::AuthFail, "request", nobody.request.as_str());
         self.refusals.record(&nobody, event, Outcome::Denied(code));
     }
+}
+
+/// Counts a credential that was not valid.
+pub(super) fn count_failure(reason: &'static str) {
+    metrics::counter!("lacre_auth_failures_total", "reason" => reason).increment(1);
 }
 
 /// The id that `observe` gave the request.

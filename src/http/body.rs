@@ -74,7 +74,8 @@ impl FromRequest for JsonBody {
 fn check_media_type(request: &HttpRequest) -> Result<(), Problem> {
     let coded = request.headers().get(header::CONTENT_ENCODING).is_some_and(|coding| coding != "identity");
     if coded || !request.content_type().eq_ignore_ascii_case("application/json") {
-        return Err(Problem::new(Code::UnsupportedMediaType).detail("application/json is accepted here"));
+        return Err(Problem::new(Code::UnsupportedMediaType)
+            .detail("application/json without a content coding is accepted here"));
     }
     Ok(())
 }

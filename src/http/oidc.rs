@@ -57,6 +57,9 @@ async fn answer(
     gate.count_client(&client).await.map_err(OauthError::from_problem)?;
     let id = auth::request_id(request);
     issuer.token(wanted, &id).await.map_err(|error| {
+        if matches!(error, IssuerError::InvalidClient) {
+            auth::count_failure("invalid-client");
+        }
         let answer = OauthError::of(&error);
         if answer.status.is_server_error() {
             tracing::error!(request_id = %id, cause = chain(&error), "no token issued");

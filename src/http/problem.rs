@@ -314,6 +314,7 @@ impl From<AuditError> for Problem {
     fn from(error: AuditError) -> Self {
         match error {
             AuditError::Forbidden(missing) => missing.into(),
+            AuditError::NotLocal => Self::new(Code::InsufficientScope).detail(error.to_string()),
             AuditError::Unavailable => Self::new(Code::AuditUnavailable).caused_by(error),
             AuditError::Read(_) => Self::new(Code::StorageUnavailable).caused_by(error),
         }

@@ -68,6 +68,8 @@ pub(super) struct StoredVersion {
     pub(super) version: u64,
     pub(super) encoding: Encoding,
     pub(super) len: u64,
+    /// What the rewrap goes by; the wrapped DEK says it too.
+    pub(super) kek_version: i64,
     /// Wrapped DEK, IV, ciphertext, tag.
     pub(super) columns: [Vec<u8>; 4],
 }
@@ -187,7 +189,7 @@ pub(super) fn find_version(
     version: Option<u64>,
 ) -> Result<Option<(SecretInfo, Option<StoredVersion>)>, DbError> {
     use secret_versions as v;
-    type Columns = (i64, String, i64, Vec<u8>, Vec<u8>, Vec<u8>, Vec<u8>);
+    type Columns = (i64, String, i64, i64, Vec<u8>, Vec<u8>, Vec<u8>, Vec<u8>);
     let wanted = version.map_or(-1, signed);
     // -1 stands for "the current one": one statement for both questions.
     let current = wanted.into_sql::<diesel::sql_types::BigInt>().eq(-1_i64);
@@ -197,17 +199,20 @@ pub(super) fn find_version(
             v::table.on(v::secret_id.eq(secrets::id).and(v::tenant_id.eq(secrets::tenant_id)).and(is_wanted)),
         )
         .filter(secrets::id.eq(id.as_str()).and(secrets::tenant_id.eq(tenant.as_str())));
-    let columns =
-        || (v::version, v::encoding, v::value_len, v::wrapped_dek, v::iv, v::ciphertext, v::tag).nullable();
+    let columns = || {
+        (v::version, v::encoding, v::value_len, v::kek_version, v::wrapped_dek, v::iv, v::ciphertext, v::tag)
+            .nullable()
+    };
     let row: Option<(SecretRow, Option<Columns>)> =
         with_conn!(conn, |c| { query.select((SecretRow::as_select(), columns())).first(c).optional() })?;
     let Some((row, columns)) = row else { return Ok(None) };
-    let stored = columns.map(|(version, encoding, len, wrapped_dek, iv, ciphertext, tag)| {
+    let stored = columns.map(|(version, encoding, len, kek_version, wrapped_dek, iv, ciphertext, tag)| {
         let encoding = Encoding::parse(&encoding);
         Ok::<_, DbError>(StoredVersion {
             version: unsigned("secret_versions", id.as_str(), version)?,
             encoding: encoding.ok_or_else(|| DbError::impossible("secret_versions", id.as_str()))?,
             len: unsigned("secret_versions", id.as_str(), len)?,
+            kek_version,
             columns: [wrapped_dek, iv, ciphertext, tag],
         })
     });

@@ -23,6 +23,9 @@ pub(crate) struct Args {
     /// Where the last verified record is remembered; default: per daemon, in the user's state directory
     #[arg(long, value_name = "FILE")]
     checkpoint: Option<PathBuf>,
+    /// Check all records again, not only those after the checkpoint
+    #[arg(long)]
+    full: bool,
     #[command(flatten)]
     range: Range,
 }
@@ -41,14 +44,18 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), CliError> 
     let default = || checkpoint::default_path(&context.env, dev_json, client.addr());
     let path = path.map(Path::to_owned).or_else(default);
     let trusted = path.as_deref().map(checkpoint::load).transpose()?.flatten();
-    let walk = from_daemon(&client, trusted, &args.range).await?;
+    // From one before the trusted record, so that a log that was cut or rewritten there is noticed.
+    let after = trusted.filter(|_| !args.full).map_or(0, |trusted| trusted.seq.saturating_sub(1));
+    let walk = from_daemon(&client, Walk::new(trusted), after, &args.range).await?;
     finish(walk, trusted, path.as_deref(), context)
 }
 
-async fn from_daemon(client: &Client, trusted: Option<Checkpoint>, range: &Range) -> Result<Walk, CliError> {
-    let mut walk = Walk::new(trusted);
-    // From one before the trusted record, so that a log that was cut or rewritten there is noticed.
-    let mut after = trusted.map_or(0, |trusted| trusted.seq.saturating_sub(1));
+async fn from_daemon(
+    client: &Client,
+    mut walk: Walk,
+    mut after: u64,
+    range: &Range,
+) -> Result<Walk, CliError> {
     loop {
         let page = fetch(client, after, range).await?;
         let count = page.len();

@@ -55,7 +55,8 @@ async fn examine(device: &Device, findings: &mut Vec<Finding>) -> Value {
             return Value::Null;
         }
         DeviceState::Stopped(reason) => {
-            let todo = "replace the PIN file (or name the right token), then run `lacre hsm unlatch`";
+            let todo =
+                "put the right PIN in place (or name the right token); a running daemon tries it by itself";
             findings.push(Finding::fail(CHECK, reason, todo));
             return Value::Null;
         }

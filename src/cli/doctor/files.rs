@@ -169,11 +169,9 @@ pub(crate) fn data_dir(dir: &Path) -> Finding {
             format!("{shown} has mode {:04o}", mode & 0o777),
             format!("chmod 0700 {shown}"),
         ),
-        Err(error) if error.kind() == ErrorKind::NotFound => Finding::warn(
-            CHECK,
-            format!("{shown} is not there yet"),
-            "the daemon makes it at its first start",
-        ),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            Finding::warn(CHECK, format!("{shown} is not there yet"), "`lacre init` makes it")
+        }
         Err(error) => Finding::fail(CHECK, format!("{shown}: {error}"), "fix the path or its rights"),
     }
 }
