@@ -367,17 +367,22 @@ async fn both_engines_have_the_tables_and_columns_of_the_schema() {
 }
 
 #[tokio::test]
-async fn commits_are_durable_whatever_the_database_is_set_to() {
+async fn commits_are_durable_and_transactions_as_expected_whatever_the_database_is_set_to() {
     let fixture = Fixture::postgres();
     let name = fixture.url.to_string().split(['/', '?']).nth(3).unwrap().to_owned();
-    fixture.execute(&format!("ALTER DATABASE {name} SET synchronous_commit = off")).await.unwrap();
+    for setting in ["synchronous_commit = off", "default_transaction_isolation = 'serializable'"] {
+        fixture.execute(&format!("ALTER DATABASE {name} SET {setting}")).await.unwrap();
+    }
 
     let other = Db::open(&fixture.url, &MIGRATE).unwrap();
-    let setting = |conn: &mut Conn| {
-        let query = diesel::sql_query("SELECT current_setting('synchronous_commit') AS id");
-        Ok::<Vec<Named>, DbError>(with_conn!(conn, |c| query.load(c))?)
-    };
-    assert_eq!(other.read(setting).await.unwrap()[0].id, "on");
+    for (name, wanted) in [("synchronous_commit", "on"), ("transaction_isolation", "read committed")] {
+        let setting = move |conn: &mut Conn| {
+            let query = diesel::sql_query(format!("SELECT current_setting('{name}') AS id"));
+            Ok::<Vec<Named>, DbError>(with_conn!(conn, |c| query.load(c))?)
+        };
+        assert_eq!(other.read(setting).await.unwrap()[0].id, wanted);
+        assert_eq!(other.write(setting).await.unwrap()[0].id, wanted);
+    }
 }
 
 #[derive(QueryableByName)]

@@ -30,6 +30,8 @@ const BATCH: usize = 512;
 const BACKLOG: usize = 8192;
 /// How often an idle appender tries again to write what it kept.
 const RETRY: Duration = Duration::from_millis(250);
+/// How long a batch may take to get its turn to write: less than the database's threads give it.
+const WRITE: Duration = Duration::from_secs(20);
 /// How long an orderly end waits for a database that does not answer.
 const CLOSE: Duration = Duration::from_secs(10);
 /// How many records may pass before the start point of the next recovery is moved.
@@ -178,6 +180,9 @@ struct Batch {
     drafts: Vec<Draft>,
     settled: Option<u64>,
     now: Timestamp,
+    /// Later than this nothing is written: whoever waited has been told that it is in doubt, and somebody
+    /// else may have looked.
+    until: Instant,
 }
 
 impl Task {
@@ -235,7 +240,9 @@ impl Task {
         if drafts.is_empty() && self.doubt.is_none() {
             return true;
         }
-        let batch = Batch { doubt: self.doubt.clone(), drafts, settled: self.settles(SETTLE_EVERY), now };
+        let until = Instant::now() + WRITE;
+        let batch =
+            Batch { doubt: self.doubt.clone(), drafts, settled: self.settles(SETTLE_EVERY), now, until };
         let batch = Arc::new(batch);
         let shared = Arc::clone(&batch);
         let written = self.db.write(move |conn| shared.write(conn)).await;
@@ -321,6 +328,11 @@ impl Outage {
 impl Batch {
     /// Returns the numbers of `drafts`.
     fn write(&self, conn: &mut Conn) -> Result<Vec<u64>, DbError> {
+        store::lock_head(conn)?;
+        // From here on whoever resolves a doubt about this batch waits for its end.
+        if Instant::now() > self.until {
+            return Err(DbError::Unavailable(None));
+        }
         let found = self.resolve(conn)?;
         let mut seqs = store::append(conn, found.iter().chain(&self.drafts))?;
         if let Some(settled) = self.settled {
@@ -333,8 +345,6 @@ impl Batch {
     /// are there although their requests were refused, that nothing was started.
     fn resolve(&self, conn: &mut Conn) -> Result<Vec<Draft>, DbError> {
         let Some(doubt) = &self.doubt else { return Ok(Vec::new()) };
-        // The commit in doubt may still be under way. It has this lock, so what it wrote is seen from here on.
-        store::lock_head(conn)?;
         let there = store::steps_since(conn, doubt.since, &doubt.drafts)?;
         let left = doubt.drafts.iter().filter_map(|draft| {
             let has = |kind| there.contains(&(kind, draft.id));

@@ -136,7 +136,12 @@ pub(super) fn postgres(url: &SecretString) -> Result<Conn, String> {
 /// A PostgreSQL connection without statement limits, for migrations.
 pub(super) fn postgres_bare(url: &SecretString) -> Result<PgConnection, String> {
     let url = url.expose_secret();
-    PgConnection::establish(&with_limits(url)).map_err(|error| scrubbed(error.to_string().trim_end(), url))
+    let problem = |text: String| scrubbed(text.trim_end(), url);
+    let mut conn = PgConnection::establish(&with_limits(url)).map_err(|error| problem(error.to_string()))?;
+    // The statements here are written for this level, whatever the role's or the database's default is.
+    conn.batch_execute("SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        .map_err(|error| problem(error.to_string()))?;
+    Ok(conn)
 }
 
 /// The URL with timeouts, unless its writer has chosen them: for connecting, for what was sent and is not
@@ -149,6 +154,8 @@ fn with_limits(url: &str) -> String {
         ("keepalives_idle", "5"),
         ("keepalives_interval", "2"),
         ("keepalives_count", "3"),
+        // After a failover the old primary may be back as a standby.
+        ("target_session_attrs", "read-write"),
         ("application_name", "lacre"),
     ] {
         if !url.contains(&format!("{name}=")) {

@@ -175,7 +175,7 @@ fn perform(mut job: Box<dyn Job>, mut conn: Conn, health: &Health) -> Option<Con
             }
         }
         Ran::Failed => {
-            let alive = rolled_back(&mut conn);
+            let alive = rolled_back(&mut conn) && ping(&mut conn).is_ok();
             job.finish(None);
             alive.then_some(conn)
         }
@@ -187,8 +187,10 @@ fn perform(mut job: Box<dyn Job>, mut conn: Conn, health: &Health) -> Option<Con
     }
 }
 
+/// Whether the server answers and takes writes: after a failover the connection may lead to a standby.
 fn ping(conn: &mut Conn) -> Result<(), Error> {
-    with_conn!(conn, |c| c.batch_execute("SELECT 1"))
+    let takes_writes = "SELECT 1 / (current_setting('transaction_read_only') = 'off')::int";
+    with_conn!(conn, |c| c.batch_execute(takes_writes))
 }
 
 fn rolled_back(conn: &mut Conn) -> bool {

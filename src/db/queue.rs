@@ -83,9 +83,8 @@ where
 
     fn finish(self: Box<Self>, failure: Option<DbError>) {
         let answer = match (self.result, failure) {
-            // The closure's own error says more than the failure that followed it.
-            (Some(Err(error)), _) => Err(error),
-            (Some(Ok(value)), None) => Ok(value),
+            (Some(result), None) => result,
+            // Whatever the closure found may have been the work of a neighbour that came to nothing with it.
             (_, failure) => Err(E::from(failure.unwrap_or(DbError::Unavailable(None)))),
         };
         // The caller may have gone; then nobody wants to know.
@@ -187,5 +186,37 @@ impl Queue {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::sync::oneshot;
+
+    use super::{Job, Task};
+    use crate::db::{Conn, DbError};
+
+    /// What a job answers that found a rule broken, if its transaction ended with `failure`.
+    async fn answer(failure: Option<DbError>) -> Result<(), DbError> {
+        let (reply, answer) = oneshot::channel();
+        let work = None::<fn(&mut Conn) -> Result<(), DbError>>;
+        let task = Task {
+            work,
+            result: Some(Err(DbError::Duplicate)),
+            reply,
+            claimed: Arc::default(),
+            writes: true,
+        };
+        Box::new(task).finish(failure);
+        answer.await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_was_found_beside_work_that_came_to_nothing_is_no_answer() {
+        assert!(matches!(answer(None).await, Err(DbError::Duplicate)));
+        let failed = answer(Some(DbError::Unavailable(None))).await;
+        assert!(matches!(failed, Err(DbError::Unavailable(_))));
     }
 }

@@ -9,7 +9,7 @@
 use std::fs::{self, File, Permissions};
 use std::io::ErrorKind;
 use std::num::NonZeroU32;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -38,6 +38,9 @@ const TRUNCATE_EVERY: Duration = Duration::from_secs(30);
 const IDLE: Duration = Duration::from_millis(500);
 /// ... unless somebody else reads the file: then it is tried again this often.
 const RETRY: Duration = Duration::from_secs(5);
+
+/// How long a statement waits for somebody else's lock, in milliseconds.
+const BUSY: u32 = 5000;
 
 /// Takes the lock that keeps a second daemon off this file, also if it knows it by a symbolic link.
 pub(super) fn lock(path: &Path) -> Result<DaemonLock, OpenError> {
@@ -81,6 +84,7 @@ pub(super) fn start(
     migrate::run_pending(&mut conn)?;
     let mut writer = Writer {
         path: path.to_owned(),
+        file: identity(path),
         conn: Some(conn),
         health: Arc::clone(health),
         poisoned: false,
@@ -104,6 +108,12 @@ pub(super) fn connect_checked(path: &Path) -> Result<Conn, OpenError> {
     // INVARIANT: while a connection of this process is open, nobody but SQLite opens the file, not even to
     // look. Closing any descriptor of it ends all the locks that the process has on it (fcntl(2)); the next
     // foreign connection would then take itself for the last one and delete the write-ahead log.
+    let wal = with_ending(path, "-wal");
+    if !path.exists() && fs::metadata(&wal).is_ok_and(|meta| meta.len() > 0) {
+        // SQLite would delete it, and with it what only it has.
+        let what = "is there without its database file: put the file back";
+        return Err(unreachable(format!("{} {what}", wal.display())));
+    }
     match fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(path) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
         file => drop(file.map_err(|error| unreachable(format!("{}: {error}", path.display())))?),
@@ -128,7 +138,8 @@ pub(super) fn connect_checked(path: &Path) -> Result<Conn, OpenError> {
         .map_err(|error| unreachable(error.to_string()))?;
     conn.batch_execute(
         "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;
-         PRAGMA secure_delete = ON; PRAGMA wal_autocheckpoint = 0;",
+         PRAGMA secure_delete = ON; PRAGMA wal_autocheckpoint = 0; PRAGMA temp_store = MEMORY;
+         PRAGMA journal_size_limit = 4194304;",
     )
     .map_err(|error| unreachable(error.to_string()))?;
     Ok(Conn::Sqlite(conn))
@@ -137,6 +148,17 @@ pub(super) fn connect_checked(path: &Path) -> Result<Conn, OpenError> {
 /// For asking what migrations there are, without a file.
 pub(super) fn in_memory() -> Result<SqliteConnection, OpenError> {
     SqliteConnection::establish(":memory:").map_err(|error| unreachable(error.to_string()))
+}
+
+fn with_ending(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    name.into()
+}
+
+/// Which file is at the path: device and inode.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()))
 }
 
 fn connect_reader(path: &Path) -> Result<Conn, OpenError> {
@@ -148,7 +170,8 @@ fn connect_reader(path: &Path) -> Result<Conn, OpenError> {
 fn establish(path: &Path) -> Result<SqliteConnection, OpenError> {
     let mut conn =
         SqliteConnection::establish(&sqlite_name(path)?).map_err(|error| unreachable(error.to_string()))?;
-    conn.batch_execute("PRAGMA busy_timeout = 5000").map_err(|error| unreachable(error.to_string()))?;
+    conn.batch_execute(&format!("PRAGMA busy_timeout = {BUSY}"))
+        .map_err(|error| unreachable(error.to_string()))?;
     Ok(conn)
 }
 
@@ -194,6 +217,8 @@ fn own_failure(ran: Ran) -> Option<DbError> {
 
 struct Writer {
     path: PathBuf,
+    /// The file that was opened at the start.
+    file: Option<(u64, u64)>,
     conn: Option<Conn>,
     health: Arc<Health>,
     /// An fsync failed: see the module doc.
@@ -284,6 +309,15 @@ impl Writer {
         if self.poisoned {
             return Err(());
         }
+        if identity(&self.path) != self.file {
+            // What is written now would be in a file that no restart finds.
+            self.poisoned = true;
+            self.health.set_problem(Some(
+                "the database file was moved or replaced: nothing is written any more; stop the daemon and put it back"
+                    .to_owned(),
+            ));
+            return Err(());
+        }
         let conn = self.conn.take().map_or_else(|| connect_checked(&self.path), Ok);
         let mut conn = conn.map_err(|error| self.health.set_problem(Some(error.to_string())))?;
         match begin(&mut conn) {
@@ -300,9 +334,8 @@ impl Writer {
         if self.dirty && self.truncated.elapsed() > TRUNCATE_EVERY {
             return self.checkpoint("TRUNCATE");
         }
-        let mut wal = self.path.as_os_str().to_owned();
-        wal.push("-wal");
-        if fs::metadata(&wal).is_ok_and(|meta| meta.len() > WAL_BYTES) {
+        // After a checkpoint the next commit begins it anew and cuts it (`journal_size_limit`).
+        if fs::metadata(with_ending(&self.path, "-wal")).is_ok_and(|meta| meta.len() > WAL_BYTES) {
             self.checkpoint("PASSIVE");
         }
     }
@@ -312,8 +345,11 @@ impl Writer {
         if self.poisoned {
             return;
         }
-        // A reader in the way is no error here but a row that says "busy".
+        // A reader in the way is no error here but a row that says "busy", and no work waits for it.
+        let patience = |ms: u32| format!("PRAGMA busy_timeout = {ms}");
+        let _ = conn.batch_execute(&patience(0));
         let done = diesel::sql_query(format!("PRAGMA wal_checkpoint({mode})")).get_result::<Checkpoint>(conn);
+        let _ = conn.batch_execute(&patience(BUSY));
         if mode == "TRUNCATE" {
             (self.truncated, self.retry) = (Instant::now(), Instant::now() + RETRY);
         }

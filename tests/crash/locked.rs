@@ -102,3 +102,48 @@ async fn after_a_failed_write_another_program_that_looks_at_the_file_takes_nothi
     assert_eq!(daemon.api().await.value(&id).await, value, "acknowledged and lost");
     daemon.finish().await;
 }
+
+/// `mv` under the daemon, as a mistaken restore does it.
+#[tokio::test]
+async fn a_database_file_that_is_moved_away_takes_no_more_and_is_whole_when_it_is_put_back() {
+    let mut daemon = TestDaemon::start(serve(&[])).await;
+    let api = daemon.api().await;
+    let value = daemon.secret("kept");
+    let id = api.create("kept", &value).await["id"].as_str().unwrap().to_owned();
+    let (file, away) = (daemon.database(), daemon.dir().join("away.db"));
+
+    fs::rename(&file, &away).unwrap();
+    let body = json!({ "name": "lost", "value": daemon.secret("lost") });
+    let answer = api.post("/v1/secrets", &body).await;
+    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE, "taken into a file that nobody finds");
+    assert!(daemon.failing().await.contains(&"database".to_owned()), "readiness does not know");
+    daemon.kill();
+    // The write-ahead log without its file is not for SQLite to delete.
+    let refused = daemon.command().output().unwrap();
+    assert_eq!(refused.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(said.contains("put the file back"), "{said}");
+
+    fs::rename(&away, &file).unwrap();
+    daemon.run().await;
+    assert_eq!(daemon.api().await.value(&id).await, value);
+    daemon.finish().await;
+}
+
+#[tokio::test]
+async fn a_reader_that_stays_costs_no_write_its_turn() {
+    let daemon = TestDaemon::start(serve(&[])).await;
+    let api = daemon.api().await;
+    let mut reader = SqliteConnection::establish(daemon.database().to_str().unwrap()).unwrap();
+    api.create("first", &daemon.secret("first")).await;
+    reader.batch_execute("BEGIN; SELECT count(*) FROM secrets").unwrap();
+    let began = Instant::now();
+    // Pauses in which the daemon would like to cut its write-ahead log.
+    for number in 0..10 {
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        api.create(&format!("beside/{number}"), &daemon.secret("beside")).await;
+    }
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    drop(reader);
+    daemon.finish().await;
+}
