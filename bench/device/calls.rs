@@ -37,6 +37,7 @@ pub async fn run() {
         &head,
         &rows,
     );
+    stage.device.close();
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a few thousand")]
