@@ -166,7 +166,7 @@ impl AuditLog {
     /// operator on the daemon's host only (the daemon itself or a local user).
     ///
     /// # Errors
-    /// [`AuditError::Forbidden`] for everybody else, and without `audit:read`.
+    /// [`AuditError::NotLocal`] for everybody else, [`AuditError::Forbidden`] without `audit:read`.
     pub async fn export(&self, caller: &Caller, after: u64, limit: u32) -> Result<Vec<Record>, AuditError> {
         self.may_read(caller, matches!(caller.principal, Principal::System(_) | Principal::LocalUser(_)))?;
         self.read(caller, None, after, limit).await

@@ -328,13 +328,13 @@ impl Outage {
 impl Batch {
     /// Returns the numbers of `drafts`.
     fn write(&self, conn: &mut Conn) -> Result<Vec<u64>, DbError> {
-        store::lock_head(conn)?;
+        let head = store::lock_head(conn)?;
         // From here on whoever resolves a doubt about this batch waits for its end.
         if Instant::now() > self.until {
             return Err(DbError::Unavailable(None));
         }
         let found = self.resolve(conn)?;
-        let mut seqs = store::append(conn, found.iter().chain(&self.drafts))?;
+        let mut seqs = store::append(conn, head, found.iter().chain(&self.drafts))?;
         if let Some(settled) = self.settled {
             store::set_settled(conn, settled)?;
         }

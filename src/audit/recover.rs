@@ -38,7 +38,8 @@ pub(super) async fn close_unfinished(db: &Db, now: Timestamp) -> Result<u64, Aud
     let outcomes: Vec<_> =
         open.iter().filter_map(|(id, intent)| closed_line(intent, *id, ClosedBy::Restart, now)).collect();
     let settled = db.write(move |conn| {
-        let settled = store::append(conn, outcomes.iter())?.last().copied().unwrap_or(at);
+        let head = store::lock_head(conn)?;
+        let settled = store::append(conn, head, outcomes.iter())?.last().copied().unwrap_or(at);
         store::set_settled(conn, settled)?;
         Ok::<_, DbError>(settled)
     });

@@ -16,12 +16,12 @@ use crate::with_conn;
 const CHAIN: i64 = 1;
 const SETTLED: i64 = 2;
 
-/// Appends all drafts and returns their numbers, first to last.
+/// Appends all drafts behind the `head` that [`lock_head`] gave, and returns their numbers, first to last.
 pub(super) fn append<'a>(
     conn: &mut Conn,
+    mut head: Checkpoint,
     drafts: impl Iterator<Item = &'a Draft>,
 ) -> Result<Vec<u64>, DbError> {
-    let mut head = lock_head(conn)?;
     let mut seqs = Vec::new();
     let mut rows = Vec::new();
     for draft in drafts {
