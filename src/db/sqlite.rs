@@ -41,6 +41,9 @@ const RETRY: Duration = Duration::from_secs(5);
 
 /// How long a statement waits for somebody else's lock, in milliseconds.
 const BUSY: u32 = 5000;
+/// How long a checkpoint does: long enough for this daemon's own reads to end, too short to cost a write
+/// its deadline where a foreign reader stays.
+const BUSY_CHECKPOINT: u32 = 200;
 
 /// Takes the lock that keeps a second daemon off this file, also if it knows it by a symbolic link.
 pub(super) fn lock(path: &Path) -> Result<DaemonLock, OpenError> {
@@ -345,9 +348,9 @@ impl Writer {
         if self.poisoned {
             return;
         }
-        // A reader in the way is no error here but a row that says "busy", and no work waits for it.
+        // A reader in the way is no error here but a row that says "busy".
         let patience = |ms: u32| format!("PRAGMA busy_timeout = {ms}");
-        let _ = conn.batch_execute(&patience(0));
+        let _ = conn.batch_execute(&patience(BUSY_CHECKPOINT));
         let done = diesel::sql_query(format!("PRAGMA wal_checkpoint({mode})")).get_result::<Checkpoint>(conn);
         let _ = conn.batch_execute(&patience(BUSY));
         if mode == "TRUNCATE" {
