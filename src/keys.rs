@@ -358,7 +358,7 @@ impl Keys {
     async fn inspect(&self, tenant: &TenantId, purpose: Purpose, key: &Key) -> Result<(), KeysError> {
         let error = match self.parts.admin.inspect(&key.device).await {
             Ok(report) if report.deviations.is_empty() => {
-                self.faults.is_new(key.device.id(), None);
+                self.faults.clear(key.device.id());
                 return Ok(());
             }
             Ok(report) => SealError::KeyUnfit { key: key.device.id(), reason: report.deviations.join("; ") },
@@ -372,7 +372,7 @@ impl Keys {
         if code == "key-unfit" {
             self.proven.write().unwrap_or_else(PoisonError::into_inner).remove(&key.id);
         }
-        if !self.faults.is_new(key.device.id(), Some(code)) {
+        if !self.faults.note(key.device.id(), code) {
             return Err(error);
         }
         let event = Event::new(Action::KeyIncident, "key", key.id.as_str())

@@ -1,7 +1,7 @@
 //! What repeated looks at keys have found.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::seal::KeyId;
 
@@ -10,17 +10,18 @@ use crate::seal::KeyId;
 pub struct Faults(Mutex<HashMap<KeyId, &'static str>>);
 
 impl Faults {
-    /// Takes note of a look at a key that has this fault, or none. Whether that is a fault that the look
-    /// before did not find.
-    pub fn is_new(&self, key: KeyId, fault: Option<&'static str>) -> bool {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match fault {
-            None => {
-                known.remove(&key);
-                false
-            }
-            Some(fault) => known.insert(key, fault) != Some(fault),
-        }
+    /// Takes note of what a look at a key found wrong; whether the look before found something else.
+    pub fn note(&self, key: KeyId, fault: &'static str) -> bool {
+        self.known().insert(key, fault) != Some(fault)
+    }
+
+    /// Takes note that a look at a key found nothing wrong.
+    pub fn clear(&self, key: KeyId) {
+        self.known().remove(&key);
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<KeyId, &'static str>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -33,16 +34,11 @@ mod tests {
     fn a_fault_that_lasts_is_new_once_and_again_after_it_was_healed() {
         let [one, other] = [(); 2].map(|()| KeyRef::plan(KeySpec::Kek).unwrap().id());
         let faults = Faults::default();
-        let looks = [
-            (one, Some("missing"), true),
-            (one, Some("missing"), false),
-            (other, Some("missing"), true),
-            (one, Some("unfit"), true),
-            (one, None, false),
-            (one, Some("unfit"), true),
-        ];
-        for (key, fault, is_new) in looks {
-            assert_eq!(faults.is_new(key, fault), is_new, "{fault:?}");
-        }
+
+        assert!(faults.note(one, "missing") && !faults.note(one, "missing"));
+        assert!(faults.note(other, "missing"), "another key's fault");
+        assert!(faults.note(one, "unfit"), "another fault");
+        faults.clear(one);
+        assert!(faults.note(one, "unfit") && !faults.note(other, "missing"));
     }
 }

@@ -320,7 +320,7 @@ impl Vault {
     async fn inspect(&self, system: &Caller, kek: &Kek) -> Result<(), VaultError> {
         let found = match self.parts().admin.inspect(&kek.key).await {
             Ok(report) if report.deviations.is_empty() => {
-                self.inner.keyring.faults.is_new(kek.key.id(), None);
+                self.inner.keyring.faults.clear(kek.key.id());
                 return Ok(());
             }
             Ok(report) => SealError::KeyUnfit { key: kek.key.id(), reason: report.deviations.join("; ") },
@@ -329,7 +329,7 @@ impl Vault {
         let found = VaultError::Seal(found);
         let code = found.audit_code();
         let is_fault = ["key-missing", "key-unfit"].contains(&code);
-        if is_fault && self.inner.keyring.faults.is_new(kek.key.id(), Some(code)) {
+        if is_fault && self.inner.keyring.faults.note(kek.key.id(), code) {
             let event = Event::new(Action::KeyIncident, "key", kek.id.to_string())
                 .detail("purpose", "kek")
                 .detail("version", kek.version.to_string())
