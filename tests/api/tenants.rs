@@ -35,10 +35,18 @@ impl Tenants {
         let other = format!("tenant = \"other\"\n{text}").replace("{dir}/here", "{dir}/there");
         daemon.set_options(Options { config: Some(other.clone()), ..Options::default() });
         let secret = daemon.dir().join("other.secret");
-        let mut init = daemon.command_of(&["init", "-o", "json", "--secret-out", secret.to_str().unwrap()]);
-        let made = init.output().unwrap();
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        let made: Value = serde_json::from_slice(&made.stdout).unwrap();
+        let init = || -> Value {
+            let args = ["init", "-o", "json", "--secret-out", secret.to_str().unwrap()];
+            let made = daemon.command_of(&args).output().unwrap();
+            assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+            serde_json::from_slice(&made.stdout).unwrap()
+        };
+        let made = init();
+        let kept = fs::read(&secret).unwrap();
+        let again = init();
+        assert_eq!((&again["client_id"], &again["created"]), (&made["client_id"], &json!(false)), "repeated");
+        assert_eq!(fs::read(&secret).unwrap(), kept, "the secret that was made");
+        assert!(!daemon.dir().join("other.secret.new").exists(), "an empty file is left");
         daemon.set_options(options);
 
         let peer = Peer::start(&daemon, &other);
