@@ -100,12 +100,12 @@ impl Stage {
     async fn new() -> Self {
         let dir = path_of(DIR);
         let config = DeviceConfig {
-            pkcs11: pkcs11::Config {
+            pkcs11: Some(pkcs11::Config {
                 module: Some(path_of(MODULE)),
                 token: Some(LABEL.to_owned()),
                 pin_source: Some(format!("file:{}", dir.join("pin").display())),
                 ..Default::default()
-            },
+            }),
             latch_dir: Some(dir.join("latch")),
             fast_threads: 1,
             slow_threads: None,

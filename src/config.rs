@@ -257,10 +257,10 @@ impl Config {
             .try_parsing(true)
             .source(environment);
         let mut config: Self = builder.add_source(variables).build()?.try_deserialize()?;
-        if let Some(seal) = &mut config.seal {
+        if let Some(pkcs11) = config.seal.as_mut().and_then(|seal| seal.pkcs11.as_mut()) {
             #[expect(clippy::disallowed_methods, reason = "this is where the environment is read")]
             let credentials = std::env::var_os("CREDENTIALS_DIRECTORY");
-            seal.pkcs11.credentials_dir = credentials.map(PathBuf::from);
+            pkcs11.credentials_dir = credentials.map(PathBuf::from);
         }
         config.check()?;
         Ok(config)

@@ -11,6 +11,7 @@
 pub mod backend;
 mod context;
 mod device;
+mod driver;
 mod envelope;
 mod faults;
 pub mod guarded;

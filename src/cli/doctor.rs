@@ -101,8 +101,10 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), CliError> 
 async fn examine(local: &Local, args: &Args, context: &Context, findings: &mut Vec<Finding>) -> Value {
     match &local.seal {
         Some(device) => {
-            findings.extend(files::module(&device.pkcs11));
-            findings.push(files::pin(&device.pkcs11, context));
+            if let Some(pkcs11) = &device.pkcs11 {
+                findings.extend(files::module(pkcs11));
+                findings.push(files::pin(pkcs11, context));
+            }
             findings.push(files::latch(device, &local.data_dir));
         }
         None => findings.push(Finding::fail(

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use crate::seal::driver::Driver;
 use crate::seal::guarded::Arena;
 use crate::seal::latch::Latch;
-use crate::seal::pkcs11::{self, Selection, Token};
+use crate::seal::pkcs11;
 use crate::seal::recovery::{self, Watch};
 use crate::seal::worker::{Lanes, Sizes};
 use crate::seal::{KeyAdmin, SealError, Sealer};
@@ -17,7 +18,8 @@ use crate::seal::{KeyAdmin, SealError, Sealer};
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The PKCS#11 module and token.
-    pub pkcs11: pkcs11::Config,
+    #[serde(default)]
+    pub pkcs11: Option<pkcs11::Config>,
     /// Where the wrong-PIN latch is kept; daemons of one host that share a token should share it.
     /// Default: `latch` in the data directory.
     #[serde(default)]
@@ -141,7 +143,7 @@ pub struct Device {
     pub admin: KeyAdmin,
     lanes: Arc<Lanes>,
     watch: Watch,
-    module: String,
+    address: String,
 }
 
 /// Loads the module, starts the lanes and tries to bring the device up. Returns with the device up,
@@ -150,8 +152,8 @@ pub struct Device {
 /// # Errors
 /// [`StartError`] for what no waiting heals.
 pub fn start(config: &Config, arena: &Arena) -> Result<Device, StartError> {
-    let token = token(config, arena)?;
-    let module = token.module();
+    let driver = driver(config, arena)?;
+    let address = driver.address();
     let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     let sizes = Sizes {
         fast: config.fast_threads,
@@ -160,7 +162,7 @@ pub fn start(config: &Config, arena: &Arena) -> Result<Device, StartError> {
         deadline: config.deadline,
     };
     let threads = |error: std::io::Error| StartError::Threads { reason: error.to_string() };
-    let lanes = Lanes::start(token, &sizes).map_err(threads)?;
+    let lanes = Lanes::start(driver, arena.clone(), &sizes).map_err(threads)?;
     recovery::first_round(&lanes);
     let watch = Watch::start(&lanes).map_err(threads)?;
     Ok(Device {
@@ -168,19 +170,20 @@ pub fn start(config: &Config, arena: &Arena) -> Result<Device, StartError> {
         admin: KeyAdmin { lanes: Arc::clone(&lanes) },
         lanes,
         watch,
-        module,
+        address,
     })
 }
 
-/// The token that the configuration means, with its latch; loads the library and no more.
-fn token(config: &Config, arena: &Arena) -> Result<Arc<Token>, StartError> {
-    let selection = Selection::new(&config.pkcs11, arena)?;
+/// The device that the configuration means, with its latch; loads the library and no more.
+fn driver(config: &Config, arena: &Arena) -> Result<Box<dyn Driver>, StartError> {
     let latch_dir = config.latch_dir.clone().unwrap_or_else(|| PathBuf::from("latch"));
     let latch = Latch::open(&latch_dir).map_err(|error| StartError::Latch {
         path: latch_dir.display().to_string(),
         reason: error.to_string(),
     })?;
-    Token::load(selection, latch, arena)
+    let pkcs11 =
+        config.pkcs11.as_ref().ok_or_else(|| StartError::Selection("[seal.pkcs11] is missing".to_owned()))?;
+    pkcs11::load(pkcs11, latch, arena)
 }
 
 /// Allows login again after a wrong PIN was replaced. `force` also for the same PIN, and for another
@@ -191,10 +194,10 @@ fn token(config: &Config, arena: &Arena) -> Result<Arc<Token>, StartError> {
 /// # Errors
 /// [`UnlatchError`]: the latch may be cleared already; no PIN was sent.
 pub fn unlatch(config: &Config, arena: &Arena, force: bool) -> Result<Option<String>, UnlatchError> {
-    let token = token(config, arena)?;
-    let done = token.unlatch(force);
-    let serial = token.known().serial;
-    if let Err(problem) = token.take_down() {
+    let driver = driver(config, arena)?;
+    let done = driver.unlatch(force);
+    let serial = driver.known().serial;
+    if let Err(problem) = driver.take_down() {
         tracing::debug!(?problem, "PKCS#11 module left as it is");
     }
     Ok(done.map_err(UnlatchError::Token)?.then_some(serial))
@@ -203,14 +206,14 @@ pub fn unlatch(config: &Config, arena: &Arena, force: bool) -> Result<Option<Str
 impl Device {
     /// The present status; never waits for the device.
     pub fn status(&self) -> DeviceStatus {
-        let known = self.lanes.token.known();
+        let known = self.lanes.driver.known();
         DeviceStatus {
             state: self.lanes.breaker.device_state(),
-            module: self.module.clone(),
+            module: self.address.clone(),
             library: known.library,
             token_label: known.label,
             token_serial: known.serial,
-            epoch: self.lanes.token.epoch(),
+            epoch: self.lanes.driver.epoch(),
             queued: self.lanes.queued(),
             stuck_threads: self.lanes.counters.stuck.load(Ordering::Relaxed),
             key_failures: self.lanes.counters.key_failures.load(Ordering::Relaxed),
@@ -231,7 +234,7 @@ impl Device {
         self.watch.stop();
         self.lanes.close();
         self.lanes.join(Duration::from_secs(3));
-        if let Err(problem) = self.lanes.token.take_down() {
+        if let Err(problem) = self.lanes.driver.take_down() {
             tracing::warn!(?problem, "PKCS#11 module left as it is");
         }
     }

@@ -16,10 +16,17 @@ mod wrap;
 
 use std::path::PathBuf;
 
-pub(crate) use report::capabilities;
-pub(crate) use select::Selection;
-pub(crate) use session::Session;
-pub(crate) use token::{Token, TokenProblem};
+use std::sync::Arc;
+
+use crate::seal::StartError;
+use crate::seal::backend::{Backend, BackendError};
+use crate::seal::driver::{Driver, Known, Problem};
+use crate::seal::guarded::Arena;
+use crate::seal::latch::Latch;
+
+use select::Selection;
+use session::Session;
+use token::Token;
 
 /// `[seal.pkcs11]`; `hsm-config/` has annotated examples. One of `token`, `serial` and `uri` chooses
 /// the token.
@@ -62,4 +69,54 @@ pub enum GcmIv {
     Host,
     /// The buffer is handed over as zeros and must come back changed.
     Device,
+}
+
+/// Loads the library that the configuration means. Initialises nothing and sends no PIN.
+pub(crate) fn load(config: &Config, latch: Latch, arena: &Arena) -> Result<Box<dyn Driver>, StartError> {
+    Ok(Box::new(Module(Token::load(Selection::new(config, arena)?, latch, arena)?)))
+}
+
+/// A token in a loaded library, as a driver.
+struct Module(Arc<Token>);
+
+impl Driver for Module {
+    fn open(&self, read_write: bool) -> Result<Box<dyn Backend>, BackendError> {
+        Ok(Box::new(Session::open(&self.0, read_write)?))
+    }
+
+    fn bring_up(&self) -> Result<(), Problem> {
+        self.0.bring_up()
+    }
+
+    fn reinitialise(&self) -> Result<(), Problem> {
+        self.0.reinitialise()
+    }
+
+    fn take_down(&self) -> Result<(), Problem> {
+        self.0.take_down()
+    }
+
+    fn epoch(&self) -> u64 {
+        self.0.epoch()
+    }
+
+    fn bump_epoch(&self) {
+        self.0.bump_epoch();
+    }
+
+    fn known(&self) -> Known {
+        self.0.known()
+    }
+
+    fn address(&self) -> String {
+        self.0.module()
+    }
+
+    fn unlatch(&self, force: bool) -> Result<bool, String> {
+        self.0.unlatch(force)
+    }
+
+    fn capabilities(&self) -> Result<serde_json::Value, BackendError> {
+        report::capabilities(&mut Session::open(&self.0, true)?)
+    }
 }

@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 use crate::seal::SealError;
 use crate::seal::backend::{Backend, BackendError};
 use crate::seal::device::DeviceState;
+use crate::seal::driver::Problem;
 use crate::seal::envelope::DEK_SLOT_LEN;
 use crate::seal::key::{Alg, KeyRef, KeySpec, Pin};
-use crate::seal::pkcs11::{Session, TokenProblem};
 use crate::seal::worker::Lanes;
 
 /// How often the watching thread looks.
@@ -117,10 +117,10 @@ impl Breaker {
 
 /// Tries once to bring the device up; the first try happens before any request is served.
 pub(crate) fn first_round(lanes: &Lanes) {
-    match lanes.token.bring_up() {
+    match lanes.driver.bring_up() {
         Ok(()) => {}
-        Err(TokenProblem::Away(reason)) => drop(lanes.breaker.open(reason)),
-        Err(TokenProblem::Stopped(reason)) => drop(lanes.breaker.stop(reason)),
+        Err(Problem::Away(reason)) => drop(lanes.breaker.open(reason)),
+        Err(Problem::Stopped(reason)) => drop(lanes.breaker.stop(reason)),
     }
 }
 
@@ -190,7 +190,7 @@ struct Prober {
     lanes: Arc<Lanes>,
     round: u32,
     due: Instant,
-    running: Option<JoinHandle<Result<(), TokenProblem>>>,
+    running: Option<JoinHandle<Result<(), Problem>>>,
 }
 
 impl Prober {
@@ -198,7 +198,7 @@ impl Prober {
         if let Some(probe) = self.running.take() {
             if probe.is_finished() {
                 let result =
-                    probe.join().unwrap_or_else(|_| Err(TokenProblem::Away("the probe panicked".to_owned())));
+                    probe.join().unwrap_or_else(|_| Err(Problem::Away("the probe panicked".to_owned())));
                 self.judge(result);
             } else {
                 self.running = Some(probe);
@@ -214,17 +214,17 @@ impl Prober {
         }
     }
 
-    fn judge(&mut self, result: Result<(), TokenProblem>) {
+    fn judge(&mut self, result: Result<(), Problem>) {
         let pause = match result {
             Ok(()) => {
                 self.lanes.breaker.close();
                 FIRST_PAUSE
             }
-            Err(TokenProblem::Stopped(reason)) => {
+            Err(Problem::Stopped(reason)) => {
                 drop(self.lanes.breaker.stop(reason));
                 STOPPED_PAUSE
             }
-            Err(TokenProblem::Away(reason)) => {
+            Err(Problem::Away(reason)) => {
                 tracing::debug!(reason, round = self.round, "Device still away");
                 FIRST_PAUSE.saturating_mul(1 << self.round.min(3)).min(LONGEST_PAUSE)
             }
@@ -235,32 +235,35 @@ impl Prober {
 }
 
 /// The steps of recovery, gentle ones first.
-fn probe_once(lanes: &Lanes, round: u32) -> Result<(), TokenProblem> {
-    lanes.token.bump_epoch();
+fn probe_once(lanes: &Lanes, round: u32) -> Result<(), Problem> {
+    lanes.driver.bump_epoch();
     if round < GENTLE_ROUNDS {
-        lanes.token.bring_up()?;
+        lanes.driver.bring_up()?;
     } else {
-        lanes.token.reinitialise()?;
+        lanes.driver.reinitialise()?;
     }
     let key = lanes.breaker.facts().key.clone();
-    let used = Session::open(&lanes.token, false).and_then(|mut session| match key {
-        Some(key) => use_key(&mut session, &key, lanes),
+    let used = lanes.driver.open(false).and_then(|mut session| match key {
+        Some(key) => use_key(session.as_mut(), &key, lanes),
         None => Ok(()),
     });
     match used {
         // The token answers; that this one key is missing or unfit is its own incident.
         Ok(()) | Err(BackendError::Missing | BackendError::Unfit(_)) => Ok(()),
-        Err(BackendError::Stopped(reason)) => Err(TokenProblem::Stopped(reason)),
-        Err(other) => Err(TokenProblem::Away(other.to_string())),
+        Err(BackendError::Stopped(reason)) => Err(Problem::Stopped(reason)),
+        Err(other) => Err(Problem::Away(other.to_string())),
     }
 }
 
 /// A keyed operation that changes nothing.
-fn use_key(session: &mut Session, key: &KeyRef, lanes: &Lanes) -> Result<(), BackendError> {
+fn use_key(session: &mut dyn Backend, key: &KeyRef, lanes: &Lanes) -> Result<(), BackendError> {
     match (key.spec, &*key.pin) {
         // Finding a KEK opens its canary; one more unwrap of it proves the session.
         (KeySpec::Kek, Pin::Canary(canary)) => {
-            let mut out = lanes.token.buffer(DEK_SLOT_LEN)?;
+            let mut out = lanes
+                .arena
+                .try_take(DEK_SLOT_LEN)
+                .map_err(|_| BackendError::Refused { function: "guarded memory", code: 0 })?;
             match session.unwrap(key, canary, &[0], &mut out) {
                 // Another AAD than the canary's: a well device refuses it and then opens the canary.
                 Err(BackendError::Rejected { .. }) => Ok(()),

@@ -4,10 +4,10 @@ use zeroize::Zeroizing;
 
 use crate::seal::KeyReport;
 use crate::seal::backend::{Backend, BackendError};
+use crate::seal::driver::Driver;
 use crate::seal::envelope::DEK_LEN;
 use crate::seal::guarded::SecretBuf;
 use crate::seal::key::{Alg, KeyRef, PublicKey, Signature, WrappedDek};
-use crate::seal::pkcs11::Session;
 
 /// What a lane can be asked for. Self-contained: no handle, pointer or borrowed buffer crosses, so
 /// that the same requests can go to another process later (reliability.md, D4).
@@ -91,7 +91,11 @@ impl Request {
     }
 
     /// One call. Buffers stay in the request, so that the call can be repeated.
-    pub(crate) fn call(&mut self, session: &mut Session) -> Result<Output, BackendError> {
+    pub(crate) fn call(
+        &mut self,
+        session: &mut dyn Backend,
+        driver: &dyn Driver,
+    ) -> Result<Output, BackendError> {
         Ok(match self {
             Self::Wrap { kek, dek, aad, fresh } => {
                 if *fresh {
@@ -115,9 +119,7 @@ impl Request {
                 Output::Answer(Answer::Destroyed)
             }
             Self::Inspect { key } => Output::Answer(Answer::Report(session.inspect(key)?)),
-            Self::Capabilities => {
-                Output::Answer(Answer::Capabilities(crate::seal::pkcs11::capabilities(session)?))
-            }
+            Self::Capabilities => Output::Answer(Answer::Capabilities(driver.capabilities()?)),
         })
     }
 

@@ -16,10 +16,10 @@ use sha2::{Digest, Sha256, Sha384};
 use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
-use crate::seal::backend::BackendError;
-use crate::seal::guarded::SecretBuf;
+use crate::seal::backend::{Backend, BackendError};
+use crate::seal::driver::Driver;
+use crate::seal::guarded::{Arena, SecretBuf};
 use crate::seal::key::{Alg, Kek, KeyRef, PublicKey, Signature, WrappedDek};
-use crate::seal::pkcs11::{Session, Token};
 use crate::seal::queue::Queue;
 use crate::seal::recovery::Breaker;
 use crate::seal::request::{Answer, Output, Request};
@@ -97,7 +97,8 @@ pub(crate) struct Counters {
 
 /// The three lanes of one device.
 pub(crate) struct Lanes {
-    pub(crate) token: Arc<Token>,
+    pub(crate) driver: Box<dyn Driver>,
+    pub(crate) arena: Arena,
     pub(crate) breaker: Breaker,
     pub(crate) counters: Counters,
     pub(crate) fast: Arc<Lane>,
@@ -117,7 +118,7 @@ pub(crate) struct Sizes {
 
 impl Lanes {
     /// Makes the lanes and starts their threads.
-    pub(crate) fn start(token: Arc<Token>, sizes: &Sizes) -> std::io::Result<Arc<Self>> {
+    pub(crate) fn start(driver: Box<dyn Driver>, arena: Arena, sizes: &Sizes) -> std::io::Result<Arc<Self>> {
         let lane = |name, width: usize, read_write| {
             let queue = Queue::new(sizes.queue);
             Arc::new(Lane {
@@ -129,7 +130,8 @@ impl Lanes {
             })
         };
         let lanes = Arc::new(Self {
-            token,
+            driver,
+            arena,
             breaker: Breaker::default(),
             counters: Counters::default(),
             fast: lane("fast", sizes.fast, false),
@@ -363,7 +365,8 @@ struct Worker<'a> {
     lanes: &'a Lanes,
     lane: &'a Lane,
     pulse: &'a Pulse,
-    session: Option<Session>,
+    /// The session and the epoch in which it was opened.
+    session: Option<(u64, Box<dyn Backend>)>,
 }
 
 impl Worker<'_> {
@@ -421,7 +424,7 @@ impl Worker<'_> {
         let mut result = self.attempt(&mut request);
         if let Err(BackendError::SessionLost { function, code }) = result {
             tracing::info!(function, code, "Device session lost, opening another");
-            self.lanes.token.bump_epoch();
+            self.lanes.driver.bump_epoch();
             result = self.attempt(&mut request);
         }
         match result {
@@ -436,18 +439,20 @@ impl Worker<'_> {
     }
 
     fn attempt(&mut self, request: &mut Request) -> Result<Output, BackendError> {
-        let current = self.session.as_ref().is_some_and(Session::is_current);
-        if !current {
-            self.session = None;
-            self.session = Some(Session::open(&self.lanes.token, self.lane.read_write)?);
-        }
-        let Some(session) = self.session.as_mut() else {
-            return Err(BackendError::Away { function: "C_OpenSession", code: 0 });
+        let driver = self.lanes.driver.as_ref();
+        let epoch = driver.epoch();
+        let mut session = match self.session.take() {
+            Some((since, session)) if since == epoch => session,
+            // Closed before the next one is opened: some devices have few.
+            void => {
+                drop(void);
+                driver.open(self.lane.read_write)?
+            }
         };
-        let result = request.call(session);
-        if !matches!(result, Ok(_) | Err(BackendError::Rejected { .. } | BackendError::Missing)) {
-            // An operation may still be active in this session (HS-7): never use it again.
-            self.session = None;
+        let result = request.call(session.as_mut(), driver);
+        // After anything else an operation may still be active in the session (HS-7): never use it again.
+        if matches!(result, Ok(_) | Err(BackendError::Rejected { .. } | BackendError::Missing)) {
+            self.session = Some((epoch, session));
         }
         result
     }

@@ -47,11 +47,6 @@ impl Session {
         Ok(Self { token: Arc::clone(token), session, handles: HashMap::new() })
     }
 
-    /// Whether nothing has voided this session since it was opened.
-    pub(crate) fn is_current(&self) -> bool {
-        self.session.is_current()
-    }
-
     pub(super) fn token(&self) -> &Token {
         &self.token
     }

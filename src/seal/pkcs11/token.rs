@@ -19,6 +19,7 @@ use cryptoki::slot::Slot;
 
 use crate::seal::StartError;
 use crate::seal::backend::BackendError;
+use crate::seal::driver::{Known, Problem};
 use crate::seal::guarded::{Arena, SecretBuf};
 use crate::seal::key::WrapMechanism;
 use crate::seal::latch::{Held, Latch};
@@ -30,24 +31,6 @@ const CKR_USER_ALREADY_LOGGED_IN: u64 = 0x100;
 /// How long recovery waits for running calls to leave the module before it gives up for this round.
 const QUIET_WAIT: Duration = Duration::from_secs(3);
 
-/// Why the token cannot be used now.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum TokenProblem {
-    /// It may come back by itself.
-    Away(String),
-    /// A person is needed; no login is tried.
-    Stopped(String),
-}
-
-impl From<TokenProblem> for BackendError {
-    fn from(problem: TokenProblem) -> Self {
-        match problem {
-            TokenProblem::Away(_) => Self::Away { function: "open token", code: 0 },
-            TokenProblem::Stopped(reason) => Self::Stopped(reason),
-        }
-    }
-}
-
 /// The library while it is initialised and the token in it.
 pub(super) struct Loaded {
     pkcs11: Pkcs11,
@@ -57,14 +40,6 @@ pub(super) struct Loaded {
     pub(super) info: TokenInfo,
     /// Holds the login. `None` before the first login and after it was lost.
     anchor: Mutex<Option<RawSession>>,
-}
-
-/// What is known of the token and stays known while it is away.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Known {
-    pub(crate) library: String,
-    pub(crate) label: String,
-    pub(crate) serial: String,
 }
 
 /// The token.
@@ -130,13 +105,13 @@ impl Token {
     }
 
     /// Initialises the library where needed, finds the token, checks its identity and logs in.
-    pub(crate) fn bring_up(&self) -> Result<(), TokenProblem> {
+    pub(crate) fn bring_up(&self) -> Result<(), Problem> {
         self.load_once()?;
-        let entered = self.enter().map_err(|error| TokenProblem::Away(error.to_string()))?;
+        let entered = self.enter().map_err(|error| Problem::Away(error.to_string()))?;
         self.login(&entered)
     }
 
-    fn load_once(&self) -> Result<(), TokenProblem> {
+    fn load_once(&self) -> Result<(), Problem> {
         if self.loaded.read().unwrap_or_else(PoisonError::into_inner).is_none() {
             let mut place = self.exclusive()?;
             if place.is_none() {
@@ -148,7 +123,7 @@ impl Token {
 
     /// The last step of recovery: finalises the library and brings everything up anew. While a call
     /// hangs inside the module that is not possible, and what is possible without it is done.
-    pub(crate) fn reinitialise(&self) -> Result<(), TokenProblem> {
+    pub(crate) fn reinitialise(&self) -> Result<(), Problem> {
         if let Err(problem) = self.take_down() {
             tracing::debug!(?problem, "PKCS#11 module not initialised again");
         }
@@ -156,7 +131,7 @@ impl Token {
     }
 
     /// Logs out by closing all sessions and finalises the library.
-    pub(crate) fn take_down(&self) -> Result<(), TokenProblem> {
+    pub(crate) fn take_down(&self) -> Result<(), Problem> {
         let mut place = self.exclusive()?;
         self.bump_epoch();
         if let Some(loaded) = place.take() {
@@ -171,7 +146,7 @@ impl Token {
     }
 
     /// Waits, for a bounded time, until no call is inside the module. A hung call means no.
-    fn exclusive(&self) -> Result<RwLockWriteGuard<'_, Option<Loaded>>, TokenProblem> {
+    fn exclusive(&self) -> Result<RwLockWriteGuard<'_, Option<Loaded>>, Problem> {
         let until = Instant::now() + QUIET_WAIT;
         loop {
             match self.loaded.try_write() {
@@ -181,14 +156,14 @@ impl Token {
                     std::thread::sleep(Duration::from_millis(2));
                 }
                 Err(std::sync::TryLockError::WouldBlock) => {
-                    return Err(TokenProblem::Away("a call hangs inside the module".to_owned()));
+                    return Err(Problem::Away("a call hangs inside the module".to_owned()));
                 }
             }
         }
     }
 
-    fn initialise(&self) -> Result<Loaded, TokenProblem> {
-        let away = |error: Error| TokenProblem::Away(format!("PKCS#11 module: {}", brief(&error)));
+    fn initialise(&self) -> Result<Loaded, Problem> {
+        let away = |error: Error| Problem::Away(format!("PKCS#11 module: {}", brief(&error)));
         let pkcs11 = Pkcs11::new(&self.selection.module).map_err(away)?;
         match pkcs11.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
             Ok(()) | Err(Error::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => {}
@@ -212,10 +187,10 @@ impl Token {
     }
 
     /// The one token that the selection means; slot numbers are not looked at.
-    fn find_token(&self, pkcs11: &Pkcs11) -> Result<(Slot, TokenInfo), TokenProblem> {
+    fn find_token(&self, pkcs11: &Pkcs11) -> Result<(Slot, TokenInfo), Problem> {
         let slots = pkcs11
             .get_slots_with_token()
-            .map_err(|error| TokenProblem::Away(format!("no slot list: {}", brief(&error))))?;
+            .map_err(|error| Problem::Away(format!("no slot list: {}", brief(&error))))?;
         let selection = &self.selection;
         let wanted = |info: &TokenInfo| {
             [
@@ -236,16 +211,14 @@ impl Token {
         let (slot, info) = match (found.pop(), found.is_empty()) {
             (Some(one), true) => one,
             (Some(_), false) => {
-                return Err(TokenProblem::Stopped(format!(
-                    "more than one token is {name}; choose by serial"
-                )));
+                return Err(Problem::Stopped(format!("more than one token is {name}; choose by serial")));
             }
-            (None, _) => return Err(TokenProblem::Away(format!("no token is {name}"))),
+            (None, _) => return Err(Problem::Away(format!("no token is {name}"))),
         };
         let expected =
             self.latch.expected_serial(&name, &info.serial).map_err(|error| latch_problem(&error))?;
         if expected != info.serial {
-            return Err(TokenProblem::Stopped(format!(
+            return Err(Problem::Stopped(format!(
                 "the token that is {name} has serial {}, and {expected} was known: another token; no PIN was sent",
                 info.serial
             )));
@@ -274,8 +247,8 @@ impl Token {
 
     /// Logs in unless the anchor session says that the application is logged in already. One thread
     /// at a time, so that many threads which lost their login cause one login together (HS-6).
-    fn login(&self, entered: &Entered<'_>) -> Result<(), TokenProblem> {
-        let away = |error: BackendError| TokenProblem::Away(error.to_string());
+    fn login(&self, entered: &Entered<'_>) -> Result<(), Problem> {
+        let away = |error: BackendError| Problem::Away(error.to_string());
         let loaded = entered.loaded();
         let mut anchor = lock(&loaded.anchor);
         let alive =
@@ -292,14 +265,14 @@ impl Token {
     }
 
     /// The only place where a PIN leaves the process, at most once for each PIN that is wrong.
-    fn send_pin(&self, loaded: &Loaded, session: &RawSession) -> Result<(), TokenProblem> {
+    fn send_pin(&self, loaded: &Loaded, session: &RawSession) -> Result<(), Problem> {
         let info = self
             .raw
             .token_info(loaded.slot.id())
-            .map_err(|error| TokenProblem::Away(error.function.to_owned()))?;
-        let stopped = |reason: &str| Err(TokenProblem::Stopped(reason.to_owned()));
+            .map_err(|error| Problem::Away(error.function.to_owned()))?;
+        let stopped = |reason: &str| Err(Problem::Stopped(reason.to_owned()));
         if info.serial != loaded.info.serial {
-            return Err(TokenProblem::Away("the slot holds another token now".to_owned()));
+            return Err(Problem::Away("the slot holds another token now".to_owned()));
         }
         if info.pin_locked() {
             return stopped("the token says that the PIN is locked; no login was tried");
@@ -311,7 +284,7 @@ impl Token {
             return stopped("the token has no user PIN yet");
         }
         let pin =
-            self.selection.read_pin(&self.arena).map_err(|error| TokenProblem::Stopped(error.to_string()))?;
+            self.selection.read_pin(&self.arena).map_err(|error| Problem::Stopped(error.to_string()))?;
         let attempt = pin
             .with(|pin| self.latch.begin(&Self::latch_name(&info), pin))
             .map_err(|error| latch_problem(&error))?;
@@ -334,7 +307,7 @@ impl Token {
             Err(error) if error.code == CKR_USER_ALREADY_LOGGED_IN => (attempt.succeeded(), Ok(())),
             Err(error) => match pin_problem(error.code) {
                 Some(text) => (attempt.wrong_pin(), stopped(text)),
-                None => (attempt.undecided(), Err(TokenProblem::Away(BackendError::from(error).to_string()))),
+                None => (attempt.undecided(), Err(Problem::Away(BackendError::from(error).to_string()))),
             },
         };
         noted.map_err(|error| latch_problem(&error))?;
@@ -358,7 +331,7 @@ impl Token {
             // Another serial number had kept the token from being taken up.
             self.latch.forget_serial(&self.selection_name()).map_err(|error| error.to_string())?;
         }
-        self.load_once().map_err(|(TokenProblem::Away(reason) | TokenProblem::Stopped(reason))| reason)?;
+        self.load_once().map_err(|(Problem::Away(reason) | Problem::Stopped(reason))| reason)?;
         let entered = self.enter().map_err(|error| error.to_string())?;
         let name = Self::latch_name(&entered.loaded().info);
         self.latch.clear(&name, force).map_err(|error| error.to_string())?;
@@ -372,8 +345,8 @@ impl Token {
     }
 }
 
-fn latch_problem(error: &std::io::Error) -> TokenProblem {
-    TokenProblem::Stopped(format!("the PIN latch cannot be used, so no PIN is sent: {error}"))
+fn latch_problem(error: &std::io::Error) -> Problem {
+    Problem::Stopped(format!("the PIN latch cannot be used, so no PIN is sent: {error}"))
 }
 
 /// cryptoki's texts quote whole paragraphs of the standard; the name is enough.
@@ -410,11 +383,6 @@ pub(super) struct OwnSession {
 }
 
 impl OwnSession {
-    /// Whether nothing has voided the session since it was opened.
-    pub(super) fn is_current(&self) -> bool {
-        self.epoch == self.token.epoch()
-    }
-
     /// Enters the module for one call with this session.
     pub(super) fn enter<'a>(&self, token: &'a Token) -> Result<Entered<'a>, BackendError> {
         let entered = token.enter()?;

@@ -1,0 +1,70 @@
+//! A device, loaded once for the life of the daemon: what the lanes and recovery ask of it.
+//!
+//! A driver brings the device up and down and opens sessions, each of which is a [`Backend`]. It keeps
+//! an epoch: a number that grows whenever sessions and handles became void, so that nobody goes on with
+//! one from before. When to do what is decided in `worker.rs` and `recovery.rs`, for every device alike.
+
+use crate::seal::backend::{Backend, BackendError};
+
+/// Why the device cannot be used now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Problem {
+    /// It may come back by itself.
+    Away(String),
+    /// A person is needed; no login is tried.
+    Stopped(String),
+}
+
+impl From<Problem> for BackendError {
+    fn from(problem: Problem) -> Self {
+        match problem {
+            Problem::Away(_) => Self::Away { function: "open device", code: 0 },
+            Problem::Stopped(reason) => Self::Stopped(reason),
+        }
+    }
+}
+
+/// What is known of the device and stays known while it is away.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Known {
+    /// The library's or the chip's own description.
+    pub(crate) library: String,
+    /// The token's label, or what stands for it.
+    pub(crate) label: String,
+    /// The token's serial number, or what tells this device from another.
+    pub(crate) serial: String,
+}
+
+/// One device. Shared by all threads that have sessions with it.
+pub(crate) trait Driver: Send + Sync {
+    /// Opens a session that is logged in. Blocks; called by the thread that owns the session.
+    fn open(&self, read_write: bool) -> Result<Box<dyn Backend>, BackendError>;
+
+    /// Initialises what needs it, checks that it is the device that was known, and logs in.
+    fn bring_up(&self) -> Result<(), Problem>;
+
+    /// The last step of recovery: takes everything down where that is possible, and brings it up anew.
+    fn reinitialise(&self) -> Result<(), Problem>;
+
+    /// Logs out and lets the device go.
+    fn take_down(&self) -> Result<(), Problem>;
+
+    /// Grows whenever sessions and handles became void.
+    fn epoch(&self) -> u64;
+
+    /// Voids every session and handle that was opened so far.
+    fn bump_epoch(&self);
+
+    /// What is known of the device. Never waits for it.
+    fn known(&self) -> Known;
+
+    /// What the configuration calls it: the module's path, the TPM's address.
+    fn address(&self) -> String;
+
+    /// Clears the latch that a wrong PIN has set; sends none. Whether the PIN that its source gives now
+    /// may be sent.
+    fn unlatch(&self, force: bool) -> Result<bool, String>;
+
+    /// What the device can do, measured.
+    fn capabilities(&self) -> Result<serde_json::Value, BackendError>;
+}
