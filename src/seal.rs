@@ -17,10 +17,13 @@ mod faults;
 pub mod guarded;
 mod key;
 mod latch;
+mod pin;
 pub mod pkcs11;
 mod queue;
 mod recovery;
 mod request;
+#[cfg(feature = "tpm")]
+pub mod tpm;
 mod worker;
 
 use std::sync::Arc;

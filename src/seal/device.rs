@@ -8,10 +8,10 @@ use std::time::Duration;
 use crate::seal::driver::Driver;
 use crate::seal::guarded::Arena;
 use crate::seal::latch::Latch;
-use crate::seal::pkcs11;
 use crate::seal::recovery::{self, Watch};
 use crate::seal::worker::{Lanes, Sizes};
 use crate::seal::{KeyAdmin, SealError, Sealer};
+use crate::seal::{pkcs11, tpm};
 
 /// How the device is driven (`[seal]` in the configuration).
 #[derive(Clone, Debug, serde::Deserialize)]
@@ -20,6 +20,9 @@ pub struct Config {
     /// The PKCS#11 module and token.
     #[serde(default)]
     pub pkcs11: Option<pkcs11::Config>,
+    /// The TPM; one of both.
+    #[serde(default)]
+    pub tpm: Option<tpm::Config>,
     /// Where the wrong-PIN latch is kept; daemons of one host that share a token should share it.
     /// Default: `latch` in the data directory.
     #[serde(default)]
@@ -76,6 +79,9 @@ pub struct DeviceStatus {
     pub token_label: String,
     /// The token's serial number.
     pub token_serial: String,
+    /// What somebody should know although the device works, such as a TPM that counts failed tries.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub notice: Option<String>,
     /// Changes whenever handles were dropped in a recovery.
     pub epoch: u64,
     /// Jobs waiting, per lane (fast, slow, admin).
@@ -181,9 +187,11 @@ fn driver(config: &Config, arena: &Arena) -> Result<Box<dyn Driver>, StartError>
         path: latch_dir.display().to_string(),
         reason: error.to_string(),
     })?;
-    let pkcs11 =
-        config.pkcs11.as_ref().ok_or_else(|| StartError::Selection("[seal.pkcs11] is missing".to_owned()))?;
-    pkcs11::load(pkcs11, latch, arena)
+    match (&config.pkcs11, &config.tpm) {
+        (Some(pkcs11), None) => pkcs11::load(pkcs11, latch, arena),
+        (None, Some(tpm)) => tpm::load(tpm, latch, arena),
+        _ => Err(StartError::Selection("give one of [seal.pkcs11] and [seal.tpm]".to_owned())),
+    }
 }
 
 /// Allows login again after a wrong PIN was replaced. `force` also for the same PIN, and for another
@@ -213,6 +221,7 @@ impl Device {
             library: known.library,
             token_label: known.label,
             token_serial: known.serial,
+            notice: known.notice,
             epoch: self.lanes.driver.epoch(),
             queued: self.lanes.queued(),
             stuck_threads: self.lanes.counters.stuck.load(Ordering::Relaxed),

@@ -33,6 +33,8 @@ pub(crate) struct Known {
     pub(crate) label: String,
     /// The token's serial number, or what tells this device from another.
     pub(crate) serial: String,
+    /// What somebody should know although the device works.
+    pub(crate) notice: Option<String>,
 }
 
 /// One device. Shared by all threads that have sessions with it.

@@ -135,8 +135,7 @@ impl WrappedKey {
         let version = u32::from_be_bytes(reader.array()?);
         let mechanism = WrapMechanism::parse(reader.short()?).ok_or(BadSealed)?;
         let (iv, bytes) = (reader.short()?, reader.short()?);
-        let (iv_len, len) = mechanism.lengths();
-        if iv.len() != iv_len || bytes.len() != len {
+        if !mechanism.accepts(iv.len(), bytes.len()) {
             return Err(BadSealed);
         }
         Ok(Self { kek, version, dek: WrappedDek { mechanism, iv: iv.to_vec(), bytes: bytes.to_vec() } })

@@ -185,11 +185,17 @@ pub enum WrapMechanism {
     AesKw,
     /// The same bytes as [`WrapMechanism::AesKw`], by `C_WrapKey`/`C_UnwrapKey`.
     AesKwObject,
+    /// `DEK || SHA-256(AAD)` as a sealed child of the KEK in a TPM (`TPM2_Create`, `TPM2_Unseal`).
+    TpmSeal,
 }
 
 impl WrapMechanism {
-    const ALL: [(Self, u8, &'static str); 3] =
-        [(Self::AesGcm, 1, "A256GCM"), (Self::AesKw, 2, "A256KW"), (Self::AesKwObject, 3, "A256KW-OBJ")];
+    const ALL: [(Self, u8, &'static str); 4] = [
+        (Self::AesGcm, 1, "A256GCM"),
+        (Self::AesKw, 2, "A256KW"),
+        (Self::AesKwObject, 3, "A256KW-OBJ"),
+        (Self::TpmSeal, 16, "TPM2-SEAL"),
+    ];
 
     fn code(self) -> u8 {
         Self::ALL.into_iter().find(|(mechanism, ..)| *mechanism == self).map_or(0, |(_, code, _)| code)
@@ -199,11 +205,22 @@ impl WrapMechanism {
         Self::ALL.into_iter().find(|(_, known, _)| *known == code).map(|(mechanism, ..)| mechanism)
     }
 
-    /// Lengths of IV and wrapped bytes: 32 + 16 for GCM; 64 + 8 for key wrap of DEK and hash.
+    /// Lengths of IV and wrapped bytes: 32 + 16 for GCM; 64 + 8 for key wrap of DEK and hash; what a TPM
+    /// makes of them is its own affair (about 220), and at most what the header's length byte can say.
     pub(crate) const fn lengths(self) -> (usize, usize) {
         match self {
             Self::AesGcm => (12, 48),
             Self::AesKw | Self::AesKwObject => (0, 72),
+            Self::TpmSeal => (0, 255),
+        }
+    }
+
+    /// Whether an IV and wrapped bytes of these lengths can be of this mechanism.
+    pub(crate) const fn accepts(self, iv: usize, bytes: usize) -> bool {
+        let (iv_len, len) = self.lengths();
+        match self {
+            Self::TpmSeal => iv == iv_len && bytes > 32 && bytes <= len,
+            _ => iv == iv_len && bytes == len,
         }
     }
 
@@ -238,6 +255,8 @@ pub(crate) enum Pin {
     Fingerprint(Fingerprint),
     /// A known value wrapped by this KEK: it opens, so this is the KEK; it opens, so the device is well.
     Canary(WrappedDek),
+    /// A fingerprint, and the key itself as the device gave it out: encrypted, and only this device can load it.
+    Blob { fingerprint: Fingerprint, blob: Vec<u8> },
 }
 
 /// SHA-256 over what makes a key recognisable.
@@ -279,7 +298,10 @@ impl KeyRef {
 
     /// Whether the key is pinned by this public key, so that the device signs with this one and no other.
     pub fn is_pinned_by(&self, key: &PublicKey) -> bool {
-        *self.pin == Pin::Fingerprint(key.fingerprint())
+        match &*self.pin {
+            Pin::Fingerprint(pinned) | Pin::Blob { fingerprint: pinned, .. } => *pinned == key.fingerprint(),
+            Pin::Planned | Pin::Canary(_) => false,
+        }
     }
 
     pub(crate) fn pinned(&self, pin: Pin) -> Self {
@@ -305,6 +327,11 @@ impl KeyRef {
                 out.push(len);
                 out.extend_from_slice(&wrapped.bytes);
             }
+            Pin::Blob { fingerprint: Fingerprint(sum), blob } => {
+                out.push(3);
+                out.extend_from_slice(sum);
+                out.extend_from_slice(blob);
+            }
         }
         out
     }
@@ -325,6 +352,15 @@ impl KeyRef {
                 }
                 let mechanism = WrapMechanism::from_code(*mechanism)?;
                 Pin::Canary(WrappedDek { mechanism, iv: iv.to_vec(), bytes: wrapped.to_vec() })
+            }
+            [3, rest @ ..] => {
+                let (sum, blob) = rest.split_first_chunk::<32>()?;
+                let len = usize::from(u16::from_be_bytes(*blob.first_chunk::<2>()?));
+                // The device's own length and at least something after it: a cut blob is no key.
+                if blob.len() <= 2 + len {
+                    return None;
+                }
+                Pin::Blob { fingerprint: Fingerprint(*sum), blob: blob.to_vec() }
             }
             _ => return None,
         };

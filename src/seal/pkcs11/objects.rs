@@ -70,6 +70,8 @@ fn kek_roles(mechanism: WrapMechanism) -> ([AttributeType; 2], MechanismType) {
         WrapMechanism::AesKwObject => {
             ([AttributeType::Wrap, AttributeType::Unwrap], MechanismType::AES_KEY_WRAP)
         }
+        // `Session` refuses such a KEK before; with no role of its own it would be of no use.
+        WrapMechanism::TpmSeal => (crypt, MechanismType::AES_GCM),
     }
 }
 

@@ -9,15 +9,8 @@ use std::path::{Path, PathBuf};
 use crate::seal::StartError;
 use crate::seal::guarded::{Arena, SecretBuf};
 use crate::seal::key::WrapMechanism;
+use crate::seal::pin::PinSource;
 use crate::seal::pkcs11::{Config, GcmIv};
-
-/// Where the PIN is read from, each time it is needed: a changed PIN needs no restart.
-pub(crate) enum PinSource {
-    /// A file; one trailing line end is not part of the PIN.
-    File(PathBuf),
-    /// Typed at start; kept in guarded memory.
-    Typed(SecretBuf),
-}
 
 /// A checked selection.
 pub(crate) struct Selection {
@@ -64,34 +57,19 @@ impl Selection {
         let source =
             source.ok_or_else(|| selection("no `pin_source` (file:/path, credential:NAME, prompt)"))?;
         let module = check_module(&module)?;
-        let pin = pin_source(&source, config.credentials_dir.as_deref(), arena)?;
+        let pin = PinSource::parse(&source, config.credentials_dir.as_deref(), arena)?;
         let (manufacturer, model) = (uri.manufacturer, uri.model);
         Ok(Self { module, label, serial, manufacturer, model, pin, wrap, gcm_iv: config.gcm_iv })
     }
 
     /// Reads the PIN into guarded memory.
     pub(crate) fn read_pin(&self, arena: &Arena) -> Result<SecretBuf, StartError> {
-        let (origin, reason) = match &self.pin {
-            PinSource::Typed(pin) => {
-                let mut copy = arena.try_take(pin.len()).map_err(|error| pin_error("prompt", error))?;
-                pin.with(|pin| copy.with_mut(|copy| copy.copy_from_slice(pin)));
-                return Ok(copy);
-            }
-            PinSource::File(path) => match read_file(path, arena) {
-                Ok(pin) => return Ok(pin),
-                Err(reason) => (path.display().to_string(), reason),
-            },
-        };
-        Err(StartError::Pin { origin, reason })
+        self.pin.read(arena)
     }
 }
 
 fn selection(reason: &str) -> StartError {
     StartError::Selection(reason.to_owned())
-}
-
-fn pin_error(origin: &str, error: impl std::fmt::Display) -> StartError {
-    StartError::Pin { origin: origin.to_owned(), reason: error.to_string() }
 }
 
 fn parse_uri(uri: &str) -> Result<FromUri, StartError> {
@@ -184,66 +162,6 @@ fn check_module(path: &Path) -> Result<PathBuf, StartError> {
         return Err(problem("the file or its directory is writable by everybody; refusing to load it"));
     }
     Ok(real)
-}
-
-fn pin_source(source: &str, credentials: Option<&Path>, arena: &Arena) -> Result<PinSource, StartError> {
-    if source == "prompt" {
-        let typed = rpassword::prompt_password("User PIN of the token: ")
-            .map_err(|error| pin_error("prompt", error))?;
-        let typed = zeroize::Zeroizing::new(typed);
-        let mut pin = arena.try_take(typed.len()).map_err(|error| pin_error("prompt", error))?;
-        pin.with_mut(|pin| pin.copy_from_slice(typed.as_bytes()));
-        return Ok(PinSource::Typed(pin));
-    }
-    let path = if let Some(name) = source.strip_prefix("credential:") {
-        let dir = credentials.ok_or_else(|| {
-            let hint = "run it with `systemd-run -p LoadCredentialEncrypted=...` (README, On a real HSM)";
-            pin_error(source, format!("systemd passed no credentials to this process; {hint}"))
-        })?;
-        if name.is_empty() || name.contains('/') {
-            return Err(pin_error(source, "not a credential name"));
-        }
-        dir.join(name)
-    } else if let Some(path) = source.strip_prefix("file://").or_else(|| source.strip_prefix("file:")) {
-        PathBuf::from(path)
-    } else {
-        return Err(selection("`pin_source` must be file:/path, credential:NAME or prompt"));
-    };
-    let mode = fs::metadata(&path).map_err(|error| pin_error(source, error))?.permissions().mode();
-    if mode & 0o077 != 0 {
-        return Err(pin_error(
-            source,
-            format!("mode {:o} lets others read it; use 0400 or 0600", mode & 0o777),
-        ));
-    }
-    Ok(PinSource::File(path))
-}
-
-/// Reads straight into a guarded slot, so that the PIN never lies in ordinary memory.
-fn read_file(path: &Path, arena: &Arena) -> Result<SecretBuf, String> {
-    use std::io::Read;
-    let mut file = fs::File::open(path).map_err(|error| error.to_string())?;
-    let mut pin = arena.try_take(512).map_err(|error| error.to_string())?;
-    let read = pin.with_mut(|room| {
-        let mut filled = 0;
-        loop {
-            match file.read(&mut room[filled..]) {
-                Ok(0) => return Ok(filled),
-                Ok(count) => filled += count,
-                Err(error) => return Err(error.to_string()),
-            }
-        }
-    })?;
-    let end = pin.with(|bytes| match &bytes[..read] {
-        [.., b'\r', b'\n'] => read - 2,
-        [.., b'\n'] => read - 1,
-        _ => read,
-    });
-    if end == 0 || read == 512 {
-        return Err("empty, or longer than a PIN can be".to_owned());
-    }
-    pin.truncate(end);
-    Ok(pin)
 }
 
 #[cfg(test)]

@@ -100,6 +100,9 @@ impl Session {
             },
             Pin::Fingerprint(expected) if self.fingerprint(key, handle)? == *expected => Ok(()),
             Pin::Fingerprint(_) => Err(BackendError::Unfit("its fingerprint is another one".to_owned())),
+            Pin::Blob { .. } => {
+                Err(BackendError::Unfit("it was made on a device of another kind".to_owned()))
+            }
         }
     }
 

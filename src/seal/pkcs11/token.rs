@@ -182,7 +182,8 @@ impl Token {
             |_| String::new(),
             |info| format!("{} {}", info.library_description().trim(), info.library_version()),
         );
-        *lock(&self.known) = Known { library, label: info.label.clone(), serial: info.serial.clone() };
+        *lock(&self.known) =
+            Known { library, label: info.label.clone(), serial: info.serial.clone(), notice: None };
         Ok(Loaded { pkcs11, since: self.epoch(), slot, info, anchor: Mutex::new(None) })
     }
 

@@ -70,6 +70,7 @@ impl Wrapper<'_> {
                 bound.with(|bound| self.raw().encrypt(self.session, plain, self.kek, bound, &mut bytes))?
             }
             WrapMechanism::AesKwObject => self.wrap_object(dek, aad, &mut bytes)?,
+            WrapMechanism::TpmSeal => return Err(own_fault("another kind of device")),
         };
         if written != len {
             return Err(own_fault("length of a wrapped key"));
@@ -107,6 +108,7 @@ impl Wrapper<'_> {
                 out.with_mut(|out| self.raw().decrypt(self.session, plain, self.kek, bytes, out))
             }
             WrapMechanism::AesKwObject => self.unwrap_object(bytes, out),
+            WrapMechanism::TpmSeal => return Err(own_fault("another kind of device")),
         }
         .map_err(from_unwrap)?;
         match wrapped.mechanism {
@@ -218,6 +220,7 @@ pub(super) fn works(
     let roles: [CK_ULONG; 2] = match candidate {
         WrapMechanism::AesGcm | WrapMechanism::AesKw => [CKA_ENCRYPT, CKA_DECRYPT],
         WrapMechanism::AesKwObject => [CKA_WRAP, CKA_UNWRAP],
+        WrapMechanism::TpmSeal => return Ok(false),
     };
     let mut template = vec![
         (CKA_CLASS, ulong(CKO_SECRET_KEY)),
@@ -330,6 +333,7 @@ fn claims(token: &Token, entered: &Entered<'_>, candidate: WrapMechanism) -> Res
         WrapMechanism::AesGcm => (CKM_AES_GCM, CKF_ENCRYPT | CKF_DECRYPT),
         WrapMechanism::AesKw => (CKM_AES_KEY_WRAP, CKF_ENCRYPT | CKF_DECRYPT),
         WrapMechanism::AesKwObject => (CKM_AES_KEY_WRAP, CKF_WRAP | CKF_UNWRAP),
+        WrapMechanism::TpmSeal => return Ok(false),
     };
     match token.raw.mechanism_info(entered.loaded().slot.id(), mechanism).map_err(BackendError::from) {
         Ok((_, _, flags)) => Ok(flags & wanted == wanted),

@@ -1,0 +1,585 @@
+//! Keys in a TPM as a [`Backend`].
+//!
+//! A KEK needs 32 bytes that only the chip has, in an index of its non-volatile memory: they are part of its
+//! template, so the key is gone for good when the index is. What was sealed by it, in backups too, stays
+//! shut then. Signing and MAC keys are blobs in their [`KeyRef`] and end with the last copy of it.
+
+use std::sync::Arc;
+
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq;
+use tss_esapi::Context;
+use tss_esapi::handles::{KeyHandle, NvIndexTpmHandle, ObjectHandle, TpmHandle};
+use tss_esapi::interface_types::algorithm::HashingAlgorithm;
+use tss_esapi::interface_types::resource_handles::{NvAuth, Provision};
+use tss_esapi::structures::{
+    Digest, HashScheme, HashcheckTicket, MaxBuffer, MaxNvBuffer, NvPublicBuilder, Private, Public,
+    PublicBuffer, SensitiveData, Signature as TpmSignature, SignatureScheme,
+};
+use tss_esapi::traits::Marshall;
+use zeroize::Zeroize;
+
+use super::error::Fail;
+use super::link::{Link, Origin, ROOT};
+use super::{Tpm, scrub, template};
+use crate::seal::KeyReport;
+use crate::seal::backend::{Backend, BackendError};
+use crate::seal::envelope::{DEK_LEN, DEK_SLOT_LEN};
+use crate::seal::guarded::SecretBuf;
+use crate::seal::key::{
+    Alg, Fingerprint, KeyId, KeyRef, KeySpec, Pin, PublicKey, Signature, WrapMechanism, WrappedDek,
+};
+
+/// The canary's context and the message of a MAC's fingerprint: fixed texts, never anything of a tenant.
+const CANARY_AAD: &[u8] = b"lacre/canary/v1";
+const MAC_PIN_TEXT: &[u8] = b"lacre/pin/v1/mac";
+/// `DEK || SHA-256(context)`.
+const SEALED_LEN: usize = DEK_LEN + 32;
+/// SHA-256 is what a sealed object is named by.
+const UNIQUE_LEN: usize = 32;
+/// The owner's indices (registry of reserved TPM handles, section 2.2.2): 22 bits of a key's id choose one.
+const NV_FIRST: u32 = 0x0180_0000;
+const NV_BITS: u32 = 0x003F_FFFF;
+/// A key's id and 32 random bytes.
+const NV_LEN: usize = 16 + 32;
+/// NV_DEFINED: the index exists. HANDLE: it does not.
+const NV_DEFINED: u32 = 0x14C;
+
+/// A thread's view of the TPM. All of them share one connection.
+pub(super) struct Session {
+    tpm: Arc<Tpm>,
+}
+
+impl Session {
+    pub(super) fn new(tpm: Arc<Tpm>) -> Self {
+        Self { tpm }
+    }
+}
+
+fn refused(function: &'static str) -> BackendError {
+    BackendError::Refused { function, code: 0 }
+}
+
+fn nv_index(id: KeyId) -> Result<NvIndexTpmHandle, BackendError> {
+    let [a, b, c, ..] = *id.as_bytes();
+    NvIndexTpmHandle::new(NV_FIRST | (u32::from_be_bytes([0, a, b, c]) & NV_BITS))
+        .map_err(|_| refused("NV index"))
+}
+
+/// What the chip keeps of a KEK; `None` if it keeps nothing under that id.
+fn read_salt(link: &mut Link, id: KeyId) -> Result<Option<[u8; 32]>, BackendError> {
+    let index = nv_index(id)?;
+    if !link.handles(u32::from(index)).contains(&TpmHandle::NvIndex(index)) {
+        return Ok(None);
+    }
+    let fail = |error| Fail::new("TPM2_NV_Read", error);
+    let mut handle = link.context.tr_from_tpm_public(TpmHandle::NvIndex(index)).map_err(fail)?;
+    let sessions = link.as_owner();
+    let len = u16::try_from(NV_LEN).unwrap_or(u16::MAX);
+    let read = link
+        .command("TPM2_NV_Read", sessions, |context| context.nv_read(NvAuth::Owner, handle.into(), len, 0));
+    link.context.tr_close(&mut handle).map_err(fail)?;
+    match read {
+        Ok(data) => match data.value().split_at_checked(16) {
+            Some((owner, salt)) if owner == id.as_bytes() => Ok(salt.try_into().ok()),
+            // Somebody else's index, or one that was never written.
+            _ => Ok(None),
+        },
+        // NV_UNINITIALIZED: a crash came between definition and writing.
+        Err(fail) if fail.code & 0xFFFF == 0x14A => Ok(None),
+        Err(fail) => Err(fail.into()),
+    }
+}
+
+/// Gives the chip something to keep for a KEK; repeated, it is what is there already.
+fn make_salt(link: &mut Link, id: KeyId) -> Result<(), BackendError> {
+    if read_salt(link, id)?.is_some() {
+        return Ok(());
+    }
+    let index = nv_index(id)?;
+    let attributes = tss_esapi::attributes::NvIndexAttributesBuilder::new()
+        .with_owner_write(true)
+        .with_owner_read(true)
+        .with_no_da(true)
+        .build()
+        .map_err(|_| refused("NV attributes"))?;
+    let public = NvPublicBuilder::new()
+        .with_nv_index(index)
+        .with_index_name_algorithm(HashingAlgorithm::Sha256)
+        .with_index_attributes(attributes)
+        .with_data_area_size(NV_LEN)
+        .build()
+        .map_err(|_| refused("NV template"))?;
+    let mut data = [0; NV_LEN];
+    data[..16].copy_from_slice(id.as_bytes());
+    getrandom::fill(&mut data[16..]).map_err(|_| refused("getrandom"))?;
+    let data = MaxNvBuffer::try_from(&data[..]).map_err(|_| refused("NV data"))?;
+    let sessions = link.as_owner();
+    let define = |context: &mut Context| context.nv_define_space(Provision::Owner, None, public);
+    let defined = match link.command("TPM2_NV_DefineSpace", sessions, define) {
+        Ok(handle) => ObjectHandle::from(handle),
+        // Defined by an earlier try that ended before it wrote.
+        Err(fail) if fail.code & 0xFFFF == NV_DEFINED => {
+            let handle = link.context.tr_from_tpm_public(TpmHandle::NvIndex(index));
+            handle.map_err(|error| Fail::new("NV index", error))?
+        }
+        Err(fail) => return Err(fail.into()),
+    };
+    let mut handle = defined;
+    let sessions = link.as_owner();
+    let written = link.command("TPM2_NV_Write", sessions, |context| {
+        context.nv_write(NvAuth::Owner, handle.into(), data, 0)
+    });
+    link.context.tr_close(&mut handle).map_err(|error| Fail::new("NV index", error))?;
+    Ok(written?)
+}
+
+fn destroy_salt(link: &mut Link, id: KeyId) -> Result<(), BackendError> {
+    if read_salt(link, id)?.is_none() {
+        return Ok(());
+    }
+    let fail = |error| Fail::new("TPM2_NV_UndefineSpace", error);
+    let handle = link.context.tr_from_tpm_public(TpmHandle::NvIndex(nv_index(id)?)).map_err(fail)?;
+    // Nothing to encrypt here, and the TPM refuses a second session that does nothing.
+    let sessions = (link.as_owner().0, None);
+    Ok(link.command("TPM2_NV_UndefineSpace", sessions, |context| {
+        context.nv_undefine_space(Provision::Owner, handle.into())
+    })?)
+}
+
+/// The KEK's handle.
+fn kek(link: &mut Link, id: KeyId) -> Result<KeyHandle, BackendError> {
+    if let Some(handle) = link.loaded(*id.as_bytes()) {
+        return Ok(handle);
+    }
+    let salt = read_salt(link, id)?.ok_or(BackendError::Missing)?;
+    let unique = template::unique_of(id, &salt);
+    Ok(link.again(|link| link.load(*id.as_bytes(), &|| Ok(Origin::Primary(template::kek(&unique)?))))?)
+}
+
+/// The handle of a signing or MAC key, from its blob.
+fn leaf(link: &mut Link, key: &KeyRef) -> Result<KeyHandle, BackendError> {
+    let blob = match &*key.pin {
+        Pin::Blob { blob, .. } => blob,
+        Pin::Planned => return Err(BackendError::Unfit("it was planned and never generated".to_owned())),
+        Pin::Fingerprint(_) | Pin::Canary(_) => {
+            return Err(BackendError::Unfit("it was made on a device of another kind".to_owned()));
+        }
+    };
+    let load = |link: &mut Link| {
+        link.load(*key.id.as_bytes(), &|| read_blob(blob).map(|(a, b)| Origin::Child(a, b)))
+    };
+    link.again(load).map_err(|fail| match fail {
+        fail if fail.is_bad_blob() => BackendError::Unfit("this TPM did not make it".to_owned()),
+        fail => fail.into(),
+    })
+}
+
+/// Length of the private part, private part, public area.
+fn write_blob(private: &Private, public: &Public) -> Result<Vec<u8>, BackendError> {
+    let public = public.marshall().map_err(|_| refused("public area"))?;
+    let len = u16::try_from(private.value().len()).map_err(|_| refused("private part"))?;
+    Ok([&len.to_be_bytes(), private.value(), &public].concat())
+}
+
+fn read_blob(blob: &[u8]) -> Result<(Private, Public), BackendError> {
+    let unfit = || BackendError::Unfit("its blob cannot be read".to_owned());
+    let (len, rest) = blob.split_first_chunk::<2>().ok_or_else(unfit)?;
+    let (private, public) = rest.split_at_checked(usize::from(u16::from_be_bytes(*len))).ok_or_else(unfit)?;
+    let private = Private::try_from(private).map_err(|_| unfit())?;
+    // By the buffer type: the crate reads past the end of a short slice otherwise.
+    let public = PublicBuffer::try_from(public).and_then(Public::try_from).map_err(|_| unfit())?;
+    Ok((private, public))
+}
+
+/// What a KEK seals: the DEK, and a hash that ties it to its place.
+fn wrap(
+    tpm: &Tpm,
+    link: &mut Link,
+    id: KeyId,
+    dek: &SecretBuf,
+    aad: &[u8],
+) -> Result<WrappedDek, BackendError> {
+    let parent = kek(link, id)?;
+    let auth = link.auth(*id.as_bytes()).map_err(|error| Fail::new("auth value", error))?;
+    let mut bound = tpm.buffer(SEALED_LEN)?;
+    dek.with(|dek| {
+        bound.with_mut(|bound| {
+            bound[..DEK_LEN].copy_from_slice(dek);
+            bound[DEK_LEN..].copy_from_slice(&Sha256::digest(aad));
+        });
+    });
+    let sessions = link.under_parent();
+    let made = link.again(|link| {
+        let parent = link.loaded(*id.as_bytes()).unwrap_or(parent);
+        let data = bound
+            .with(|bound| SensitiveData::try_from(bound))
+            .map_err(|error| Fail::new("TPM2_Create", error))?;
+        let public = template::sealed(&[]).map_err(|_| Fail { function: "TPM template", code: 0 })?;
+        let auth = auth.clone();
+        link.command("TPM2_Create", sessions, |context| {
+            context.create(parent, public, Some(auth), Some(data), None, None)
+        })
+    });
+    scrub(link);
+    let made = made?;
+    link.prove();
+    let Public::KeyedHash { unique, .. } = &made.out_public else { return Err(refused("sealed object")) };
+    let bytes = [made.out_private.value(), unique.value()].concat();
+    if unique.value().len() != UNIQUE_LEN || !WrapMechanism::TpmSeal.accepts(0, bytes.len()) {
+        return Err(refused("size of a sealed object"));
+    }
+    Ok(WrappedDek { mechanism: WrapMechanism::TpmSeal, iv: Vec::new(), bytes })
+}
+
+/// Leaves the DEK in `out`, or `out` wiped after an error.
+fn unwrap(
+    link: &mut Link,
+    id: KeyId,
+    bytes: &[u8],
+    aad: &[u8],
+    out: &mut SecretBuf,
+) -> Result<(), BackendError> {
+    let parent = kek(link, id)?;
+    let rejected = |code: u32| BackendError::Rejected { function: "TPM2_Unseal", code: code.into() };
+    let at = bytes.len().checked_sub(UNIQUE_LEN).ok_or_else(|| rejected(0))?;
+    let (private, unique) = bytes.split_at(at);
+    let public = template::sealed(unique)?;
+    let private = Private::try_from(private).map_err(|_| rejected(0))?;
+    let auth = link.auth(*id.as_bytes()).map_err(|error| Fail::new("auth value", error))?;
+    let unsealed = link.again(|link| {
+        let parent = link.loaded(*id.as_bytes()).unwrap_or(parent);
+        let sessions = (Some(tss_esapi::interface_types::session_handles::AuthSession::Password), None);
+        let load = |context: &mut Context| context.load(parent, private.clone(), public.clone());
+        let leaf = link.command("TPM2_Load", sessions, load)?;
+        let unsealed = match link.context.tr_set_auth(leaf.into(), auth.clone()) {
+            Ok(()) => {
+                let sessions = link.secretly();
+                link.command("TPM2_Unseal", sessions, |context| context.unseal(leaf.into()))
+            }
+            Err(error) => Err(Fail::new("auth value", error)),
+        };
+        // Flushed on every path, and the first thing that went wrong is told.
+        let flushed = link.flush(leaf.into());
+        unsealed.and_then(|data| flushed.map(|()| data))
+    });
+    let bound = unsealed.as_ref().is_ok_and(|data| {
+        data.value().len() == SEALED_LEN && bool::from(data.value()[DEK_LEN..].ct_eq(&Sha256::digest(aad)))
+    });
+    if let (Ok(data), true) = (&unsealed, bound) {
+        out.with_mut(|out| out[..DEK_LEN].copy_from_slice(&data.value()[..DEK_LEN]));
+        out.truncate(DEK_LEN);
+    }
+    let result = unsealed.map(drop);
+    scrub(link);
+    match result {
+        Ok(()) if bound => {
+            link.prove();
+            Ok(())
+        }
+        Ok(()) => Err(rejected(0)),
+        Err(fail) if fail.is_bad_blob() => Err(rejected(fail.code)),
+        // In a session that worked before, it may be the session; a sealed object with another
+        // authorisation is one that somebody else made.
+        Err(fail) if fail.is_auth() && !link.is_proven() => Err(rejected(fail.code)),
+        Err(fail) => Err(fail.into()),
+    }
+}
+
+/// The canary's plaintext: known to everybody, useful to nobody, different for each key.
+fn canary_value(id: KeyId) -> [u8; 32] {
+    let mut sum = Sha256::new();
+    sum.update(CANARY_AAD);
+    sum.update(id.as_bytes());
+    sum.finalize().into()
+}
+
+fn open_canary(tpm: &Tpm, link: &mut Link, id: KeyId, canary: &WrappedDek) -> Result<(), BackendError> {
+    let mut out = tpm.buffer(DEK_SLOT_LEN)?;
+    unwrap(link, id, &canary.bytes, CANARY_AAD, &mut out)?;
+    let same = out.with(|out| out == canary_value(id));
+    if same { Ok(()) } else { Err(BackendError::Rejected { function: "canary", code: 0 }) }
+}
+
+/// Seals the canary and proves the KEK with it: opens, and not under another context, nor altered.
+fn make_canary(tpm: &Tpm, link: &mut Link, id: KeyId) -> Result<Pin, BackendError> {
+    let mut value = tpm.buffer(DEK_LEN)?;
+    value.with_mut(|value| value.copy_from_slice(&canary_value(id)));
+    let canary = wrap(tpm, link, id, &value, CANARY_AAD)?;
+    open_canary(tpm, link, id, &canary)?;
+    let mut flipped = canary.clone();
+    flipped.bytes[40] ^= 1;
+    for (bytes, aad) in [(&canary, &b"lacre/other/v1"[..]), (&flipped, CANARY_AAD)] {
+        let mut out = tpm.buffer(DEK_SLOT_LEN)?;
+        if !matches!(unwrap(link, id, &bytes.bytes, aad, &mut out), Err(BackendError::Rejected { .. })) {
+            return Err(BackendError::Unfit("the TPM opens altered bytes".to_owned()));
+        }
+    }
+    Ok(Pin::Canary(canary))
+}
+
+/// What the canary says of a KEK that refused something: the bytes are bad, or the authorisation is.
+fn judge(tpm: &Tpm, link: &mut Link, kek: &KeyRef, rejected: BackendError) -> BackendError {
+    let Pin::Canary(canary) = &*kek.pin else { return rejected };
+    match open_canary(tpm, link, kek.id, canary) {
+        Ok(()) => rejected,
+        Err(BackendError::Rejected { .. }) => BackendError::Stopped(
+            "the TPM does not open the canary of this KEK: the secret of `auth_source` is not the one it was made with"
+                .to_owned(),
+        ),
+        Err(other) => other,
+    }
+}
+
+fn mac(link: &mut Link, key: &KeyRef, message: &[u8]) -> Result<[u8; 32], BackendError> {
+    let handle = leaf(link, key)?;
+    let made = link.again(|link| {
+        let buffer = MaxBuffer::try_from(message).map_err(|error| Fail::new("TPM2_HMAC", error))?;
+        let handle = link.loaded(*key.id.as_bytes()).unwrap_or(handle);
+        let sessions = link.secretly();
+        link.command("TPM2_HMAC", sessions, |context| {
+            context.hmac(handle.into(), buffer, HashingAlgorithm::Sha256)
+        })
+    });
+    let made = made.map_err(|fail| auth_or(link, fail))?;
+    link.prove();
+    made.value().try_into().map_err(|_| refused("TPM2_HMAC"))
+}
+
+/// A refused authorisation in a session that was never accepted is the secret's fault: nothing else differs.
+fn auth_or(link: &Link, fail: Fail) -> BackendError {
+    if fail.is_auth() && !link.is_proven() {
+        return BackendError::Stopped(
+            "the TPM refuses the authorisation of a key: the secret of `auth_source` is not the one it was made with"
+                .to_owned(),
+        );
+    }
+    fail.into()
+}
+
+fn scheme(alg: Alg) -> SignatureScheme {
+    let sha256 = HashScheme::new(HashingAlgorithm::Sha256);
+    match alg {
+        Alg::Es256 => SignatureScheme::EcDsa { hash_scheme: sha256 },
+        Alg::Es384 => SignatureScheme::EcDsa { hash_scheme: HashScheme::new(HashingAlgorithm::Sha384) },
+        Alg::Rs256 => SignatureScheme::RsaSsa { hash_scheme: sha256 },
+        Alg::Ps256 => SignatureScheme::RsaPss { hash_scheme: sha256 },
+    }
+}
+
+fn jose(spec: KeySpec, signature: &TpmSignature) -> Option<Vec<u8>> {
+    match (signature, spec.field_len(), spec.modulus_bits()) {
+        (TpmSignature::EcDsa(ecc), Some(field), _) => {
+            let r = template::padded(ecc.signature_r().value(), field)?;
+            let s = template::padded(ecc.signature_s().value(), field)?;
+            Some([r, s].concat())
+        }
+        (TpmSignature::RsaSsa(rsa) | TpmSignature::RsaPss(rsa), _, Some(bits)) => {
+            let bytes = rsa.signature().value();
+            (bytes.len() * 8 == usize::from(bits)).then(|| bytes.to_vec())
+        }
+        _ => None,
+    }
+}
+
+/// TPMs differ in the length of the salt of PSS; RFC 7518, section 3.5, wants that of the hash.
+fn has_jose_salt(public: &PublicKey, digest: &[u8], signature: &[u8]) -> bool {
+    use aws_lc_rs::digest::{Digest, SHA256};
+    use aws_lc_rs::signature::{RSA_PSS_2048_8192_SHA256, UnparsedPublicKey};
+    let PublicKey::Rsa { n, e } = public else { return false };
+    let Ok(digest) = Digest::import_less_safe(digest, &SHA256) else { return false };
+    UnparsedPublicKey::new(&RSA_PSS_2048_8192_SHA256, rsa_der(n, e)).verify_digest(&digest, signature).is_ok()
+}
+
+/// `RSAPublicKey` (RFC 8017, appendix A.1.1).
+fn rsa_der(n: &[u8], e: &[u8]) -> Vec<u8> {
+    let element = |tag: u8, body: &[u8]| {
+        let len = u16::try_from(body.len()).unwrap_or(u16::MAX).to_be_bytes();
+        [&[tag, 0x82], &len[..], body].concat()
+    };
+    let integer = |number: &[u8]| element(0x02, &[&[0], number].concat());
+    // Lengths of two bytes and a zero before each number; a DER parser wants them only where they are needed.
+    let short = [&[0x02, u8::try_from(e.len()).unwrap_or(u8::MAX)], e].concat();
+    element(0x30, &[integer(n), short].concat())
+}
+
+fn public_key(link: &mut Link, key: &KeyRef) -> Result<PublicKey, BackendError> {
+    let handle = leaf(link, key)?;
+    let public = link.read_public(handle)?;
+    template::public_key(key.spec, &public)
+        .ok_or_else(|| BackendError::Unfit("its public key cannot be read".to_owned()))
+}
+
+fn fingerprint(link: &mut Link, key: &KeyRef) -> Result<Fingerprint, BackendError> {
+    if key.spec == KeySpec::HmacSha256 {
+        return Ok(Fingerprint(Sha256::digest(mac(link, key, MAC_PIN_TEXT)?).into()));
+    }
+    Ok(public_key(link, key)?.fingerprint())
+}
+
+/// Makes a child of the root and pins it.
+fn generate_leaf(link: &mut Link, planned: &KeyRef) -> Result<KeyRef, BackendError> {
+    let id = *planned.id.as_bytes();
+    let made = link.again(|link| {
+        let unable = |_| Fail { function: "TPM template", code: 0 };
+        let public = template::leaf(planned.spec).map_err(unable)?;
+        let public = public.ok_or(Fail { function: "TPM template", code: 0 })?;
+        let root = link.load(ROOT, &|| Ok(Origin::Primary(template::root()?)))?;
+        let auth = link.auth(id).map_err(|error| Fail::new("auth value", error))?;
+        let sessions = link.under_parent();
+        link.command("TPM2_Create", sessions, |context| {
+            context.create(root, public, Some(auth), None, None, None)
+        })
+    });
+    let made = made.map_err(|fail| match fail.code {
+        0 => refused("a kind of key that this TPM cannot make"),
+        _ => fail.into(),
+    })?;
+    // Whatever was there under this id is another key.
+    link.forget(id)?;
+    let blob = write_blob(&made.out_private, &made.out_public)?;
+    let unproven = planned.pinned(Pin::Blob { fingerprint: Fingerprint([0; 32]), blob: blob.clone() });
+    let fingerprint = fingerprint(link, &unproven)?;
+    Ok(planned.pinned(Pin::Blob { fingerprint, blob }))
+}
+
+impl Backend for Session {
+    fn wrap(&mut self, kek: &KeyRef, dek: &SecretBuf, aad: &[u8]) -> Result<WrappedDek, BackendError> {
+        canary_of(kek)?;
+        self.tpm.with_link(|link| wrap(&self.tpm, link, kek.id, dek, aad))
+    }
+
+    fn unwrap(
+        &mut self,
+        kek: &KeyRef,
+        wrapped: &WrappedDek,
+        aad: &[u8],
+        out: &mut SecretBuf,
+    ) -> Result<(), BackendError> {
+        canary_of(kek)?;
+        let result = self.tpm.with_link(|link| match unwrap(link, kek.id, &wrapped.bytes, aad, out) {
+            Err(rejected @ BackendError::Rejected { .. }) => Err(judge(&self.tpm, link, kek, rejected)),
+            other => other,
+        });
+        if result.is_err() {
+            out.with_mut(Zeroize::zeroize);
+        }
+        result
+    }
+
+    fn sign(&mut self, key: &KeyRef, alg: Alg, digest: &[u8]) -> Result<Signature, BackendError> {
+        self.tpm.with_link(|link| {
+            let handle = leaf(link, key)?;
+            let made = link.again(|link| {
+                let fail = |error| Fail::new("TPM2_Sign", error);
+                let digest = Digest::try_from(digest).map_err(fail)?;
+                let handle = link.loaded(*key.id.as_bytes()).unwrap_or(handle);
+                let sessions = link.secretly();
+                let none = || HashcheckTicket::try_from(no_ticket());
+                let ticket = none().map_err(fail)?;
+                link.command("TPM2_Sign", sessions, |context| {
+                    context.sign(handle, digest, scheme(alg), ticket)
+                })
+            });
+            let made = made.map_err(|fail| auth_or(link, fail))?;
+            link.prove();
+            let signature = jose(key.spec, &made).ok_or_else(|| refused("TPM2_Sign"))?;
+            if alg == Alg::Ps256 && !has_jose_salt(&public_key(link, key)?, digest, &signature) {
+                return Err(refused("the salt of this TPM's PSS"));
+            }
+            Ok(Signature(signature))
+        })
+    }
+
+    fn mac(&mut self, key: &KeyRef, message: &[u8]) -> Result<[u8; 32], BackendError> {
+        self.tpm.with_link(|link| mac(link, key, message))
+    }
+
+    fn public_key(&mut self, key: &KeyRef) -> Result<PublicKey, BackendError> {
+        self.tpm.with_link(|link| public_key(link, key))
+    }
+
+    fn generate(&mut self, planned: &KeyRef) -> Result<KeyRef, BackendError> {
+        self.tpm.with_link(|link| {
+            if planned.spec != KeySpec::Kek {
+                return generate_leaf(link, planned);
+            }
+            make_salt(link, planned.id)?;
+            Ok(planned.pinned(make_canary(&self.tpm, link, planned.id)?))
+        })
+    }
+
+    fn destroy(&mut self, key: &KeyRef) -> Result<(), BackendError> {
+        let done = self.tpm.with_link(|link| {
+            if key.spec == KeySpec::Kek {
+                destroy_salt(link, key.id)?;
+            }
+            Ok(link.forget(*key.id.as_bytes())?)
+        });
+        // Saved contexts of other connections must not outlive it.
+        self.tpm.bump_epoch();
+        done
+    }
+
+    fn inspect(&mut self, key: &KeyRef) -> Result<KeyReport, BackendError> {
+        self.tpm.with_link(|link| inspect(&self.tpm, link, key))
+    }
+}
+
+fn canary_of(kek: &KeyRef) -> Result<&WrappedDek, BackendError> {
+    match &*kek.pin {
+        Pin::Canary(canary) if canary.mechanism == WrapMechanism::TpmSeal => Ok(canary),
+        Pin::Planned => Err(BackendError::Unfit("it was planned and never generated".to_owned())),
+        _ => Err(BackendError::Unfit("it was made on a device of another kind".to_owned())),
+    }
+}
+
+/// Reads the public areas of the key and of what it hangs on, and proves the pin.
+fn inspect(tpm: &Tpm, link: &mut Link, key: &KeyRef) -> Result<KeyReport, BackendError> {
+    tpm.look_at_lockout(link)?;
+    let root = link.again(|link| link.load(ROOT, &|| Ok(Origin::Primary(template::root()?))))?;
+    let (_, mut deviations) = template::check(&link.read_public(root)?, &template::root()?);
+    for deviation in &mut deviations {
+        *deviation = format!("the root: {deviation}");
+    }
+    let proven = (|| {
+        let (handle, wanted) = match key.spec {
+            KeySpec::Kek => {
+                canary_of(key)?;
+                (kek(link, key.id)?, template::kek(&[0; 32])?)
+            }
+            spec => (leaf(link, key)?, template::leaf(spec)?.ok_or_else(|| refused("TPM template"))?),
+        };
+        let (attributes, broken) = template::check(&link.read_public(handle)?, &wanted);
+        deviations.extend(broken);
+        match &*key.pin {
+            Pin::Canary(canary) => match open_canary(tpm, link, key.id, canary) {
+                Err(BackendError::Rejected { .. }) => deviations.push("its canary does not open".to_owned()),
+                other => other?,
+            },
+            Pin::Blob { fingerprint: pinned, .. } if fingerprint(link, key)? != *pinned => {
+                deviations.push("its fingerprint is another one".to_owned());
+            }
+            _ => {}
+        }
+        Ok(attributes)
+    })();
+    match proven {
+        Ok(attributes) => Ok(KeyReport { attributes, deviations }),
+        Err(BackendError::Unfit(reason)) => {
+            deviations.push(reason);
+            Ok(KeyReport { attributes: Vec::new(), deviations })
+        }
+        Err(other) => Err(other),
+    }
+}
+
+/// The digest was not made by the TPM, and the keys are not restricted: no ticket is needed.
+fn no_ticket() -> tss_esapi::tss2_esys::TPMT_TK_HASHCHECK {
+    use tss_esapi::constants::tss::{TPM2_RH_NULL, TPM2_ST_HASHCHECK};
+    tss_esapi::tss2_esys::TPMT_TK_HASHCHECK {
+        tag: TPM2_ST_HASHCHECK,
+        hierarchy: TPM2_RH_NULL,
+        digest: Default::default(),
+    }
+}

@@ -1,0 +1,432 @@
+//! One connection to a TPM: its session, the objects that are loaded through it, and their slots.
+//!
+//! A TPM without a resource manager has three slots for objects. Two may be taken between calls, the third
+//! is for what one call needs; everything is flushed on every path. What was loaded once is kept as a saved
+//! context as well, which loads without its parent and faster than its blob. When the TPM says that it is
+//! full, because another program left something behind, all of it is flushed and the call repeated once.
+
+use std::collections::HashMap;
+
+use aws_lc_rs::hmac;
+use tss_esapi::Context;
+use tss_esapi::attributes::SessionAttributesBuilder;
+use tss_esapi::constants::{CapabilityType, PropertyTag, SessionType, StartupType};
+use tss_esapi::handles::{KeyHandle, ObjectHandle, TpmHandle};
+use tss_esapi::interface_types::algorithm::HashingAlgorithm;
+use tss_esapi::interface_types::resource_handles::Hierarchy;
+use tss_esapi::interface_types::session_handles::AuthSession;
+use tss_esapi::structures::{Auth, CapabilityData, Private, Public, SymmetricDefinition};
+use tss_esapi::utils::TpmsContext;
+
+use super::error::Fail;
+use super::template;
+use super::{BackendError, Tpm};
+use crate::seal::guarded::SecretBuf;
+
+/// Objects that stay loaded between calls.
+const CACHED: usize = 2;
+/// The first handles of loaded objects and sessions (part 2, section 7.2).
+const TRANSIENT_FIRST: u32 = 0x8000_0000;
+const SESSION_FIRST: u32 = 0x0200_0000;
+
+/// What an object is known by here: the key's id, or zeros for the root.
+pub(super) type Id = [u8; 16];
+pub(super) const ROOT: Id = [0; 16];
+
+/// How an object comes into the TPM.
+pub(super) enum Origin {
+    /// It is computed from the owner's seed and this template.
+    Primary(Public),
+    /// It is a child of the root.
+    Child(Private, Public),
+}
+
+struct Loaded {
+    id: Id,
+    handle: KeyHandle,
+}
+
+/// The connection.
+pub(super) struct Link {
+    pub(super) context: Context,
+    /// The epoch in which it was opened.
+    pub(super) since: u64,
+    /// Salted to the root; encrypts parameters both ways.
+    session: Option<AuthSession>,
+    /// What authorises the owner: nothing to prove, or a secret that is not sent.
+    owner: Option<AuthSession>,
+    /// The most recently used last.
+    loaded: Vec<Loaded>,
+    /// Contexts of what was loaded before, and whether an authorisation value belongs to it.
+    saved: HashMap<Id, (TpmsContext, bool)>,
+    secret: SecretBuf,
+    /// Whether the session has been accepted once: then a refused authorisation may be the session's fault.
+    proven: bool,
+}
+
+/// How often somebody may still fail before the TPM locks itself for what is under its protection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lockout {
+    pub(super) is_locked: bool,
+    pub(super) failed_tries: u32,
+    pub(super) max_tries: u32,
+    /// Seconds after which one failed try is forgiven.
+    pub(super) interval: u32,
+    /// Seconds after which the lockout authorisation itself may be tried again.
+    pub(super) recovery: u32,
+}
+
+impl Lockout {
+    /// Told only when there is something to tell. Lacre's keys are not under this protection and go on working.
+    pub(super) fn notice(self) -> Option<String> {
+        let Self { is_locked, failed_tries, max_tries, interval, recovery } = self;
+        if is_locked {
+            return Some(format!(
+                "tpm_lockout: {failed_tries} of {max_tries} tries with wrong authorisations were made by others; \
+                 it ends by itself within {interval} seconds (the lockout authority's own pause is {recovery} \
+                 seconds), or by tpm2_dictionarylockout --clear-lockout. Lacre makes no try; its keys are not \
+                 affected"
+            ));
+        }
+        (failed_tries > 0).then(|| {
+            format!("{failed_tries} of {max_tries} tries before the TPM's lockout are used up; one is forgiven each {interval} seconds")
+        })
+    }
+}
+
+impl Link {
+    /// Opens the connection, makes the root and a session salted to it.
+    pub(super) fn open(tpm: &Tpm) -> Result<Self, BackendError> {
+        let context = Context::new(tpm.tcti.clone()).map_err(|error| Fail::new("open TCTI", error))?;
+        let mut link = Self {
+            context,
+            since: tpm.epoch(),
+            session: None,
+            owner: Some(AuthSession::Password),
+            loaded: Vec::new(),
+            saved: HashMap::new(),
+            secret: tpm.secret(&tpm.auth)?,
+            proven: false,
+        };
+        // A TPM that runs answers INITIALIZE; one that was just switched on needs this.
+        let _ = link.context.startup(StartupType::Clear);
+        link.authorise_owner(tpm)?;
+        link.again(Self::begin)?;
+        Ok(link)
+    }
+
+    /// With an owner authorisation the root is made in an HMAC session: it is proven, not sent.
+    fn authorise_owner(&mut self, tpm: &Tpm) -> Result<(), BackendError> {
+        let Some(source) = &tpm.owner_auth else { return Ok(()) };
+        let auth = tpm
+            .secret(source)?
+            .with(|secret| Auth::try_from(secret))
+            .map_err(|error| Fail::new("owner auth", error))?;
+        let owner = ObjectHandle::from(Hierarchy::Owner);
+        self.context.tr_set_auth(owner, auth).map_err(|error| Fail::new("owner auth", error))?;
+        self.owner = self.start_session(None, "TPM2_StartAuthSession")?;
+        Ok(())
+    }
+
+    fn begin(&mut self) -> Result<(), Fail> {
+        let root = self.load(ROOT, &|| Ok(Origin::Primary(template::root()?)))?;
+        self.session = self.start_session(Some(root), "TPM2_StartAuthSession")?;
+        Ok(())
+    }
+
+    fn start_session(
+        &mut self,
+        salt: Option<KeyHandle>,
+        function: &'static str,
+    ) -> Result<Option<AuthSession>, Fail> {
+        let fail = |error| Fail::new(function, error);
+        self.context.clear_sessions();
+        let aes = SymmetricDefinition::AES_128_CFB;
+        let sha = HashingAlgorithm::Sha256;
+        let session = self.context.start_auth_session(salt, None, None, SessionType::Hmac, aes, sha);
+        let Some(session) = session.map_err(fail)? else { return Err(Fail { function, code: 0 }) };
+        let (attributes, mask) = SessionAttributesBuilder::new()
+            .with_continue_session(true)
+            .with_decrypt(true)
+            .with_encrypt(true)
+            .build();
+        self.context.tr_sess_set_attributes(session, attributes, mask).map_err(fail)?;
+        Ok(Some(session))
+    }
+
+    /// Repeats `call` once after everything was flushed, if the TPM has no room.
+    pub(super) fn again<T>(&mut self, call: impl Fn(&mut Self) -> Result<T, Fail>) -> Result<T, Fail> {
+        match call(self) {
+            Err(fail) if fail.is_full() => {
+                self.make_room();
+                call(self)
+            }
+            other => other,
+        }
+    }
+
+    /// One command in the given sessions.
+    pub(super) fn command<T>(
+        &mut self,
+        function: &'static str,
+        sessions: (Option<AuthSession>, Option<AuthSession>),
+        command: impl FnOnce(&mut Context) -> tss_esapi::Result<T>,
+    ) -> Result<T, Fail> {
+        self.context.set_sessions((sessions.0, sessions.1, None));
+        let result = command(&mut self.context);
+        self.context.clear_sessions();
+        result.map_err(|error| Fail::new(function, error))
+    }
+
+    /// The sessions for an object whose authorisation is a secret, and whose parameters are.
+    pub(super) fn secretly(&self) -> (Option<AuthSession>, Option<AuthSession>) {
+        (self.session, None)
+    }
+
+    /// The sessions for a parent, whose authorisation is empty, where the parameters are secret.
+    pub(super) fn under_parent(&self) -> (Option<AuthSession>, Option<AuthSession>) {
+        (Some(AuthSession::Password), self.session)
+    }
+
+    /// The sessions for what the owner allows.
+    pub(super) fn as_owner(&self) -> (Option<AuthSession>, Option<AuthSession>) {
+        match self.owner {
+            Some(AuthSession::Password) => (self.owner, self.session),
+            owner => (owner, None),
+        }
+    }
+
+    /// The handle of an object, which is brought into the TPM where it is not there.
+    pub(super) fn load(
+        &mut self,
+        id: Id,
+        origin: &dyn Fn() -> Result<Origin, BackendError>,
+    ) -> Result<KeyHandle, Fail> {
+        if let Some(at) = self.loaded.iter().position(|loaded| loaded.id == id) {
+            let loaded = self.loaded.remove(at);
+            let handle = loaded.handle;
+            self.loaded.push(loaded);
+            return Ok(handle);
+        }
+        self.evict(CACHED)?;
+        let (handle, has_auth) = match self.restore(id) {
+            Some(restored) => restored,
+            None => self.make(id, origin)?,
+        };
+        self.loaded.push(Loaded { id, handle });
+        self.evict(CACHED)?;
+        if has_auth {
+            let auth = self.auth(id).map_err(|error| Fail::new("auth value", error))?;
+            self.context.tr_set_auth(handle.into(), auth).map_err(|error| Fail::new("auth value", error))?;
+        }
+        Ok(handle)
+    }
+
+    /// The handle of an object that is loaded now.
+    pub(super) fn loaded(&self, id: Id) -> Option<KeyHandle> {
+        self.loaded.iter().find(|loaded| loaded.id == id).map(|loaded| loaded.handle)
+    }
+
+    fn restore(&mut self, id: Id) -> Option<(KeyHandle, bool)> {
+        let (saved, has_auth) = self.saved.get(&id)?.clone();
+        match self.context.context_load(saved) {
+            Ok(handle) => Some((KeyHandle::from(handle), has_auth)),
+            // After a reset of the TPM it is worth nothing.
+            Err(_) => {
+                self.saved.remove(&id);
+                None
+            }
+        }
+    }
+
+    fn make(
+        &mut self,
+        id: Id,
+        origin: &dyn Fn() -> Result<Origin, BackendError>,
+    ) -> Result<(KeyHandle, bool), Fail> {
+        let origin = origin().map_err(|_| Fail { function: "TPM template", code: 0 })?;
+        // Nothing secret is needed to use a parent: it opens nothing without the value of what it opens.
+        let has_auth = matches!(origin, Origin::Child(..));
+        let handle = match origin {
+            Origin::Primary(public) => {
+                let sessions = self.as_owner();
+                let create = |context: &mut Context| {
+                    context.create_primary(Hierarchy::Owner, public, None, None, None, None)
+                };
+                self.command("TPM2_CreatePrimary", sessions, create)?.key_handle
+            }
+            Origin::Child(private, public) => {
+                let root = self.load(ROOT, &|| Ok(Origin::Primary(template::root()?)))?;
+                // The root and one other; this object is the third.
+                let sessions = (Some(AuthSession::Password), None);
+                self.command("TPM2_Load", sessions, |context| context.load(root, private, public))?
+            }
+        };
+        if let Ok(saved) = self.context.context_save(handle.into()) {
+            self.saved.insert(id, (saved, has_auth));
+        }
+        Ok((handle, has_auth))
+    }
+
+    /// Flushes the least recently used objects until `keep` are loaded.
+    fn evict(&mut self, keep: usize) -> Result<(), Fail> {
+        while self.loaded.len() > keep {
+            let oldest = self.loaded.remove(0);
+            self.flush(oldest.handle.into())?;
+        }
+        Ok(())
+    }
+
+    /// Flushes one object of a call.
+    pub(super) fn flush(&mut self, handle: ObjectHandle) -> Result<(), Fail> {
+        self.command("TPM2_FlushContext", (None, None), |context| context.flush_context(handle))
+    }
+
+    /// Forgets an object that was destroyed.
+    pub(super) fn forget(&mut self, id: Id) -> Result<(), Fail> {
+        self.saved.remove(&id);
+        match self.loaded.iter().position(|loaded| loaded.id == id) {
+            Some(at) => {
+                let loaded = self.loaded.remove(at);
+                self.flush(loaded.handle.into())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Flushes all loaded objects, and sessions that are not ours: those that another program, or a process of
+    /// ours that was killed, left in a TPM without a resource manager.
+    fn make_room(&mut self) {
+        let own = self.loaded.len();
+        if let Err(fail) = self.evict(0) {
+            tracing::debug!(?fail, "a loaded object cannot be flushed");
+        }
+        self.loaded.clear();
+        let foreign = self.handles(TRANSIENT_FIRST).into_iter().chain(self.foreign_sessions());
+        let mut flushed = 0;
+        for handle in foreign.collect::<Vec<_>>() {
+            if let Ok(object) = self.context.tr_from_tpm_public(handle)
+                && self.context.flush_context(object).is_ok()
+            {
+                flushed += 1;
+            }
+        }
+        tracing::warn!(own, flushed, "the TPM had no room; what was left behind in it was flushed");
+    }
+
+    fn foreign_sessions(&mut self) -> Vec<TpmHandle> {
+        // As many as are ours were the last ones to be started; which number they have is not known here.
+        let sessions = self.handles(SESSION_FIRST);
+        let own = usize::from(self.session.is_some())
+            + usize::from(self.owner.is_some_and(|owner| !matches!(owner, AuthSession::Password)));
+        if sessions.len() > own && own == 0 { sessions } else { Vec::new() }
+    }
+
+    /// Handles that are in use, from `first` on.
+    pub(super) fn handles(&mut self, first: u32) -> Vec<TpmHandle> {
+        self.context.clear_sessions();
+        match self.context.get_capability(CapabilityType::Handles, first, 32) {
+            Ok((CapabilityData::Handles(list), _)) => list.into_inner(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The authorisation value of a key.
+    pub(super) fn auth(&self, id: Id) -> tss_esapi::Result<Auth> {
+        let key = self.secret.with(|secret| hmac::Key::new(hmac::HMAC_SHA256, secret));
+        let mut sum = hmac::Context::with_key(&key);
+        sum.update(b"lacre/tpm-auth/v1");
+        sum.update(&id);
+        Auth::try_from(sum.sign().as_ref())
+    }
+
+    /// Takes note that the TPM has accepted the session.
+    pub(super) fn prove(&mut self) {
+        self.proven = true;
+    }
+
+    pub(super) fn is_proven(&self) -> bool {
+        self.proven
+    }
+
+    /// What the TPM calls the root: a hash of its public area.
+    pub(super) fn root_name(&mut self) -> Result<Vec<u8>, BackendError> {
+        let root = self.again(|link| link.load(ROOT, &|| Ok(Origin::Primary(template::root()?))))?;
+        let name =
+            self.context.tr_get_name(root.into()).map_err(|error| Fail::new("name of the root", error))?;
+        Ok(name.value().to_vec())
+    }
+
+    /// The public area of a loaded object, from the TPM.
+    pub(super) fn read_public(&mut self, handle: KeyHandle) -> Result<Public, Fail> {
+        let read = self.command("TPM2_ReadPublic", (None, None), |context| context.read_public(handle));
+        read.map(|(public, _, _)| public)
+    }
+
+    pub(super) fn properties(
+        &mut self,
+        first: PropertyTag,
+        count: u32,
+    ) -> Result<HashMap<PropertyTag, u32>, Fail> {
+        let ask = |context: &mut Context| {
+            context.get_capability(CapabilityType::TpmProperties, first.into(), count)
+        };
+        match self.command("TPM2_GetCapability", (None, None), ask)?.0 {
+            CapabilityData::TpmProperties(list) => {
+                Ok(list.into_iter().map(|property| (property.property(), property.value())).collect())
+            }
+            _ => Err(Fail { function: "TPM2_GetCapability", code: 0 }),
+        }
+    }
+
+    /// The state of the dictionary attack protection.
+    pub(super) fn lockout(&mut self) -> Result<Lockout, Fail> {
+        let found = self.properties(PropertyTag::Permanent, 32)?;
+        let value = |tag| found.get(&tag).copied().unwrap_or(0);
+        Ok(Lockout {
+            // TPMA_PERMANENT, bit 9: inLockout (part 2, section 8.6).
+            is_locked: value(PropertyTag::Permanent) & (1 << 9) != 0,
+            failed_tries: value(PropertyTag::LockoutCounter),
+            max_tries: value(PropertyTag::MaxAuthFail),
+            interval: value(PropertyTag::LockoutInterval),
+            recovery: value(PropertyTag::LockoutRecovery),
+        })
+    }
+
+    /// Manufacturer, its text and the firmware, as the chip says.
+    pub(super) fn description(&mut self) -> Result<String, BackendError> {
+        let found = self.properties(PropertyTag::FamilyIndicator, 32)?;
+        let text = |tags: &[PropertyTag]| {
+            let words = tags.iter().filter_map(|tag| found.get(tag)).flat_map(|word| word.to_be_bytes());
+            let bytes: Vec<u8> = words.filter(|byte| byte.is_ascii_graphic() || *byte == b' ').collect();
+            String::from_utf8_lossy(&bytes).trim().to_owned()
+        };
+        let vendor = [
+            PropertyTag::VendorString1,
+            PropertyTag::VendorString2,
+            PropertyTag::VendorString3,
+            PropertyTag::VendorString4,
+        ];
+        let firmware = found.get(&PropertyTag::FirmwareVersion1).copied().unwrap_or(0);
+        let vendor = [text(&[PropertyTag::Manufacturer]), text(&vendor)].join(" ");
+        Ok(format!("TPM 2.0 {} {}.{}", vendor.trim(), firmware >> 16, firmware & 0xFFFF))
+    }
+
+    /// Sends a command that the TPM refuses, as long as the longest that carries a secret.
+    pub(super) fn overwrite(&mut self) {
+        self.context.clear_sessions();
+        let _ = self.context.get_random(48);
+    }
+
+    /// Ends in order, so that a power cut after this is not one in the middle of something.
+    pub(super) fn close(mut self) {
+        if let Err(fail) = self.evict(0) {
+            tracing::debug!(?fail, "a loaded object cannot be flushed");
+        }
+        self.context.clear_sessions();
+        if let Err(error) = self.context.shutdown(StartupType::Clear) {
+            tracing::debug!(%error, "TPM2_Shutdown failed");
+        }
+        // Dropping the context flushes the session.
+    }
+}

@@ -1,0 +1,140 @@
+//! A software TPM of one's own.
+//!
+//! Include it with `#[path = "support/swtpm.rs"] mod swtpm;`. Nothing outside its directory is touched.
+
+#![allow(dead_code, reason = "every test program uses another part of it")]
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// A running swtpm, its state, and a file with a secret for keys made in it.
+pub struct Swtpm {
+    /// The server's port; the control channel is the next one.
+    pub port: u16,
+    /// A file of mode 0600 with the secret for `auth_source`.
+    pub auth_file: PathBuf,
+    process: Option<Child>,
+    dir: tempfile::TempDir,
+}
+
+impl Swtpm {
+    /// A new TPM.
+    pub fn new() -> Self {
+        let dir = tempfile::Builder::new().prefix("lacre-swtpm-").tempdir().unwrap();
+        let auth_file = dir.path().join("auth");
+        let mut secret = [0; 32];
+        getrandom::fill(&mut secret).unwrap();
+        write_private(&auth_file, &hex::encode(secret));
+        let mut this = Self { port: 0, auth_file, process: None, dir };
+        this.start();
+        this
+    }
+
+    /// Its directory, for whatever a test wants to put beside the state.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// What the configuration's `tcti` is.
+    pub fn tcti(&self) -> String {
+        format!("swtpm:host=127.0.0.1,port={}", self.port)
+    }
+
+    /// Switches it on, on the port that it had before if there was one.
+    pub fn start(&mut self) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            if self.port == 0 {
+                self.port = two_free_ports();
+            }
+            self.process = Some(self.spawn());
+            while Instant::now() < deadline {
+                if std::net::TcpStream::connect(("127.0.0.1", self.port + 1)).is_ok() {
+                    return;
+                }
+                if self.process.as_mut().unwrap().try_wait().unwrap().is_some() {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            assert!(Instant::now() < deadline, "swtpm does not start");
+            // Another process was quicker; a TPM that was there before must have its port again.
+            std::thread::sleep(Duration::from_millis(100));
+            if !self.dir.path().join("tpm2-00.permall").exists() {
+                self.port = 0;
+            }
+        }
+    }
+
+    fn spawn(&self) -> Child {
+        let state = format!("dir={}", self.dir.path().display());
+        Command::new("swtpm")
+            .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear", "--tpmstate", &state])
+            .args(["--server", &format!("type=tcp,port={},bindaddr=127.0.0.1", self.port)])
+            .args(["--ctrl", &format!("type=tcp,port={},bindaddr=127.0.0.1", self.port + 1)])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("swtpm is installed (apt-get install swtpm)")
+    }
+
+    /// The power goes.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill().unwrap();
+            process.wait().unwrap();
+        }
+    }
+
+    /// SIGSTOP and SIGCONT.
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = self.process.as_ref().unwrap().id();
+        let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Runs a program of tpm2-tools on it; its standard output.
+    pub fn tool(&self, args: &[&str]) -> String {
+        let output = self.try_tool(args);
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// The same, which may fail.
+    pub fn try_tool(&self, args: &[&str]) -> Output {
+        Command::new(args[0])
+            .args(&args[1..])
+            .env("TPM2TOOLS_TCTI", self.tcti())
+            .current_dir(self.dir.path())
+            .output()
+            .expect("tpm2-tools are installed (apt-get install tpm2-tools)")
+    }
+}
+
+impl Drop for Swtpm {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Two ports in a row that nobody listens on.
+fn two_free_ports() -> u16 {
+    loop {
+        let first = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = first.local_addr().unwrap().port();
+        if port < u16::MAX && TcpListener::bind(("127.0.0.1", port + 1)).is_ok() {
+            return port;
+        }
+    }
+}
+
+fn write_private(path: &Path, text: &str) {
+    use std::io::Write;
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+}

@@ -1,0 +1,36 @@
+//! Keys in a TPM: made, used, recognised, destroyed.
+
+use lacre::seal::{Alg, DeviceState, KeyRef, KeySpec, SealError};
+
+use crate::stage::{HERE, Running};
+use crate::swtpm::Swtpm;
+
+#[tokio::test]
+async fn values_are_sealed_and_opened_and_keys_sign() {
+    let tpm = Swtpm::new();
+    let device = Running::ready_on(&tpm);
+    let kek = device.kek().await;
+    let sealed = device.sealer.seal(&kek, &HERE, b"value").await.unwrap();
+    device.opens(&kek, &sealed, b"value").await;
+    for (spec, alg) in
+        [(KeySpec::EcP256, Alg::Es256), (KeySpec::EcP384, Alg::Es384), (KeySpec::Rsa2048, Alg::Rs256)]
+    {
+        let key = device.key(spec).await;
+        device.sealer.sign(&key, alg, b"message").await.unwrap();
+        let report = device.admin.inspect(&key).await.unwrap();
+        assert!(report.deviations.is_empty(), "{report:?}");
+    }
+    let rsa = device.key(KeySpec::Rsa2048).await;
+    println!("PS256: {:?}", device.sealer.sign(&rsa, Alg::Ps256, b"message").await.map(|_| "ok"));
+    let mac = device.key(KeySpec::HmacSha256).await;
+    assert_eq!(device.sealer.mac(&mac, b"m").await.unwrap(), device.sealer.mac(&mac, b"m").await.unwrap());
+    println!("{:#}", device.capabilities().await.unwrap());
+    assert_eq!(device.status().state, DeviceState::Ready);
+    assert!(device.admin.inspect(&kek.key).await.unwrap().deviations.is_empty());
+    device.admin.destroy(&kek.key).await.unwrap();
+    let gone = device.admin.inspect(&kek.key).await;
+    assert!(matches!(gone, Err(SealError::KeyMissing { .. })), "{gone:?}");
+    let planned = KeyRef::plan(KeySpec::Rsa4096).unwrap();
+    assert!(matches!(device.admin.generate(&planned).await, Err(SealError::Refused { .. })));
+    assert_eq!(device.status().state, DeviceState::Ready);
+}
