@@ -257,10 +257,15 @@ impl Config {
             .try_parsing(true)
             .source(environment);
         let mut config: Self = builder.add_source(variables).build()?.try_deserialize()?;
-        if let Some(pkcs11) = config.seal.as_mut().and_then(|seal| seal.pkcs11.as_mut()) {
+        if let Some(seal) = &mut config.seal {
             #[expect(clippy::disallowed_methods, reason = "this is where the environment is read")]
-            let credentials = std::env::var_os("CREDENTIALS_DIRECTORY");
-            pkcs11.credentials_dir = credentials.map(PathBuf::from);
+            let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+            if let Some(pkcs11) = &mut seal.pkcs11 {
+                pkcs11.credentials_dir.clone_from(&credentials);
+            }
+            if let Some(tpm) = &mut seal.tpm {
+                tpm.credentials_dir = credentials;
+            }
         }
         config.check()?;
         Ok(config)

@@ -24,6 +24,9 @@ mod recovery;
 mod request;
 #[cfg(feature = "tpm")]
 pub mod tpm;
+#[cfg(not(feature = "tpm"))]
+#[path = "seal/no_tpm.rs"]
+pub mod tpm;
 mod worker;
 
 use std::sync::Arc;

@@ -8,12 +8,13 @@ use std::process::Command;
 use super::error::CliError;
 use super::global::Context;
 use super::logging;
-use crate::daemon::dev::{self, DevOptions};
+use crate::daemon::dev::{self, DevOptions, Kind};
 
 /// The help's end.
 pub(crate) const HELP: &str = "EXAMPLES
   lacre dev
   lacre dev --data-dir ./dev-data --listen 127.0.0.1:8290
+  lacre dev --device tpm --data-dir ./dev-tpm
 
 When it is ready it prints `lacre ready url=... data=...` and has written DIR/dev.json, which other
 commands take with --dev-json. Run again on the same DIR it goes on with the same keys and data.";
@@ -27,6 +28,9 @@ pub(crate) struct Args {
     /// Where to listen; loopback only
     #[arg(long, default_value = "127.0.0.1:8280", value_name = "ADDR")]
     listen: SocketAddr,
+    /// What keys are kept in: a SoftHSM token, or a TPM in software (swtpm)
+    #[arg(long, value_enum, default_value_t = Device::Softhsm)]
+    device: Device,
     /// Start although memory cannot be locked
     #[arg(long)]
     allow_unlocked_memory: bool,
@@ -35,12 +39,29 @@ pub(crate) struct Args {
     log_level: String,
 }
 
+/// What keys are kept in.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Device {
+    Softhsm,
+    Tpm,
+}
+
+impl From<Device> for Kind {
+    fn from(device: Device) -> Self {
+        match device {
+            Device::Softhsm => Self::SoftHsm,
+            Device::Tpm => Self::Tpm,
+        }
+    }
+}
+
 impl Args {
     fn options(&self) -> DevOptions {
         DevOptions {
             data_dir: self.data_dir.clone(),
             listen: self.listen,
             allow_unlocked_memory: self.allow_unlocked_memory,
+            device: self.device.into(),
         }
     }
 }
@@ -56,6 +77,7 @@ pub(crate) fn prepare(args: &Args, context: &Context) -> Result<(), CliError> {
         ));
     }
     let conf = dev::prepare(&args.options()).map_err(|e| CliError::local("cannot make the token", e))?;
+    let Some(conf) = conf else { return Ok(()) };
     if context.env.softhsm2_conf.as_ref() == Some(&conf) {
         return Ok(());
     }

@@ -1,14 +1,15 @@
-//! `lacre dev`: a SoftHSM token, a SQLite file and two applications in one directory, no
+//! `lacre dev`: a device in software, a SQLite file and two applications in one directory, no
 //! configuration. A second run on the same directory goes on with the same keys, data and secrets.
 //!
 //! `dev.json` (mode 0600) is a public contract: its shape is in the README, and tools build on it.
+
+mod device;
 
 use std::fs;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -16,6 +17,8 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::json;
 use zeroize::Zeroizing;
+
+use device::{DevDevice, Token};
 
 use super::listen::Listeners;
 use super::{RunError, Services, serve};
@@ -25,8 +28,9 @@ use crate::ids::ClientId;
 use crate::issuer::{AppKind, NewApp};
 use crate::seal::{Arena, SealError};
 
-const SETUP: &str = include_str!("../../softhsm-setup.sh");
-const LABEL: &str = "lacre-dev";
+pub use device::Kind;
+pub(crate) use device::ensure_auth_file;
+
 const CALLBACK: &str = "http://127.0.0.1:8281/callback";
 
 /// What `lacre dev` was asked for.
@@ -37,6 +41,8 @@ pub struct DevOptions {
     pub listen: SocketAddr,
     /// Start although memory cannot be locked.
     pub allow_unlocked_memory: bool,
+    /// What keys are kept in.
+    pub device: Kind,
 }
 
 /// Why the development environment could not be made.
@@ -46,6 +52,12 @@ pub enum DevError {
     #[error("softhsm-setup.sh failed: {reason}")]
     Setup {
         /// Its last words.
+        reason: String,
+    },
+    /// The software TPM does not run.
+    #[error("{reason}")]
+    Swtpm {
+        /// Why.
         reason: String,
     },
     /// A file or directory cannot be used.
@@ -68,18 +80,22 @@ pub enum DevError {
     NoRandom(#[source] SealError),
 }
 
-/// Makes the token where it is missing and returns the path of its `softhsm2.conf`. SoftHSM reads
+/// Makes the token where it is missing and returns the path of its `softhsm2.conf`; `None` for a device that
+/// does not need one. SoftHSM reads
 /// `SOFTHSM2_CONF` when it is loaded, so the process must have been started with it: the command
 /// line compares and starts itself again.
 ///
 /// # Errors
 /// [`DevError`], mostly because SoftHSM is not installed.
-pub fn prepare(options: &DevOptions) -> Result<PathBuf, RunError> {
+pub fn prepare(options: &DevOptions) -> Result<Option<PathBuf>, RunError> {
     let dir = &options.data_dir;
     let failed = |source| DevError::File { path: dir.clone(), source };
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
     let dir = dir.canonicalize().map_err(failed)?;
-    Ok(Token::find(&dir, &[])?.conf)
+    match options.device {
+        Kind::SoftHsm => Ok(Some(Token::find(&dir, &[])?.conf)),
+        Kind::Tpm => Ok(None),
+    }
 }
 
 /// Runs until it is told to stop.
@@ -89,12 +105,13 @@ pub fn prepare(options: &DevOptions) -> Result<PathBuf, RunError> {
 pub async fn run(options: DevOptions) -> Result<(), RunError> {
     let failed = |source| DevError::File { path: options.data_dir.clone(), source };
     let dir = options.data_dir.canonicalize().map_err(failed)?;
-    let token = Token::find(&dir, &["--print-env"])?;
-    let mut config = configuration(&dir, &options, &token)?;
+    // Lives until the daemon has ended.
+    let device = DevDevice::find(options.device, &dir)?;
+    let mut config = configuration(&dir, &options, &device)?;
     let listeners = Listeners::bind(&mut config)?;
     let services = Services::init(config).await?;
     let apps = Apps::ensure(&services, &dir.join("dev.json")).await?;
-    let description = describe(&services.config, &token, &apps);
+    let description = describe(&services.config, &device, &apps);
     serve(services, listeners, |url| {
         let written = write_private(&dir.join("dev.json"), &description);
         match written {
@@ -106,47 +123,12 @@ pub async fn run(options: DevOptions) -> Result<(), RunError> {
     .await
 }
 
-/// Where the token is.
-struct Token {
-    conf: PathBuf,
-    module: String,
-    pin_file: PathBuf,
-}
-
-impl Token {
-    fn find(dir: &Path, arguments: &[&str]) -> Result<Self, DevError> {
-        let mut command = Command::new("bash");
-        command.args(["-c", SETUP, "softhsm-setup.sh", "--label", LABEL, "--dir"]).arg(dir).args(arguments);
-        let output = command.output().map_err(|error| DevError::Setup { reason: error.to_string() })?;
-        if !output.status.success() {
-            let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            return Err(DevError::Setup { reason });
-        }
-        let text = String::from_utf8_lossy(&output.stdout);
-        let module = exported(&text, "LACRE_PKCS11_MODULE")
-            .ok_or_else(|| DevError::Setup { reason: "it names no module".to_owned() })?;
-        Ok(Self { conf: dir.join("softhsm2.conf"), module, pin_file: dir.join("pin") })
-    }
-}
-
-/// The value of an `export NAME=value` line, without the shell's quoting.
-fn exported(text: &str, name: &str) -> Option<String> {
-    let line =
-        text.lines().find_map(|line| line.strip_prefix("export ")?.strip_prefix(name)?.strip_prefix('='))?;
-    let line = line.strip_prefix('\'').and_then(|line| line.strip_suffix('\'')).unwrap_or(line);
-    Some(line.replace('\\', ""))
-}
-
-fn configuration(dir: &Path, options: &DevOptions, token: &Token) -> Result<Config, DevError> {
+fn configuration(dir: &Path, options: &DevOptions, device: &DevDevice) -> Result<Config, DevError> {
     let mut config = Config { data_dir: dir.to_owned(), ..Config::default() };
     config.server.listen = options.listen;
     config.memory.allow_unlocked |= options.allow_unlocked_memory;
-    let seal = json!({ "pkcs11": {
-        "module": token.module,
-        "token": LABEL,
-        "pin_source": format!("file:{}", token.pin_file.display()),
-    }});
-    let seal = serde_json::from_value(seal).map_err(|error| DevError::Setup { reason: error.to_string() })?;
+    let seal = serde_json::from_value(device.seal());
+    let seal = seal.map_err(|error| DevError::Setup { reason: error.to_string() })?;
     config.seal = Some(seal);
     Ok(config)
 }
@@ -238,8 +220,9 @@ fn application() -> NewApp {
     }
 }
 
-fn describe(config: &Config, token: &Token, apps: &Apps) -> Zeroizing<Vec<u8>> {
+fn describe(config: &Config, device: &DevDevice, apps: &Apps) -> Zeroizing<Vec<u8>> {
     let url = config.public_url();
+    let (device_name, device) = device.description();
     let text = json!({
         "url": url,
         "tenant": config.tenant,
@@ -257,7 +240,7 @@ fn describe(config: &Config, token: &Token, apps: &Apps) -> Zeroizing<Vec<u8>> {
             "redirect_uris": [CALLBACK],
             "allow_token_exchange": true,
         },
-        "hsm": { "module": token.module, "token_label": LABEL, "pin_file": token.pin_file },
+        device_name: device,
         "database": format!("sqlite:{}", config.data_dir.join("lacre.db").display()),
     });
     Zeroizing::new(format!("{text:#}\n").into_bytes())
@@ -287,22 +270,14 @@ mod tests {
         Arena::new(&crate::seal::guarded::Options { allow_unlocked: true, ..Default::default() }).unwrap()
     }
 
-    #[test]
-    fn the_shells_quoting_is_undone() {
-        let text = "export A=/x\nexport LACRE_PKCS11_MODULE=/opt/my\\ dir/m.so\nexport B='c'\n";
-        assert_eq!(exported(text, "LACRE_PKCS11_MODULE").as_deref(), Some("/opt/my dir/m.so"));
-        assert_eq!(exported(text, "B").as_deref(), Some("c"));
-        assert_eq!(exported(text, "LACRE_PKCS11"), None);
-    }
-
     #[tokio::test]
     async fn a_second_run_finds_the_applications_of_the_first() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("dev.json");
         let first = Apps::load(&path, &arena()).await.unwrap();
         let config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
-        let token =
-            Token { conf: dir.path().join("c"), module: "m".to_owned(), pin_file: dir.path().join("pin") };
+        let (conf, pin_file) = (dir.path().join("c"), dir.path().join("pin"));
+        let token = DevDevice::Token(Token { conf, module: "m".to_owned(), pin_file });
         write_private(&path, &describe(&config, &token, &first)).unwrap();
 
         let second = Apps::load(&path, &arena()).await.unwrap();

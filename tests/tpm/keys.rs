@@ -34,3 +34,17 @@ async fn values_are_sealed_and_opened_and_keys_sign() {
     assert!(matches!(device.admin.generate(&planned).await, Err(SealError::Refused { .. })));
     assert_eq!(device.status().state, DeviceState::Ready);
 }
+
+/// TP-2: the check at the start.
+#[tokio::test]
+async fn a_key_that_counts_towards_a_lockout_is_unfit() {
+    let tpm = Swtpm::new();
+    let device = Running::ready_on(&tpm);
+    let (private, public) = crate::foreign::key_without_no_da(&tpm.tcti());
+    let id = KeyRef::plan(KeySpec::EcP256).unwrap().id();
+    let len = u16::try_from(private.len()).unwrap().to_be_bytes();
+    let bytes = [&[1, 2], &id.as_bytes()[..], &[3], &[0; 32], &len, &private, &public].concat();
+    let key = KeyRef::from_bytes(&bytes).unwrap();
+    let report = device.admin.inspect(&key).await.unwrap();
+    assert!(report.deviations.contains(&"noDA is false".to_owned()), "{report:?}");
+}

@@ -13,5 +13,9 @@
 #[path = "../support/swtpm.rs"]
 mod swtpm;
 
+mod faults;
+mod foreign;
 mod keys;
+mod proxy;
 mod stage;
+mod wire;

@@ -1,0 +1,79 @@
+//! Another program at the same TPM, by the library and not by Lacre.
+
+use std::str::FromStr;
+
+use tss_esapi::Context;
+use tss_esapi::attributes::ObjectAttributesBuilder;
+use tss_esapi::interface_types::algorithm::{HashingAlgorithm, PublicAlgorithm};
+use tss_esapi::interface_types::ecc::EccCurve;
+use tss_esapi::interface_types::resource_handles::Hierarchy;
+use tss_esapi::interface_types::session_handles::AuthSession;
+use tss_esapi::structures::{
+    EccParameter, EccPoint, EccScheme, HashScheme, Public, PublicBuilder, PublicEccParametersBuilder,
+    SymmetricDefinitionObject,
+};
+use tss_esapi::tcti_ldr::TctiNameConf;
+use tss_esapi::traits::Marshall;
+
+fn context(tcti: &str) -> Context {
+    let mut context = Context::new(TctiNameConf::from_str(tcti).unwrap()).unwrap();
+    context.set_sessions((Some(AuthSession::Password), None, None));
+    context
+}
+
+fn storage(unique: &[u8]) -> Public {
+    let attributes = ObjectAttributesBuilder::new()
+        .with_fixed_tpm(true)
+        .with_fixed_parent(true)
+        .with_no_da(true)
+        .with_user_with_auth(true)
+        .with_sensitive_data_origin(true)
+        .with_restricted(true)
+        .with_decrypt(true);
+    let aes = SymmetricDefinitionObject::AES_128_CFB;
+    let parameters = PublicEccParametersBuilder::new_restricted_decryption_key(aes, EccCurve::NistP256);
+    PublicBuilder::new()
+        .with_public_algorithm(PublicAlgorithm::Ecc)
+        .with_name_hashing_algorithm(HashingAlgorithm::Sha256)
+        .with_object_attributes(attributes.build().unwrap())
+        .with_ecc_parameters(parameters.build().unwrap())
+        .with_ecc_unique_identifier(EccPoint::new(
+            EccParameter::try_from(unique).unwrap(),
+            EccParameter::default(),
+        ))
+        .build()
+        .unwrap()
+}
+
+/// As a program that crashed would.
+pub fn leave_an_object_behind(tcti: &str) {
+    let mut context = context(tcti);
+    context.create_primary(Hierarchy::Owner, storage(&[7; 32]), None, None, None, None).unwrap();
+    std::mem::forget(context);
+}
+
+/// A signing key under Lacre's root (its template is public) that is not exempt from the dictionary attack
+/// protection: private part and public area.
+pub fn key_without_no_da(tcti: &str) -> (Vec<u8>, Vec<u8>) {
+    let mut context = context(tcti);
+    let root = storage(b"lacre tpm root storage key, v1\0\0");
+    let root = context.create_primary(Hierarchy::Owner, root, None, None, None, None).unwrap().key_handle;
+    let attributes = ObjectAttributesBuilder::new()
+        .with_fixed_tpm(true)
+        .with_fixed_parent(true)
+        .with_user_with_auth(true)
+        .with_sensitive_data_origin(true)
+        .with_sign_encrypt(true);
+    let ecdsa = EccScheme::EcDsa(HashScheme::new(HashingAlgorithm::Sha256));
+    let parameters = PublicEccParametersBuilder::new_unrestricted_signing_key(ecdsa, EccCurve::NistP256);
+    let public = PublicBuilder::new()
+        .with_public_algorithm(PublicAlgorithm::Ecc)
+        .with_name_hashing_algorithm(HashingAlgorithm::Sha256)
+        .with_object_attributes(attributes.build().unwrap())
+        .with_ecc_parameters(parameters.build().unwrap())
+        .with_ecc_unique_identifier(EccPoint::default())
+        .build()
+        .unwrap();
+    let made = context.create(root, public, None, None, None, None).unwrap();
+    (made.out_private.value().to_vec(), made.out_public.marshall().unwrap())
+}

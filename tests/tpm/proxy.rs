@@ -1,0 +1,143 @@
+//! A wire before the TPM that can be listened to and disturbed. The TCTI opens a connection per command.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crate::swtpm::Swtpm;
+
+/// What happens to the TPM's answers.
+#[derive(Clone, Copy, Debug)]
+pub enum Wire {
+    /// Nothing.
+    Clean,
+    /// They come late.
+    Late(Duration),
+    /// The connection ends after so many bytes of each.
+    Cut(usize),
+    /// Other bytes come in their place.
+    Garbage,
+    /// Their header promises more than there is.
+    TooLong,
+}
+
+struct State {
+    tpm: u16,
+    wire: Mutex<Wire>,
+    seen: Mutex<Vec<u8>>,
+    ended: AtomicBool,
+}
+
+/// A proxy on two ports, as swtpm has them.
+pub struct Proxy {
+    /// The server's port; the control channel is the next one.
+    pub port: u16,
+    state: Arc<State>,
+}
+
+impl Proxy {
+    pub fn before(tpm: &Swtpm) -> Self {
+        let state = State {
+            tpm: tpm.port,
+            wire: Mutex::new(Wire::Clean),
+            seen: Mutex::default(),
+            ended: AtomicBool::new(false),
+        };
+        let state = Arc::new(state);
+        loop {
+            let server = TcpListener::bind("127.0.0.1:0").unwrap();
+            let port = server.local_addr().unwrap().port();
+            let Ok(control) = TcpListener::bind(("127.0.0.1", port.wrapping_add(1))) else { continue };
+            for (listener, plus) in [(server, 0), (control, 1)] {
+                let state = Arc::clone(&state);
+                std::thread::spawn(move || {
+                    for client in listener.incoming() {
+                        if state.ended.load(Ordering::Relaxed) {
+                            return;
+                        }
+                        let (client, state) = (client.unwrap(), Arc::clone(&state));
+                        std::thread::spawn(move || serve(&client, &state, plus));
+                    }
+                });
+            }
+            return Self { port, state };
+        }
+    }
+
+    pub fn tcti(&self) -> String {
+        format!("swtpm:host=127.0.0.1,port={}", self.port)
+    }
+
+    pub fn set(&self, wire: Wire) {
+        *self.state.wire.lock().unwrap() = wire;
+    }
+
+    /// Everything that has passed, in both directions.
+    pub fn seen(&self) -> Vec<u8> {
+        self.state.seen.lock().unwrap().clone()
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.state.ended.store(true, Ordering::Relaxed);
+        for plus in 0..2 {
+            let _ = TcpStream::connect(("127.0.0.1", self.port + plus));
+        }
+    }
+}
+
+fn serve(client: &TcpStream, state: &Arc<State>, plus: u16) {
+    let Ok(tpm) = TcpStream::connect(("127.0.0.1", state.tpm + plus)) else {
+        let _ = client.shutdown(Shutdown::Both);
+        return;
+    };
+    let (from, to, there) = (client.try_clone().unwrap(), tpm.try_clone().unwrap(), Arc::clone(state));
+    std::thread::spawn(move || {
+        copy(from, to, &mut |bytes, to| {
+            there.seen.lock().unwrap().extend_from_slice(bytes);
+            to.write_all(bytes)
+        });
+    });
+    copy(tpm, client.try_clone().unwrap(), &mut |bytes, to| {
+        state.seen.lock().unwrap().extend_from_slice(bytes);
+        if plus == 1 {
+            return to.write_all(bytes);
+        }
+        match *state.wire.lock().unwrap() {
+            Wire::Clean => to.write_all(bytes),
+            Wire::Late(time) => {
+                std::thread::sleep(time);
+                to.write_all(bytes)
+            }
+            Wire::Cut(len) => {
+                to.write_all(&bytes[..len.min(bytes.len())])?;
+                Err(std::io::ErrorKind::ConnectionReset.into())
+            }
+            Wire::Garbage => to.write_all(&bytes.iter().map(|byte| byte ^ 0xA5).collect::<Vec<_>>()),
+            Wire::TooLong => {
+                let mut bytes = bytes.to_vec();
+                bytes[2..6].copy_from_slice(&0x00FF_FFFF_u32.to_be_bytes());
+                to.write_all(&bytes)?;
+                Err(std::io::ErrorKind::ConnectionReset.into())
+            }
+        }
+    });
+}
+
+fn copy(
+    mut from: TcpStream,
+    mut to: TcpStream,
+    pass: &mut dyn FnMut(&[u8], &mut TcpStream) -> std::io::Result<()>,
+) {
+    let mut bytes = [0; 8192];
+    while let Ok(read) = from.read(&mut bytes) {
+        if read == 0 || pass(&bytes[..read], &mut to).is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown(Shutdown::Both);
+    let _ = from.shutdown(Shutdown::Both);
+}
