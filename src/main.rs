@@ -9,5 +9,7 @@ use std::process::ExitCode;
 static ALLOC: zeroizing_alloc::ZeroAlloc<std::alloc::System> = zeroizing_alloc::ZeroAlloc(std::alloc::System);
 
 fn main() -> ExitCode {
+    #[cfg(feature = "tpm")]
+    lacre::process::quiet_tss();
     lacre::cli::main()
 }

@@ -10,6 +10,17 @@
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
 
+/// Keeps tpm2-tss from writing to standard error by itself: what fails is told in the log, once and with its
+/// code. An operator who sets `TSS2_LOG` gets what they ask for.
+#[cfg(feature = "tpm")]
+#[expect(unsafe_code, clippy::disallowed_methods, reason = "called first in main, while there is one thread")]
+pub fn quiet_tss() {
+    if std::env::var_os("TSS2_LOG").is_none() {
+        // SAFETY: no other thread exists yet that could read the environment.
+        unsafe { std::env::set_var("TSS2_LOG", "all+none") };
+    }
+}
+
 /// The state of the process after [`harden`], for the log and `lacre status`.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Hardening {

@@ -105,12 +105,15 @@ async fn examine(local: &Local, args: &Args, context: &Context, findings: &mut V
                 findings.extend(files::module(pkcs11));
                 findings.push(files::pin(pkcs11, context));
             }
+            if let Some(tpm) = &device.tpm {
+                findings.extend(files::tpm(tpm, context));
+            }
             findings.push(files::latch(device, &local.data_dir));
         }
         None => findings.push(Finding::fail(
             "device",
             "none is configured",
-            "add [seal.pkcs11]; hsm-config has examples",
+            "add [seal.pkcs11] or [seal.tpm]; hsm-config has examples",
         )),
     }
     findings.push(files::data_dir(&local.data_dir));

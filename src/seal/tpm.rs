@@ -14,6 +14,7 @@
 mod error;
 mod keys;
 mod link;
+mod policy;
 mod report;
 mod template;
 
@@ -31,6 +32,7 @@ use crate::seal::pin::PinSource;
 
 use keys::Session;
 use link::Link;
+use policy::{SealedSecret, Secret};
 
 /// How long a call waits for another one that is at the TPM.
 const TURN: Duration = Duration::from_secs(3);
@@ -43,8 +45,9 @@ pub struct Config {
     /// `tabrmd:...`.
     #[serde(default = "default_tcti")]
     pub tcti: String,
-    /// The secret that every key's authorisation value is made of: `file:/path` or `credential:NAME`. At
-    /// least 32 characters; without it no key of this installation can be used, so keep a copy.
+    /// The secret that every key's authorisation value is made of: `file:/path`, `credential:NAME`, or
+    /// `sealed:/path` of a file that `lacre hsm seal-auth` has made. Without it no key of this installation can
+    /// be used, so keep a copy.
     pub auth_source: String,
     /// The owner hierarchy's authorisation, where one is set; in the same form.
     #[serde(default)]
@@ -60,22 +63,53 @@ fn default_tcti() -> String {
 
 /// Checks the configuration. Opens no connection and reads no secret.
 pub(crate) fn load(config: &Config, latch: Latch, arena: &Arena) -> Result<Box<dyn Driver>, StartError> {
-    let selection = |reason: &str| StartError::Selection(reason.to_owned());
-    let tcti = config.tcti.parse().map_err(|_| {
-        selection("`tcti` of [seal.tpm] is none that tpm2-tss knows (device:, swtpm:, mssim:, tabrmd:)")
-    })?;
-    let source = |text: &str| PinSource::parse(text, config.credentials_dir.as_deref(), arena);
-    Ok(Box::new(Module(Arc::new(Tpm {
-        tcti,
-        address: config.tcti.clone(),
-        auth: source(&config.auth_source)?,
-        owner_auth: config.owner_auth_source.as_deref().map(source).transpose()?,
-        arena: arena.clone(),
-        latch,
-        place: Mutex::default(),
-        known: Mutex::default(),
-        epoch: AtomicU64::new(1),
-    }))))
+    Ok(Box::new(Module(Arc::new(Tpm::new(config, latch, arena)?))))
+}
+
+/// Seals the secret that `auth_source` gives now under the present values of `pcrs`, with the holder of the
+/// key in `authority` (PEM, P-256) as the one who may approve other values. The text is for a file that
+/// `auth_source = "sealed:..."` names.
+///
+/// # Errors
+/// A text for the operator.
+pub fn seal_auth(
+    config: &crate::seal::DeviceConfig,
+    arena: &Arena,
+    pcrs: &[u8],
+    authority: &str,
+) -> Result<String, String> {
+    let tpm = alone(config, arena)?;
+    let sealed = tpm.with_link(|link| {
+        let secret = tpm.auth.read(&tpm, link)?;
+        policy::seal(link, &secret, pcrs, authority)
+    });
+    drop(tpm.take_down());
+    sealed.map_err(|error| error.to_string())
+}
+
+/// The digest that an approval of the present values of `pcrs` signs.
+///
+/// # Errors
+/// A text for the operator.
+pub fn pcr_digest(config: &crate::seal::DeviceConfig, arena: &Arena, pcrs: &[u8]) -> Result<Vec<u8>, String> {
+    let tpm = alone(config, arena)?;
+    let place = tpm.place();
+    // Without the secret: it is sealed, and does not open now.
+    let digest = Link::open_without_secret(&tpm).and_then(|mut link| {
+        let digest = policy::present(&mut link, pcrs);
+        link.close();
+        digest
+    });
+    drop(place);
+    digest.map_err(|error| error.to_string())
+}
+
+/// The TPM of the configuration, for one command of an operator.
+fn alone(config: &crate::seal::DeviceConfig, arena: &Arena) -> Result<Tpm, String> {
+    let section = config.tpm.as_ref().ok_or("the configuration has no [seal.tpm]")?;
+    let latch_dir = config.latch_dir.clone().unwrap_or_else(|| PathBuf::from("latch"));
+    let latch = Latch::open(&latch_dir).map_err(|error| format!("{}: {error}", latch_dir.display()))?;
+    Tpm::new(section, latch, arena).map_err(|error| error.to_string())
 }
 
 /// The connection, or nothing while the TPM is away.
@@ -85,7 +119,7 @@ type Place = Arc<Mutex<Option<Link>>>;
 pub(crate) struct Tpm {
     tcti: tss_esapi::tcti_ldr::TctiNameConf,
     address: String,
-    auth: PinSource,
+    auth: Secret,
     owner_auth: Option<PinSource>,
     arena: Arena,
     latch: Latch,
@@ -100,6 +134,28 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Tpm {
+    fn new(config: &Config, latch: Latch, arena: &Arena) -> Result<Self, StartError> {
+        let selection = |reason: &str| StartError::Selection(reason.to_owned());
+        let tcti = config.tcti.parse().map_err(|_| {
+            selection("`tcti` of [seal.tpm] is none that tpm2-tss knows (device:, swtpm:, mssim:, tabrmd:)")
+        })?;
+        let source = |text: &str| PinSource::parse(text, config.credentials_dir.as_deref(), arena);
+        Ok(Self {
+            tcti,
+            address: config.tcti.clone(),
+            auth: match config.auth_source.strip_prefix("sealed:") {
+                Some(path) => Secret::Sealed(SealedSecret::at(path.as_ref())),
+                None => Secret::Plain(source(&config.auth_source)?),
+            },
+            owner_auth: config.owner_auth_source.as_deref().map(source).transpose()?,
+            arena: arena.clone(),
+            latch,
+            place: Mutex::default(),
+            known: Mutex::default(),
+            epoch: AtomicU64::new(1),
+        })
+    }
+
     fn place(&self) -> Place {
         Arc::clone(&lock(&self.place))
     }

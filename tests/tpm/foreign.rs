@@ -77,3 +77,46 @@ pub fn key_without_no_da(tcti: &str) -> (Vec<u8>, Vec<u8>) {
     let made = context.create(root, public, None, None, None, None).unwrap();
     (made.out_private.value().to_vec(), made.out_public.marshall().unwrap())
 }
+
+/// Opens a sealed data key of a KEK with nothing but the formats: the index in the chip, the template, and the
+/// authorisation value.
+pub fn unseal(tcti: &str, id: &[u8; 16], auth: &[u8], bytes: &[u8]) -> Vec<u8> {
+    use tss_esapi::handles::{NvIndexTpmHandle, TpmHandle};
+    use tss_esapi::interface_types::resource_handles::NvAuth;
+    use tss_esapi::structures::{Auth, Digest, KeyedHashScheme, Private, PublicKeyedHashParameters};
+    let mut context = context(tcti);
+    let number = 0x0180_0000 | (u32::from_be_bytes([0, id[0], id[1], id[2]]) & 0x003F_FFFF);
+    let index = TpmHandle::NvIndex(NvIndexTpmHandle::new(number).unwrap());
+    let index = context.execute_without_session(|context| context.tr_from_tpm_public(index)).unwrap();
+    let kept = context.nv_read(NvAuth::Owner, index.into(), 48, 0).unwrap();
+    assert_eq!(&kept.value()[..16], id);
+    let unique = sha2_of(&[b"lacre/tpm-kek/v1", id, &kept.value()[16..]]);
+    let kek = context
+        .create_primary(Hierarchy::Owner, storage(&unique), None, None, None, None)
+        .unwrap()
+        .key_handle;
+    let (private, unique) = bytes.split_at(bytes.len() - 32);
+    let attributes = ObjectAttributesBuilder::new()
+        .with_fixed_tpm(true)
+        .with_fixed_parent(true)
+        .with_no_da(true)
+        .with_user_with_auth(true);
+    let public = PublicBuilder::new()
+        .with_public_algorithm(PublicAlgorithm::KeyedHash)
+        .with_name_hashing_algorithm(HashingAlgorithm::Sha256)
+        .with_object_attributes(attributes.build().unwrap())
+        .with_keyed_hash_parameters(PublicKeyedHashParameters::new(KeyedHashScheme::Null))
+        .with_keyed_hash_unique_identifier(Digest::try_from(unique).unwrap())
+        .build()
+        .unwrap();
+    let leaf = context.load(kek, Private::try_from(private).unwrap(), public).unwrap();
+    context.tr_set_auth(leaf.into(), Auth::try_from(auth).unwrap()).unwrap();
+    context.unseal(leaf.into()).unwrap().value().to_vec()
+}
+
+fn sha2_of(parts: &[&[u8]]) -> [u8; 32] {
+    use sha2::Digest;
+    let mut sum = sha2::Sha256::new();
+    parts.iter().for_each(|part| sum.update(part));
+    sum.finalize().into()
+}

@@ -16,6 +16,8 @@ mod swtpm;
 mod faults;
 mod foreign;
 mod keys;
+mod memory;
+mod policy;
 mod proxy;
 mod stage;
 mod wire;

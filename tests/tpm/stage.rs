@@ -4,7 +4,9 @@ use std::ops::Deref;
 use std::time::{Duration, Instant};
 
 use lacre::seal::guarded::Options;
-use lacre::seal::{Arena, Context, Device, DeviceState, Kek, KekId, KeyRef, KeySpec, SealError, Sealed};
+use lacre::seal::{
+    Arena, Context, Device, DeviceConfig, DeviceState, Kek, KekId, KeyRef, KeySpec, SealError, Sealed,
+};
 use serde_json::json;
 
 use crate::swtpm::Swtpm;
@@ -28,8 +30,13 @@ impl Running {
             "deadline": 5,
             "tpm": { "tcti": tcti, "auth_source": format!("file:{}", tpm.auth_file.display()) },
         });
+        Self::with(&serde_json::from_value(config).unwrap())
+    }
+
+    /// As configured.
+    pub fn with(config: &DeviceConfig) -> Self {
         let arena = Arena::new(&Options { slots: 64, allow_unlocked: true, ..Options::default() }).unwrap();
-        Self(lacre::seal::start(&serde_json::from_value(config).unwrap(), &arena).unwrap())
+        Self(lacre::seal::start(config, &arena).unwrap())
     }
 
     /// Ready.

@@ -35,7 +35,9 @@ fn start_hint(error: &StartError) -> &'static str {
     match error {
         StartError::Module { .. } => "check the module's path, processor and rights",
         StartError::Pin { .. } => "check pin_source; the PIN was not tried",
-        StartError::Selection(_) => "set one of token, serial and uri in [seal.pkcs11]",
+        StartError::Selection(_) => {
+            "set one of token, serial and uri in [seal.pkcs11], or tcti in [seal.tpm]"
+        }
         StartError::Threads { .. } => "raise the limit on threads of the daemon's user",
         StartError::Latch { .. } => "give the latch directory to the daemon's user",
     }
@@ -44,6 +46,9 @@ fn start_hint(error: &StartError) -> &'static str {
 async fn examine(device: &Device, findings: &mut Vec<Finding>) -> Value {
     const CHECK: &str = "token";
     let status = device.status();
+    if let Some(notice) = &status.notice {
+        findings.push(Finding::warn("device", notice.clone(), "find out who guesses, and clear the lockout"));
+    }
     match status.state {
         DeviceState::Ready => {
             let found = format!("{} ({}), {}", status.token_label, status.token_serial, status.library);

@@ -122,6 +122,56 @@ pub(crate) fn pin(config: &Config, context: &Context) -> Finding {
     }
 }
 
+/// Whether the TPM's device file can be opened, and its secret read by us alone.
+#[cfg(feature = "tpm")]
+pub(crate) fn tpm(config: &crate::seal::tpm::Config, context: &Context) -> Vec<Finding> {
+    const CHECK: &str = "tpm";
+    let mut findings = Vec::new();
+    if let Some(path) = config.tcti.strip_prefix("device:") {
+        findings.push(match fs::OpenOptions::new().read(true).write(true).open(path) {
+            Ok(_) if path == "/dev/tpm0" => Finding::warn(
+                CHECK,
+                "/dev/tpm0 is for one program at a time",
+                "use device:/dev/tpmrm0, which the kernel shares between programs",
+            ),
+            Ok(_) => Finding::ok(CHECK, format!("{path} can be opened")),
+            Err(error) => Finding::fail(
+                CHECK,
+                format!("{path}: {error}"),
+                "switch the TPM on in the firmware, and add the daemon's user to the group tss",
+            ),
+        });
+    }
+    findings.push(match config.auth_source.split_once(':') {
+        Some(("file", path)) => pin_file(Path::new(path.strip_prefix("//").unwrap_or(path))),
+        Some(("sealed", path)) if Path::new(path).is_file() => {
+            Finding::ok(CHECK, format!("the secret is sealed in {path}"))
+        }
+        Some(("sealed", path)) => {
+            Finding::fail(CHECK, format!("{path} is not there"), "make it with `lacre hsm seal-auth`")
+        }
+        Some(("credential", name)) => match &context.env.credentials {
+            Some(dir) => pin_file(&dir.join(name)),
+            None => Finding::ok(
+                CHECK,
+                format!("systemd gives credential {name} to the service; not visible here"),
+            ),
+        },
+        _ => Finding::fail(
+            CHECK,
+            "auth_source is not understood",
+            "use file:/path, credential:NAME or sealed:/path",
+        ),
+    });
+    findings
+}
+
+/// Nothing to look at: the start says why.
+#[cfg(not(feature = "tpm"))]
+pub(crate) fn tpm(_: &crate::seal::tpm::Config, _: &Context) -> Vec<Finding> {
+    Vec::new()
+}
+
 fn pin_file(path: &Path) -> Finding {
     const CHECK: &str = "pin";
     let shown = path.display();

@@ -59,7 +59,8 @@ pub(super) struct Link {
     loaded: Vec<Loaded>,
     /// Contexts of what was loaded before, and whether an authorisation value belongs to it.
     saved: HashMap<Id, (TpmsContext, bool)>,
-    secret: SecretBuf,
+    /// What authorisation values are made of.
+    secret: Option<SecretBuf>,
     /// Whether the session has been accepted once: then a refused authorisation may be the session's fault.
     proven: bool,
 }
@@ -97,6 +98,13 @@ impl Lockout {
 impl Link {
     /// Opens the connection, makes the root and a session salted to it.
     pub(super) fn open(tpm: &Tpm) -> Result<Self, BackendError> {
+        let mut link = Self::open_without_secret(tpm)?;
+        link.secret = Some(tpm.auth.read(tpm, &mut link)?);
+        Ok(link)
+    }
+
+    /// The same, able to do what needs no key of the installation.
+    pub(super) fn open_without_secret(tpm: &Tpm) -> Result<Self, BackendError> {
         let context = Context::new(tpm.tcti.clone()).map_err(|error| Fail::new("open TCTI", error))?;
         let mut link = Self {
             context,
@@ -105,7 +113,7 @@ impl Link {
             owner: Some(AuthSession::Password),
             loaded: Vec::new(),
             saved: HashMap::new(),
-            secret: tpm.secret(&tpm.auth)?,
+            secret: None,
             proven: false,
         };
         // A TPM that runs answers INITIALIZE; one that was just switched on needs this.
@@ -333,7 +341,10 @@ impl Link {
 
     /// The authorisation value of a key.
     pub(super) fn auth(&self, id: Id) -> tss_esapi::Result<Auth> {
-        let key = self.secret.with(|secret| hmac::Key::new(hmac::HMAC_SHA256, secret));
+        let Some(secret) = &self.secret else {
+            return Err(tss_esapi::Error::WrapperError(tss_esapi::WrapperErrorKind::MissingAuthSession));
+        };
+        let key = secret.with(|secret| hmac::Key::new(hmac::HMAC_SHA256, secret));
         let mut sum = hmac::Context::with_key(&key);
         sum.update(b"lacre/tpm-auth/v1");
         sum.update(&id);
