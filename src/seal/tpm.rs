@@ -16,6 +16,7 @@ mod keys;
 mod link;
 mod policy;
 mod report;
+mod scrub;
 mod template;
 
 use std::path::PathBuf;
@@ -286,12 +287,6 @@ fn turn(place: &Place) -> Option<MutexGuard<'_, Option<Link>>> {
             Err(TryLockError::WouldBlock) => return None,
         }
     }
-}
-
-/// Writes over what the library keeps of the last secret that passed through it: its command buffer, its
-/// copy of the last parameters, and the block that it has just freed (hsm.md 2.9).
-fn scrub(link: &mut Link) {
-    link.overwrite();
 }
 
 /// A TPM as a driver.

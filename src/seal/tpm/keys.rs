@@ -21,7 +21,8 @@ use zeroize::Zeroize;
 
 use super::error::Fail;
 use super::link::{Link, Origin, ROOT};
-use super::{Tpm, scrub, template};
+use super::scrub::{scrub, wipe_blocks};
+use super::{Tpm, template};
 use crate::seal::KeyReport;
 use crate::seal::backend::{Backend, BackendError};
 use crate::seal::envelope::{DEK_LEN, DEK_SLOT_LEN};
@@ -259,6 +260,7 @@ fn unwrap(
             }
             Err(error) => Err(Fail::new("auth value", error)),
         };
+        wipe_blocks();
         // Flushed on every path, and the first thing that went wrong is told.
         let flushed = link.flush(leaf.into());
         unsealed.and_then(|data| flushed.map(|()| data))

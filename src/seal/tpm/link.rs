@@ -423,8 +423,8 @@ impl Link {
         Ok(format!("TPM 2.0 {} {}.{}", vendor.trim(), firmware >> 16, firmware & 0xFFFF))
     }
 
-    /// Sends a command that the TPM refuses, as long as the longest that carries a secret.
-    pub(super) fn overwrite(&mut self) {
+    /// An answer of other bytes in the place where the last one was.
+    pub(super) fn overwrite_answer(&mut self) {
         self.context.clear_sessions();
         let _ = self.context.get_random(48);
     }

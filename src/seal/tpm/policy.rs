@@ -31,7 +31,8 @@ use tss_esapi::traits::Marshall;
 
 use super::error::Fail;
 use super::link::{Link, Origin, ROOT};
-use super::{BackendError, Tpm, scrub, template};
+use super::scrub::{scrub, wipe_blocks};
+use super::{BackendError, Tpm, template};
 use crate::seal::guarded::{Arena, SecretBuf};
 
 /// Command codes that a policy digest is made of (part 2, section 6.5.2).
@@ -310,6 +311,7 @@ fn unseal(
     let object = link.command("TPM2_Load", parent, |context| context.load(root, private, public))?;
     let sessions = (Some(AuthSession::from(session)), None);
     let data = link.command("TPM2_Unseal", sessions, |context| context.unseal(object.into()));
+    wipe_blocks();
     link.flush(object.into())?;
     let data = data.map_err(|fail| match fail {
         fail if fail.is_policy() => {
