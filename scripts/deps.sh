@@ -34,12 +34,16 @@ need_to_run() {
   need make have make
   need pkg-config have pkg-config
   need libpq-dev any_file '/usr/include/postgresql/libpq-fe.h'
+  need libtss2-dev pkg-config --exists tss2-esys
   need softhsm2 have softhsm2-util
   need libsofthsm2 any_file '/usr/lib/*/softhsm/libsofthsm2.so'
   need bsdutils have script
 }
 
 need_to_test() {
+  need swtpm have swtpm
+  need swtpm-tools have swtpm_setup
+  need tpm2-tools have tpm2_getcap
   need opensc have pkcs11-tool
   need postgresql any_file '/usr/lib/postgresql/*/bin/initdb'
   need shellcheck have shellcheck

@@ -27,6 +27,7 @@ const EDGES: &str = "
     cryptoki         -> seal/pkcs11
     cryptoki_sys     -> seal/pkcs11
     pk11_uri_parser  -> seal/pkcs11
+    tss_esapi        -> seal/tpm
     diesel           -> db audit/store issuer/store keys/store vault/store
     diesel_migrations -> db
     libsqlite3_sys   -> db

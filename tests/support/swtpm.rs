@@ -2,6 +2,7 @@
 //!
 //! Include it with `#[path = "support/swtpm.rs"] mod swtpm;`. Nothing outside its directory is touched.
 
+#![expect(unsafe_code, reason = "children must not inherit what the TPM's library has open")]
 #![allow(dead_code, reason = "every test program uses another part of it")]
 
 use std::fs;
@@ -72,7 +73,7 @@ impl Swtpm {
 
     fn spawn(&self) -> Child {
         let state = format!("dir={}", self.dir.path().display());
-        Command::new("swtpm")
+        program("swtpm")
             .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear", "--tpmstate", &state])
             .args(["--server", &format!("type=tcp,port={},bindaddr=127.0.0.1", self.port)])
             .args(["--ctrl", &format!("type=tcp,port={},bindaddr=127.0.0.1", self.port + 1)])
@@ -107,7 +108,7 @@ impl Swtpm {
 
     /// The same, which may fail.
     pub fn try_tool(&self, args: &[&str]) -> Output {
-        Command::new(args[0])
+        program(args[0])
             .args(&args[1..])
             .env("TPM2TOOLS_TCTI", self.tcti())
             .current_dir(self.dir.path())
@@ -120,6 +121,21 @@ impl Drop for Swtpm {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// A program that does not inherit the connections of other tests: tpm2-tss opens them without CLOEXEC, and a
+/// TPM waits for the end of one before it takes the next.
+pub fn program(name: &str) -> Command {
+    use std::os::unix::process::CommandExt;
+    let mut command = Command::new(name);
+    // SAFETY: one system call between fork and exec, on no memory of ours.
+    unsafe {
+        command.pre_exec(|| {
+            libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC);
+            Ok(())
+        })
+    };
+    command
 }
 
 /// Two ports in a row that nobody listens on.

@@ -1,14 +1,13 @@
 //! TP-7: keys bound to the state of the host, and the way out when it has changed.
 
 use std::fs;
-use std::process::Command;
 
 use lacre::seal::guarded::Options;
 use lacre::seal::{Alg, Arena, DeviceState, KeySpec, tpm as seal_tpm};
 use serde_json::json;
 
 use crate::stage::{HERE, Running};
-use crate::swtpm::Swtpm;
+use crate::swtpm::{Swtpm, program};
 
 fn config(tpm: &Swtpm, source: &str) -> lacre::seal::DeviceConfig {
     let tpm_section = json!({ "tcti": tpm.tcti(), "auth_source": source });
@@ -16,7 +15,7 @@ fn config(tpm: &Swtpm, source: &str) -> lacre::seal::DeviceConfig {
 }
 
 fn openssl(tpm: &Swtpm, args: &[&str]) {
-    let status = Command::new("openssl").args(args).current_dir(tpm.dir()).status().unwrap();
+    let status = program("openssl").args(args).current_dir(tpm.dir()).status().unwrap();
     assert!(status.success());
 }
 

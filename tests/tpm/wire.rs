@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 
 use crate::proxy::Proxy;
 use crate::stage::{HERE, Running};
-use crate::swtpm::Swtpm;
+use crate::swtpm::{Swtpm, program};
 
 /// The text that a client would send as its secret.
 const MESSAGE: &[u8] = b"canary of a client secret, 1234567890";
@@ -58,7 +58,7 @@ async fn no_key_no_authorisation_and_no_message_crosses_in_clear() {
 
     // The same wire shows what a program sends that does not care.
     std::fs::write(tpm.dir().join("plain"), MESSAGE).unwrap();
-    let careless = std::process::Command::new("sh")
+    let careless = program("sh")
         .args(["-c", "tpm2_createprimary -Q -c p.ctx && tpm2_create -Q -C p.ctx -i plain -u u -r r"])
         .env("TPM2TOOLS_TCTI", proxy.tcti())
         .current_dir(tpm.dir())

@@ -16,8 +16,9 @@ use super::template;
 
 /// The block that the library hands an unsealed secret over in.
 const BLOCK: usize = size_of::<TPM2B_SENSITIVE_DATA>();
-/// As many freed blocks of a size as an allocator keeps at hand for a thread (7 in glibc), and one.
-const KEPT: usize = 8;
+/// More freed blocks of a size than an allocator keeps at hand for a thread (7 in glibc): when those are all
+/// there, the block was joined with its free neighbours, which are given out next.
+const KEPT: usize = 64;
 /// More than the library and its marshalling use below one call.
 const STACK: usize = 128 << 10;
 /// No resource has this number, so that the library refuses it without asking the TPM.
