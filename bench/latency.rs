@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use lacre::seal::guarded::Options;
 use lacre::seal::{
-    Alg, Arena, Context, Device, DeviceConfig, DeviceState, Kek, KekId, KeyRef, KeySpec, Sealed, pkcs11,
+    Alg, Arena, Context, Device, DeviceConfig, DeviceState, Kek, KekId, KeyRef, KeySpec, Sealed,
 };
 
 #[path = "daemon/installation.rs"]
@@ -86,19 +86,18 @@ struct Stage {
 impl Stage {
     async fn new() -> Self {
         let dir = &softhsm::SoftHsm::in_process(LABEL).dir;
-        let config = DeviceConfig {
-            pkcs11: Some(pkcs11::Config {
-                module: Some(shim::shim_path()),
-                token: Some(LABEL.to_owned()),
-                pin_source: Some(format!("file:{}", dir.join("pin").display())),
-                ..Default::default()
-            }),
-            latch_dir: Some(dir.join("latch")),
-            fast_threads: SESSIONS as usize,
-            slow_threads: Some(1),
-            queue: 1024,
-            deadline: Duration::from_secs(5),
-        };
+        let config = serde_json::json!({
+            "pkcs11": {
+                "module": shim::shim_path(),
+                "token": LABEL,
+                "pin_source": format!("file:{}", dir.join("pin").display()),
+            },
+            "latch_dir": dir.join("latch"),
+            "fast_threads": SESSIONS,
+            "slow_threads": 1,
+            "deadline": "5s",
+        });
+        let config: DeviceConfig = serde_json::from_value(config).unwrap();
         let arena = Arena::new(&Options { allow_unlocked: true, slots: 512, ..Options::default() }).unwrap();
         let device = lacre::seal::start(&config, &arena).unwrap();
         assert_eq!(device.status().state, DeviceState::Ready);
