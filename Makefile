@@ -43,15 +43,17 @@ fmt: ## Format the code
 	cargo fmt
 	cargo fmt --manifest-path tests/backend/shim/Cargo.toml
 
-soak: ## Kill the daemon at every single write to its database (a quarter of an hour)
+soak: ## Kill at every write to the database, fail every call of the device (an hour)
 	@scripts/deps.sh test
 	cargo test --locked --test crash -- --ignored --nocapture
+	cargo test --locked --test device -- --ignored --nocapture
 
 bench: ## Print the figures: device and daemon, each beside the raw device of the same run
 	@scripts/deps.sh test
 	cargo build --release --locked
 	cargo bench --locked --bench device
 	cargo bench --locked --bench daemon
+	cargo bench --locked --bench latency
 
 doc: ## Build the library's documentation into target/doc
 	cargo doc --no-deps --lib --locked

@@ -20,11 +20,13 @@ use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error, RvError};
 use cryptoki::mechanism::Mechanism;
 use cryptoki::mechanism::aead::GcmParams;
-use cryptoki::object::{Attribute, ObjectHandle};
+use cryptoki::object::{Attribute, AttributeType, ObjectHandle};
 use cryptoki::session::{Session, UserType};
 use cryptoki::slot::Slot;
 use cryptoki::types::AuthPin;
 
+#[path = "support/raw.rs"]
+mod raw;
 #[path = "support/shim.rs"]
 mod shim;
 #[path = "support/softhsm.rs"]
@@ -229,6 +231,8 @@ fn outputs_can_be_shortened_and_corrupted() {
     stage.control.set_rules("C_Digest * corrupt");
     let corrupt = stage.session().digest(&Mechanism::Sha256, b"x").unwrap();
     assert_eq!((corrupt[0], &corrupt[1..]), (whole[0] ^ 1, &whole[1..]));
+    stage.control.set_rules("C_Digest * zero");
+    assert_eq!(stage.session().digest(&Mechanism::Sha256, b"x").unwrap(), vec![0; whole.len()]);
     stage.control.set_rules("C_Digest * short");
     assert!(stage.session().digest(&Mechanism::Sha256, b"x").unwrap().len() < whole.len());
 }
@@ -243,4 +247,94 @@ fn a_token_can_be_another_one() {
     let info = stage.module.get_token_info(stage.slot).unwrap();
     assert_eq!((info.serial_number(), info.label()), ("0123 abc", "other"));
     assert!(info.user_pin_final_try() && info.user_pin_locked());
+}
+
+#[test]
+fn an_output_can_be_longer_than_it_is() {
+    let stage = stage();
+    let module = raw::Module::load(&shim_path());
+    let session = module.session(stage.slot.id()).unwrap();
+    let seal = || {
+        let mut iv = [3; 12];
+        session.gcm_seal(stage.key.handle(), &mut iv, b"aad", &[7; 32]).unwrap().len()
+    };
+    assert_eq!(seal(), 48);
+    // The oracle cuts its buffer at the reported length, so the rule is seen where there is more room.
+    let sign = |out: &mut [u8]| {
+        let key = session.generate_ec(&P256).unwrap();
+        session.sign(cryptoki_sys::CKM_ECDSA, key, &[1; 32], out).unwrap()
+    };
+    let mut out = [0; 100];
+    assert_eq!(sign(&mut out), 64);
+    stage.control.set_rules("C_Sign * long");
+    assert_eq!(sign(&mut out), 65);
+}
+
+/// DER of the curve's object identifier.
+const P256: [u8; 10] = [0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
+
+#[test]
+fn randomness_can_be_zero() {
+    let stage = stage();
+    assert_ne!(stage.random().unwrap(), [0; 8]);
+    stage.control.set_rules("C_GenerateRandom * zero");
+    assert_eq!(stage.random().unwrap(), [0; 8]);
+}
+
+#[test]
+fn a_generator_can_be_stuck() {
+    let stage = stage();
+    stage.control.set_rules("C_EncryptInit * same-iv");
+    let ivs = [[0; 12], [1; 12]].map(|mut iv| {
+        seal(&stage, &mut iv, b"aad").unwrap();
+        iv
+    });
+    assert_eq!(ivs[0], ivs[1]);
+    assert_ne!(ivs[0], [0; 12]);
+}
+
+#[test]
+fn slots_can_have_other_numbers() {
+    let stage = stage();
+    let before = stage.slot;
+    stage.control.set_rules("C_GetSlotList * slots:1000");
+    let slots = stage.module.get_slots_with_token().unwrap();
+    let now = slots.into_iter().find(|slot| slot.id() == before.id() + 1000).expect("a greater number");
+    assert_eq!(stage.module.get_token_info(now).unwrap().label(), "shim");
+    assert_eq!(code(stage.module.get_token_info(before)), Some(RvError::SlotIdInvalid));
+    let session = stage.module.open_ro_session(now).unwrap();
+    assert_eq!(session.get_session_info().unwrap().slot_id(), now);
+    stage.control.set_rules("");
+    assert_eq!(stage.module.get_token_info(before).unwrap().label(), "shim");
+}
+
+#[test]
+fn two_tokens_can_have_one_label() {
+    let stage = stage();
+    stage.control.set_rules("C_GetTokenInfo * label:shim");
+    let slots = stage.module.get_slots_with_token().unwrap();
+    let named = |slot: &Slot| stage.module.get_token_info(*slot).unwrap().label() == "shim";
+    assert!(slots.len() > 1 && slots.iter().all(named));
+}
+
+#[test]
+fn a_code_can_be_translated() {
+    let stage = stage();
+    stage.control.set_rules("C_Sign * translate:0x91=0x40");
+    // Nothing was begun: CKR_OPERATION_NOT_INITIALIZED.
+    let module = raw::Module::load(&shim_path());
+    let session = module.session(stage.slot.id()).unwrap();
+    assert_eq!(session.sign_without_init(), Err(0x40));
+    stage.control.set_rules("");
+    assert_eq!(session.sign_without_init(), Err(0x91));
+}
+
+#[test]
+fn an_attribute_can_be_turned_over() {
+    let stage = stage();
+    let kinds = [AttributeType::Encrypt, AttributeType::Decrypt];
+    let read = || stage.anchor.get_attributes(stage.key, &kinds).unwrap();
+    assert_eq!(read(), [Attribute::Encrypt(true), Attribute::Decrypt(true)]);
+    stage.control.set_rules("C_GetAttributeValue * turn:0x105");
+    assert_eq!(read(), [Attribute::Encrypt(true), Attribute::Decrypt(false)]);
 }

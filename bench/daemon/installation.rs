@@ -1,5 +1,7 @@
 //! A Lacre of one's own: token, configuration, database, and the daemon on them.
 
+#![allow(dead_code, reason = "each bench uses a part of it")]
+
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener};
@@ -23,11 +25,28 @@ pub struct Installation {
     address: SocketAddr,
     config: PathBuf,
     basic: String,
+    env: Vec<(&'static str, PathBuf)>,
+}
+
+/// What stands between the daemon and the token, and how the daemon drives it.
+#[derive(Default)]
+pub struct Between {
+    /// The module, if it is not the token's own.
+    pub module: Option<PathBuf>,
+    /// The module's environment.
+    pub env: Vec<(&'static str, PathBuf)>,
+    /// Lines of `[seal]`.
+    pub seal: &'static str,
 }
 
 impl Installation {
     /// Makes everything up to the first application. `database`: a PostgreSQL URL, else SQLite.
     pub fn new(database: Option<&str>) -> Self {
+        Self::over(database, Between::default())
+    }
+
+    /// The same with something between the daemon and its token.
+    pub fn over(database: Option<&str>, between: Between) -> Self {
         let token = SoftHsm::new("lacre");
         let dir = &token.dir;
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -36,14 +55,15 @@ impl Installation {
         let text = format!(
             "data_dir = \"{dir}\"\n[database]\nurl = \"{url}\"\n[server]\nlisten = \"{address}\"\n\
              [server.rate_limit]\nper_second = 0\nburst = 1\n[log]\nlevel = \"warn\"\n\
-             [seal.pkcs11]\nmodule = \"{module}\"\ntoken = \"lacre\"\npin_source = \"file:{pin}\"\n",
+             [seal]\n{seal}\n[seal.pkcs11]\nmodule = \"{module}\"\ntoken = \"lacre\"\npin_source = \"file:{pin}\"\n",
             dir = dir.display(),
             url = database.unwrap_or(&sqlite),
-            module = token.module.display(),
+            seal = between.seal,
+            module = between.module.as_ref().unwrap_or(&token.module).display(),
             pin = token.pin_file.display(),
         );
         fs::write(&config, text).unwrap();
-        let mut this = Self { token, address, config, basic: String::new() };
+        let mut this = Self { token, address, config, basic: String::new(), env: between.env };
         this.lacre(&["db", "migrate"]);
         let secret_file = this.token.dir.join("client-secret");
         let made = this.lacre(&["init", "-o", "json", "--secret-out", secret_file.to_str().unwrap()]);
@@ -59,6 +79,7 @@ impl Installation {
         let mut command = Command::new(LACRE);
         let (name, conf) = self.token.env();
         command.env(name, conf).env("LACRE_CONFIG", &self.config);
+        command.envs(self.env.iter().map(|(name, path)| (*name, path)));
         command
     }
 

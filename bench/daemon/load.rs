@@ -46,6 +46,12 @@ impl Load {
         self.latencies.len() as f64 / self.elapsed.as_secs_f64()
     }
 
+    /// Good answers.
+    #[allow(dead_code, reason = "each bench uses a part of it")]
+    pub fn done(&self) -> usize {
+        self.latencies.len()
+    }
+
     /// A percentile of the time to the end of a good answer.
     pub fn percentile(&self, percent: usize) -> Duration {
         let at = self.latencies.len() * percent / 100;

@@ -1,19 +1,22 @@
 //! What every request gets: an id, a span, one line in the log, metrics, headers, and a problem body
-//! where it failed. Query strings and bodies never reach the log.
+//! where it failed, also by a panic. Query strings and bodies never reach the log.
 
+use std::panic::AssertUnwindSafe;
 use std::time::Instant;
 
 use actix_web::body::{BoxBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::error::InternalError;
 use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use actix_web::http::{ConnectionType, StatusCode};
 use actix_web::middleware::Next;
 use actix_web::web::Data;
-use actix_web::{Error, HttpMessage};
+use actix_web::{Error, HttpMessage, HttpResponse};
+use futures_util::FutureExt;
 use tracing::Instrument;
 
 use crate::http::ops::Operations;
-use crate::http::problem::Problem;
+use crate::http::problem::{Code, Problem};
 use crate::identity::Caller;
 use crate::ids::RequestId;
 
@@ -31,7 +34,14 @@ pub(super) async fn observe(
     let draining = request.app_data::<Data<dyn Operations>>().is_some_and(|daemon| daemon.is_draining());
 
     let span = tracing::info_span!("request", request_id = %id);
-    let response = next.call(request).instrument(span.clone()).await?.map_into_boxed_body();
+    let path = request.path().to_owned();
+    let served = async move { next.call(request).await };
+    // What a handler holds is wiped as it unwinds. Nothing of it is used again, so nothing half done is seen.
+    let Ok(served) = AssertUnwindSafe(served.instrument(span.clone())).catch_unwind().await else {
+        span.in_scope(|| tracing::error!(path, "a handler panicked"));
+        return Err(after_a_panic(&id, &path));
+    };
+    let response = served?.map_into_boxed_body();
     let mut response = with_problem_body(response, &id);
     put_headers(&mut response, &id);
     if draining {
@@ -40,6 +50,16 @@ pub(super) async fn observe(
     }
     span.in_scope(|| log(&response, started));
     Ok(response)
+}
+
+/// The answer to a request whose handler is gone, and the request with it.
+fn after_a_panic(id: &RequestId, path: &str) -> Error {
+    let body = Problem::new(Code::Internal).body(id, path);
+    let mut response = HttpResponse::InternalServerError();
+    response.content_type("application/problem+json").insert_header((X_REQUEST_ID, id.as_str()));
+    response.insert_header((header::X_CONTENT_TYPE_OPTIONS, "nosniff"));
+    response.insert_header((header::CACHE_CONTROL, "no-store"));
+    InternalError::from_response("a handler panicked", response.body(body.to_string())).into()
 }
 
 /// Writes the body of an error; says what a 5xx hides from the client in the log, once.

@@ -1,6 +1,8 @@
 //! What needs no service: the shapes of errors, headers, and the operations' answers.
 
+use actix_web::FromRequest;
 use actix_web::body::to_bytes;
+use actix_web::dev::Service;
 use actix_web::http::header;
 use actix_web::test::{TestRequest, call_service, init_service};
 use actix_web::web::PayloadConfig;
@@ -8,6 +10,8 @@ use serde_json::{Value, json};
 
 use super::body::JsonBody;
 use super::*;
+use crate::seal::Arena;
+use crate::seal::guarded::Options;
 
 struct Daemon {
     problem: Option<&'static str>,
@@ -144,4 +148,69 @@ async fn connections_are_closed_while_the_daemon_drains() {
     assert!(!response.response().head().keep_alive());
     assert_eq!(response.status(), 200);
     assert_eq!(response.headers().get(header::RETRY_AFTER), None);
+}
+
+/// What a client sends and no answer may show.
+const PAYLOAD: &str = "payload-7f3a";
+
+/// ME-7 wants a panic in every kind of handler. A failpoint in them would be in the release too; these are
+/// handlers of the test under the same middleware, which is where a panic is met whatever raised it.
+async fn panics(at: web::Path<String>, arena: Data<Arena>, body: String) -> Result<String, Problem> {
+    let mut live = arena.take(body.len()).await.unwrap();
+    live.with_mut(|bytes| bytes.copy_from_slice(body.as_bytes()));
+    match at.as_str() {
+        "inside" => live.with_mut(|bytes| panic!("{}", String::from_utf8_lossy(bytes))),
+        "later" => {
+            actix_web::rt::task::yield_now().await;
+            panic!("{body}")
+        }
+        _ => Ok(live.with(|bytes| bytes.len().to_string())),
+    }
+}
+
+struct Panicking;
+
+impl FromRequest for Panicking {
+    type Error = Error;
+    type Future = std::future::Ready<Result<Self, Error>>;
+
+    fn from_request(_: &actix_web::HttpRequest, _: &mut actix_web::dev::Payload) -> Self::Future {
+        panic!("{PAYLOAD}")
+    }
+}
+
+#[actix_web::test]
+async fn a_panic_is_a_500_wipes_what_was_live_and_leaves_the_rest_alone() {
+    let options = Options { slots: 1, allow_unlocked: true, ..Options::default() };
+    let arena = Arena::new(&options).unwrap();
+    let daemon: Arc<dyn Operations> = Arc::new(Daemon { problem: None, draining: false });
+    let app = App::new()
+        .app_data(Data::new(arena.clone()))
+        .app_data(Data::from(daemon))
+        .route("/v1/panics/{at}", web::post().to(panics))
+        .route("/oidc/panics/{at}", web::post().to(panics))
+        .route("/extractor", web::post().to(async |_: Panicking| "never"))
+        .configure(|cfg| routes(1024, cfg))
+        .wrap(from_fn(observe::observe));
+    let app = init_service(app).await;
+    let paths =
+        ["/v1/panics/inside", "/v1/panics/later", "/oidc/panics/inside", "/oidc/panics/later", "/extractor"];
+    for path in paths {
+        let request = TestRequest::post().uri(path).insert_header(("X-Request-Id", "abc-1"));
+        let answer = app.call(request.set_payload(PAYLOAD).to_request()).await;
+
+        let response = answer.map(|_| "an answer").unwrap_err().error_response();
+        assert_eq!(response.status(), 500, "{path}");
+        assert_eq!(response.headers().get("content-type").unwrap(), "application/problem+json");
+        assert_eq!(response.headers().get("x-request-id").unwrap(), "abc-1");
+        let body = to_bytes(response.into_body()).await.unwrap();
+        let body: Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!((&body["code"], &body["instance"]), (&json!("internal"), &json!(path)));
+        assert!(!body.to_string().contains(PAYLOAD), "{body}");
+        // The only slot is free again and empty, and the next request is served.
+        assert_eq!(arena.status().free, 1, "{path}");
+        assert!(arena.try_take(64).unwrap().with(|bytes| bytes.iter().all(|byte| *byte == 0)), "{path}");
+        let next = TestRequest::post().uri("/v1/panics/never").set_payload(PAYLOAD).to_request();
+        assert_eq!(call_service(&app, next).await.status(), 200);
+    }
 }

@@ -36,6 +36,10 @@ pub enum BackendError {
         /// Its return value.
         code: u64,
     },
+    /// The device is there and computes wrongly (KL-10): not to be used until the same key passes. The text
+    /// says what it did.
+    #[error("the device failed its self-test: {0}")]
+    SelfTest(&'static str),
     /// A person is needed: wrong or locked PIN, another token in the slot. Never retried.
     #[error("stopped: {0}")]
     Stopped(String),
@@ -120,9 +124,11 @@ pub trait Backend: Send {
     /// See [`BackendError`].
     fn destroy(&mut self, key: &KeyRef) -> Result<(), BackendError>;
 
-    /// Reads the key's attributes and checks every rule. Broken rules are in the report, not an error.
+    /// Reads the key's attributes and checks every rule. Broken rules are in the report, not an error. A
+    /// signing or MAC key is tested too: what it makes is right.
     ///
     /// # Errors
-    /// [`BackendError::Missing`] if there is no such key.
+    /// [`BackendError::Missing`] if there is no such key; [`BackendError::SelfTest`] if the device computes
+    /// wrongly with it.
     fn inspect(&mut self, key: &KeyRef) -> Result<KeyReport, BackendError>;
 }

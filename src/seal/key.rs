@@ -304,6 +304,12 @@ impl KeyRef {
         }
     }
 
+    /// Which line of a queue its users stand in: keys belong to tenants, so tenants take turns.
+    pub(crate) fn flow(&self) -> u64 {
+        let [first, ..] = self.id.0.as_chunks::<8>().0 else { return 0 };
+        u64::from_ne_bytes(*first)
+    }
+
     pub(crate) fn pinned(&self, pin: Pin) -> Self {
         Self { id: self.id, spec: self.spec, pin: Arc::new(pin) }
     }

@@ -10,6 +10,7 @@ mod objects;
 mod raw;
 mod report;
 mod select;
+mod selftest;
 mod session;
 mod token;
 mod wrap;

@@ -106,6 +106,12 @@ impl Breaker {
         }
     }
 
+    /// A self-test failed with this key: the probes use it, since others may go on to work.
+    pub(crate) fn suspect(&self, key: &KeyRef) {
+        self.facts().key = Some(key.clone());
+        self.has_key.store(true, Ordering::Relaxed);
+    }
+
     pub(crate) fn device_state(&self) -> DeviceState {
         match self.state.load(Ordering::Acquire) {
             CLOSED => DeviceState::Ready,
@@ -155,7 +161,8 @@ impl Watch {
     }
 }
 
-/// Gives up threads that are inside one call for twice the deadline, and starts others in their place.
+/// Gives up threads that are inside one call for twice the deadline, and starts others in their place and in
+/// that of threads that are gone.
 fn replace_hung(lanes: &Arc<Lanes>) {
     let mut stuck = 0;
     for lane in lanes.all() {
@@ -163,18 +170,20 @@ fn replace_hung(lanes: &Arc<Lanes>) {
         let mut pulses = lane.pulses.lock().unwrap_or_else(PoisonError::into_inner);
         pulses.retain(|pulse| pulse.is_alive());
         let given_up = pulses.iter().filter(|pulse| pulse.is_abandoned()).count();
-        let mut replace = 0;
+        // Those that ended by a panic: the lane is not closed while this runs.
+        let mut replace = lane.width.saturating_sub(pulses.len() - given_up);
+        let gone = replace;
         for pulse in pulses.iter().filter(|pulse| !pulse.is_abandoned()) {
             if lanes.busy_for(pulse).is_some_and(|busy| busy > patience) {
                 drop(lanes.breaker.open("a call hangs inside the module".to_owned()));
                 // As many as the lane is wide: a module that swallows every thread gets no more.
-                if given_up + replace < lane.width {
-                    pulse.abandon();
+                if given_up + replace - gone < lane.width {
+                    lane.abandon(pulse);
                     replace += 1;
                 }
             }
         }
-        stuck += given_up + replace;
+        stuck += given_up + replace - gone;
         drop(pulses);
         for _ in 0..replace {
             if let Err(error) = lanes.spawn(lane) {
@@ -274,5 +283,136 @@ fn use_key(session: &mut dyn Backend, key: &KeyRef, lanes: &Lanes) -> Result<(),
         (KeySpec::EcP256, _) => session.sign(key, Alg::Es256, &[7; 32]).map(drop),
         (KeySpec::EcP384, _) => session.sign(key, Alg::Es384, &[7; 48]).map(drop),
         _ => session.sign(key, Alg::Rs256, &[7; 32]).map(drop),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Duration;
+
+    use super::{BackendError, Breaker, DeviceState, KeyRef, Problem, Watch};
+    use crate::seal::KeyReport;
+    use crate::seal::backend::Backend;
+    use crate::seal::driver::{Driver, Known};
+    use crate::seal::guarded::{Arena, Options, SecretBuf};
+    use crate::seal::key::{Alg, KeySpec, PublicKey, Signature, WrappedDek};
+    use crate::seal::worker::{Lanes, Sizes};
+
+    /// A device whose first MAC panics, as a mistake in its driver would.
+    #[derive(Clone, Default)]
+    struct Faulty(Arc<AtomicU64>);
+
+    const NOT_ASKED: BackendError = BackendError::Missing;
+
+    impl Backend for Faulty {
+        fn wrap(&mut self, _: &KeyRef, _: &SecretBuf, _: &[u8]) -> Result<WrappedDek, BackendError> {
+            Err(NOT_ASKED)
+        }
+
+        fn unwrap(
+            &mut self,
+            _: &KeyRef,
+            _: &WrappedDek,
+            _: &[u8],
+            _: &mut SecretBuf,
+        ) -> Result<(), BackendError> {
+            Err(NOT_ASKED)
+        }
+
+        fn sign(&mut self, _: &KeyRef, _: Alg, _: &[u8]) -> Result<Signature, BackendError> {
+            Err(NOT_ASKED)
+        }
+
+        fn mac(&mut self, _: &KeyRef, _: &[u8]) -> Result<[u8; 32], BackendError> {
+            assert!(self.0.fetch_add(1, Ordering::Relaxed) > 0, "on purpose");
+            Ok([7; 32])
+        }
+
+        fn public_key(&mut self, _: &KeyRef) -> Result<PublicKey, BackendError> {
+            Err(NOT_ASKED)
+        }
+
+        fn generate(&mut self, _: &KeyRef) -> Result<KeyRef, BackendError> {
+            Err(NOT_ASKED)
+        }
+
+        fn destroy(&mut self, _: &KeyRef) -> Result<(), BackendError> {
+            Err(NOT_ASKED)
+        }
+
+        fn inspect(&mut self, _: &KeyRef) -> Result<KeyReport, BackendError> {
+            Err(NOT_ASKED)
+        }
+    }
+
+    impl Driver for Faulty {
+        fn open(&self, _: bool) -> Result<Box<dyn Backend>, BackendError> {
+            Ok(Box::new(self.clone()))
+        }
+
+        fn bring_up(&self) -> Result<(), Problem> {
+            Ok(())
+        }
+
+        fn reinitialise(&self) -> Result<(), Problem> {
+            Ok(())
+        }
+
+        fn take_down(&self) -> Result<(), Problem> {
+            Ok(())
+        }
+
+        fn epoch(&self) -> u64 {
+            1
+        }
+
+        fn bump_epoch(&self) {}
+
+        fn known(&self) -> Known {
+            Known::default()
+        }
+
+        fn address(&self) -> String {
+            String::new()
+        }
+
+        fn unlatch(&self, _: bool) -> Result<bool, String> {
+            Ok(true)
+        }
+
+        fn capabilities(&self) -> Result<serde_json::Value, BackendError> {
+            Err(NOT_ASKED)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_thread_that_ended_by_a_panic_is_replaced() {
+        let options = Options { slots: 4, allow_unlocked: true, ..Options::default() };
+        let arena = Arena::new(&options).unwrap();
+        let sizes = Sizes { fast: 1, slow: 1, queue: 8, deadline: Duration::from_secs(2) };
+        let lanes = Lanes::start(Box::new(Faulty::default()), arena, &sizes).unwrap();
+        let watch = Watch::start(&lanes).unwrap();
+        let key = KeyRef::plan(KeySpec::HmacSha256).unwrap();
+
+        assert!(lanes.mac(&key, b"m").await.is_err());
+        // Its one thread is gone: this waits for the next.
+        assert_eq!(lanes.mac(&key, b"m").await.unwrap(), [7; 32]);
+
+        assert_eq!(lanes.counters.stuck.load(Ordering::Relaxed), 0);
+        watch.stop();
+        lanes.close();
+    }
+
+    #[test]
+    fn a_probe_uses_the_key_that_is_suspect() {
+        let [good, bad] = [(); 2].map(|()| KeyRef::plan(KeySpec::EcP256).unwrap());
+        let breaker = Breaker::default();
+        breaker.remember(&good);
+        breaker.suspect(&bad);
+        breaker.remember(&good);
+        assert!(breaker.facts().key.as_ref() == Some(&bad));
+        assert_eq!(breaker.device_state(), DeviceState::Ready);
     }
 }

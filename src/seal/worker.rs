@@ -51,6 +51,8 @@ pub(crate) struct Pulse {
     busy_since: AtomicU64,
     /// Set once the thread was given up; it ends when its call returns.
     abandoned: AtomicBool,
+    /// The present call is background work.
+    in_background: AtomicBool,
     /// Cleared when the thread ends.
     alive: AtomicBool,
 }
@@ -63,17 +65,38 @@ impl Pulse {
     pub(crate) fn is_abandoned(&self) -> bool {
         self.abandoned.load(Ordering::Acquire)
     }
-
-    /// Gives the thread up: it ends when its call returns.
-    pub(crate) fn abandon(&self) {
-        self.abandoned.store(true, Ordering::Release);
-    }
 }
 
 impl Lane {
+    /// Gives a thread up: it ends when its call returns.
+    pub(crate) fn abandon(&self, pulse: &Pulse) {
+        pulse.abandoned.store(true, Ordering::Release);
+        self.release(pulse);
+    }
+
+    /// The thread's background work, if it was that, is over or hangs.
+    fn release(&self, pulse: &Pulse) {
+        if pulse.in_background.swap(false, Ordering::AcqRel) {
+            self.queue.release();
+        }
+    }
+
     /// The lane that makes and destroys keys: its calls may take seconds.
     pub(crate) const fn is_admin(&self) -> bool {
         self.read_write
+    }
+}
+
+/// Notes the end of a thread, also by a panic: another one takes its place then.
+struct Ends<'a> {
+    lane: &'a Lane,
+    pulse: &'a Pulse,
+}
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.lane.release(self.pulse);
+        self.pulse.alive.store(false, Ordering::Release);
     }
 }
 
@@ -120,7 +143,7 @@ impl Lanes {
     /// Makes the lanes and starts their threads.
     pub(crate) fn start(driver: Box<dyn Driver>, arena: Arena, sizes: &Sizes) -> std::io::Result<Arc<Self>> {
         let lane = |name, width: usize, read_write| {
-            let queue = Queue::new(sizes.queue);
+            let queue = Queue::new(sizes.queue, (width / 2).max(1));
             Arc::new(Lane {
                 name,
                 read_write,
@@ -158,12 +181,13 @@ impl Lanes {
         let pulse = Arc::new(Pulse {
             busy_since: AtomicU64::new(0),
             abandoned: AtomicBool::new(false),
+            in_background: AtomicBool::new(false),
             alive: AtomicBool::new(true),
         });
         let (lanes, of, seen) = (Arc::clone(self), Arc::clone(lane), Arc::clone(&pulse));
         std::thread::Builder::new().name(format!("seal-{}", lane.name)).spawn(move || {
+            let _ends = Ends { lane: &of, pulse: &seen };
             Worker { lanes: &lanes, lane: &of, pulse: &seen, session: None }.run();
-            seen.alive.store(false, Ordering::Release);
         })?;
         lane.pulses.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(pulse);
         Ok(())
@@ -291,7 +315,7 @@ impl Lanes {
         };
         let lane = if key.spec.is_slow() { &self.slow } else { &self.fast };
         let request = Request::Sign { key: key.clone(), alg, digest };
-        match self.ask(lane, Priority::Foreground, 0, request, "sign").await? {
+        match self.ask(lane, Priority::Foreground, key.flow(), request, "sign").await? {
             Answer::Signature(signature) => Ok(signature),
             _ => Err(mismatch("sign")),
         }
@@ -299,7 +323,7 @@ impl Lanes {
 
     pub(crate) async fn mac(&self, key: &KeyRef, message: &[u8]) -> Result<[u8; 32], SealError> {
         let request = Request::Mac { key: key.clone(), message: Zeroizing::new(message.to_vec()) };
-        match self.ask(&self.fast, Priority::Foreground, 0, request, "mac").await? {
+        match self.ask(&self.fast, Priority::Foreground, key.flow(), request, "mac").await? {
             Answer::Mac(mac) => Ok(mac),
             _ => Err(mismatch("mac")),
         }
@@ -381,10 +405,12 @@ impl Worker<'_> {
             };
             let began = Instant::now();
             let mut next = Some(first);
-            while let Some(job) = next {
+            while let Some((priority, job)) = next {
+                self.pulse.in_background.store(priority == Priority::Background, Ordering::Release);
                 if let Some(answer) = self.serve(job) {
                     answers.push(answer);
                 }
+                self.lane.release(self.pulse);
                 let more = answers.len() < BATCH && began.elapsed() < BATCH_TIME;
                 next = if more { self.lane.queue.try_pop() } else { None };
             }
@@ -478,6 +504,12 @@ impl Worker<'_> {
             }
             BackendError::Refused { .. } => SealError::Refused { operation, source: error },
             BackendError::Stopped(reason) => self.lanes.breaker.stop(reason),
+            BackendError::SelfTest(_) => {
+                if let Some(key) = request.key() {
+                    self.lanes.breaker.suspect(key);
+                }
+                self.lanes.breaker.open(error.to_string())
+            }
             // After the second lost session in a row the device is not well.
             BackendError::Away { .. } | BackendError::SessionLost { .. } => {
                 let unavailable = self.lanes.breaker.open(error.to_string());

@@ -367,9 +367,92 @@ async fn a_signature_of_a_wrong_length_never_leaves() {
     let device = stage.start();
     let key = device.key(KeySpec::EcP256).await;
     device.sealer.sign(&key, Alg::Es256, b"m").await.unwrap();
-    stage.control.set_rules("C_Sign * short");
-    let answer = device.sealer.sign(&key, Alg::Es256, b"m").await;
-    assert!(matches!(answer, Err(SealError::Refused { .. })));
-    stage.control.set_rules("");
+    for rule in ["C_Sign * short", "C_Sign * long"] {
+        stage.control.set_rules(rule);
+        let answer = device.sealer.sign(&key, Alg::Es256, b"m").await;
+        assert!(matches!(answer, Err(SealError::Refused { .. })), "{rule}");
+        stage.control.set_rules("");
+        device.sealer.sign(&key, Alg::Es256, b"m").await.unwrap();
+    }
+}
+
+/// HS-7: the operation that `C_SignInit` began may still be active in the session.
+#[tokio::test]
+async fn a_session_in_which_a_signature_failed_half_way_is_not_used_again() {
+    let stage = stage().await;
+    let device = stage.start();
+    let key = device.key(KeySpec::EcP256).await;
     device.sealer.sign(&key, Alg::Es256, b"m").await.unwrap();
+    // Buffer too small, device memory, function failed, data length: before the effect, so that the
+    // operation stays active.
+    for code in ["0x150", "0x31", "0x6", "0x21"] {
+        let closed = stage.control.count("C_CloseSession");
+        stage.control.set_rules(&format!("C_Sign 1 return:{code}"));
+        assert!(device.sealer.sign(&key, Alg::Es256, b"m").await.is_err(), "{code}");
+        assert!(stage.control.count("C_CloseSession") > closed, "{code}: the session was kept");
+        device.ready(Duration::from_secs(5)).await;
+        device.sealer.sign(&key, Alg::Es256, b"m").await.unwrap();
+    }
+}
+
+/// HS-14: SoftHSM 2.7 and Kryoptic say CKR_ENCRYPTED_DATA_INVALID where SoftHSM 2.6.1 says CKR_GENERAL_ERROR.
+#[tokio::test]
+async fn altered_bytes_are_rejected_whatever_the_module_calls_them() {
+    let stage = stage().await;
+    let device = stage.start();
+    let kek = device.kek().await;
+    let sealed = device.sealer.seal(&kek, &HERE, b"value").await.unwrap();
+    for code in ["0x40", "0x41", "0x20", "0xC0", "0x6"] {
+        stage.control.set_rules(&format!("C_Decrypt * translate:0x5={code}"));
+        assert!(is_rejected(device.sealer.open(&kek, &THERE, &sealed).await), "{code}");
+        assert_eq!(device.status().state, DeviceState::Ready, "{code}");
+        opens(&device, &kek, &sealed, b"value").await;
+    }
+    assert_eq!(stage.control.count("bad_gcm_params"), 0);
+}
+
+/// HS-1: one failed call is no evidence against a row or a key.
+#[tokio::test]
+async fn a_single_general_error_blames_nobody() {
+    let stage = stage().await;
+    let device = stage.start();
+    let (kek, signing) = (device.kek().await, device.key(KeySpec::EcP256).await);
+    let sealed = device.sealer.seal(&kek, &HERE, b"value").await.unwrap();
+    opens(&device, &kek, &sealed, b"value").await;
+    stage.control.set_rules("C_Decrypt 1 return-after:0x5");
+    opens(&device, &kek, &sealed, b"value").await;
+    // When the key is found again: its canary.
+    stage.control.set_rules("C_DecryptInit 1 close-all-sessions\nC_Decrypt 1 return-after:0x5");
+    opens(&device, &kek, &sealed, b"value").await;
+    // Attributes that the module says were longer than the buffer: refused perhaps, and never a verdict.
+    for n in 1..=6 {
+        stage.control.set_rules(&format!(
+            "C_SignInit 1 close-all-sessions\nC_DecryptInit 1 close-all-sessions\nC_GetAttributeValue {n} return:0x150"
+        ));
+        let opened = device.sealer.open(&kek, &HERE, &sealed).await.map(drop);
+        let signed = device.sealer.sign(&signing, Alg::Es256, b"m").await.map(drop);
+        for answer in [opened, signed] {
+            assert!(matches!(answer, Ok(()) | Err(SealError::Refused { .. })), "{n}: {answer:?}");
+        }
+    }
+}
+
+/// HS-1: the second, weaker template is for tokens that refuse the first one twice.
+#[tokio::test]
+async fn a_key_whose_making_failed_once_is_made_in_full() {
+    let stage = stage().await;
+    let device = stage.start();
+    for rule in
+        ["C_GenerateKey 1 return:0x5", "C_GenerateKey 1 return:0x150", "C_GenerateKey 1 return-after:0x5"]
+    {
+        stage.control.set_rules(rule);
+        let key = device.key(KeySpec::Kek).await;
+        assert!(device.admin.inspect(&key).await.unwrap().deviations.is_empty(), "{rule}");
+    }
+    // Twice: made without the two attributes, found unfit and not left there.
+    stage.control.set_rules("C_GenerateKey 1 return:0x5\nC_GenerateKey 2 return:0x5");
+    let planned = KeyRef::plan(KeySpec::Kek).unwrap();
+    let answer = device.admin.generate(&planned).await;
+    assert!(matches!(answer, Err(SealError::KeyUnfit { .. })), "{answer:?}");
+    device.admin.generate(&planned).await.unwrap();
 }

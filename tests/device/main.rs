@@ -27,10 +27,14 @@ mod softhsm;
 
 mod attributes;
 mod conformance;
+mod every_fault;
+mod heals;
 mod lost_key;
 mod outage;
 mod pin;
+mod scenario;
 mod sealed;
+mod selftest;
 mod served;
 mod slow;
 mod stage;

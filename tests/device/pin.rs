@@ -179,3 +179,29 @@ fn a_token_that_is_about_to_lock_is_not_asked() {
         end(vec![(child, log)]);
     }
 }
+
+#[test]
+fn a_login_that_is_refused_for_its_own_reason_says_which_and_is_not_repeated() {
+    let host = Host::new();
+    // CKR_PIN_LOCKED, CKR_PIN_EXPIRED, CKR_USER_PIN_NOT_INITIALIZED, CKR_PIN_LEN_RANGE.
+    for (code, reason) in [
+        ("0xA4", "the PIN is locked"),
+        ("0xA3", "the PIN has expired"),
+        ("0x102", "has no user PIN"),
+        ("0xA2", "does not accept a PIN of this form"),
+    ] {
+        host.control.set_rules(&format!("C_Login * return:{code}"));
+        let before = host.logins();
+        for said_now in [reason, "not sent again"] {
+            let (child, log) = host.serve(0);
+            said(&log, said_now);
+            end(vec![(child, log)]);
+        }
+        assert_eq!(host.logins(), before + 1, "{code}");
+        assert!(host.run(0, &["hsm", "unlatch", "--force"]).status.success());
+    }
+    host.control.set_rules("");
+    let (child, log) = host.serve(0);
+    said(&log, "lacre ready");
+    end(vec![(child, log)]);
+}

@@ -209,3 +209,60 @@ async fn a_device_is_closed_while_calls_are_running() {
         assert!(late.is_err_and(|error| error.retry_after().is_some()));
     }
 }
+
+#[tokio::test]
+async fn a_thousand_lost_sessions_leave_none_behind() {
+    let stage = stage().await;
+    let device = stage.start();
+    let kek = device.kek().await;
+    let sealed = device.sealer.seal(&kek, &HERE, b"value").await.unwrap();
+    let open = || stage.control.count("C_OpenSession") - stage.control.count("C_CloseSession");
+    device.sealer.open(&kek, &HERE, &sealed).await.unwrap();
+    let (before, opened) = (open(), stage.control.count("C_OpenSession"));
+    for _ in 0..1000 {
+        // The code only: the session itself is alive, so that a forgotten one would stay open.
+        stage.control.set_rules("C_DecryptInit 1 return:0xB3");
+        device.sealer.open(&kek, &HERE, &sealed).await.unwrap();
+    }
+    assert!(stage.control.count("C_OpenSession") - opened >= 1000);
+    assert!(open() <= before + 1, "{} sessions are open, {before} were", open());
+}
+
+/// HS-8: turns are taken between tenants, and between the owners of signing keys.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_with_many_requests_waits_behind_itself() {
+    let stage = stage().await;
+    let device = Arc::new(stage.try_start(json!({ "deadline": 30 }), json!({}), 512).unwrap());
+    let (kek, other) = (device.kek().await, lacre::seal::Context { tenant: "u", ..HERE });
+    let sealed = device.sealer.seal(&kek, &HERE, b"value").await.unwrap();
+    let theirs = Arc::new(device.sealer.seal(&kek, &other, b"value").await.unwrap());
+    let keys = [device.key(KeySpec::EcP256).await, device.key(KeySpec::EcP256).await];
+    for key in &keys {
+        device.sealer.sign(key, Alg::Es256, b"m").await.unwrap();
+    }
+    stage.control.set_rules("C_Decrypt * sleep:10\nC_Sign * sleep:10");
+
+    let mut many = tokio::task::JoinSet::new();
+    for number in 0..200 {
+        let (device, kek, sealed, key) = (Arc::clone(&device), kek.clone(), sealed.clone(), keys[0].clone());
+        many.spawn(async move {
+            if number % 2 == 0 {
+                device.sealer.open(&kek, &HERE, &sealed).await.map(drop).unwrap();
+            } else {
+                device.sealer.sign(&key, Alg::Es256, b"m").await.map(drop).unwrap();
+            }
+        });
+    }
+    // All of them queued.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let began = Instant::now();
+    for _ in 0..5 {
+        device.sealer.open(&kek, &other, &theirs).await.unwrap();
+        device.sealer.sign(&keys[1], Alg::Es256, b"m").await.unwrap();
+    }
+    let few = began.elapsed();
+    let left = many.len() - std::iter::from_fn(|| many.try_join_next()).count();
+    println!("ten requests of the other tenant took {few:?}, {left} of 200 were left");
+    assert!(left >= 100, "it waited behind {} of another tenant", 200 - left);
+    many.join_all().await;
+}

@@ -1,7 +1,6 @@
 //! Several daemons on one PostgreSQL database and one token: keys are made once, whoever comes first,
 //! and what one leaves behind another finishes.
 
-use std::collections::BTreeSet;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -9,8 +8,8 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 
 use crate::daemon::{Options, Peer, TestDaemon};
-use crate::lost_key::tool;
 use crate::postgres::Postgres;
+use crate::scenario::every_key_is_there_once;
 use crate::served::{config, over, stored};
 use crate::shim::{ShimControl, shim_path};
 use crate::softhsm;
@@ -27,20 +26,6 @@ fn shared(control: &ShimControl, seal: &str) -> Options {
         Postgres::shared().database()
     );
     Options { config: Some(more), ..over(control, "") }
-}
-
-/// Every key that the token lists is there once for each of its classes.
-fn every_key_is_there_once(daemon: &TestDaemon) {
-    let listing = tool(daemon, &["--list-objects"]);
-    let (mut kind, mut seen) = ("", BTreeSet::new());
-    for line in listing.lines() {
-        match (line.split_once(" Object;"), line.trim().strip_prefix("ID:")) {
-            (Some((object, _)), _) => kind = object,
-            (None, Some(id)) => assert!(seen.insert((kind, id.trim())), "twice: {kind}{id}\n{listing}"),
-            (None, None) => {}
-        }
-    }
-    assert!(seen.len() >= 5, "{listing}");
 }
 
 #[tokio::test]

@@ -218,6 +218,12 @@ impl Session {
         Ok(out_len as usize)
     }
 
+    /// `C_Sign` where no operation was begun: a refusal.
+    pub fn sign_without_init(&self) -> Result<(), CK_RV> {
+        let (mut data, mut out, mut out_len) = ([0; 32], [0; 64], 64);
+        call!(self.list, C_Sign(self.handle, data.as_mut_ptr(), 32, out.as_mut_ptr(), &raw mut out_len))
+    }
+
     /// Opens AES-GCM: `C_DecryptInit` and `C_Decrypt`, into `out`. Gives the length.
     pub fn gcm_open(
         &self,

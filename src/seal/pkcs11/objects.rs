@@ -8,6 +8,7 @@ use cryptoki::mechanism::{Mechanism, MechanismType};
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 use cryptoki::session::Session;
 use cryptoki::types::Ulong;
+use cryptoki_sys::{CKR_FUNCTION_FAILED, CKR_GENERAL_ERROR};
 
 use crate::seal::backend::BackendError;
 use crate::seal::key::{KeyId, KeySpec, PublicKey, WrapMechanism};
@@ -113,18 +114,38 @@ pub(super) fn generate(
     wrap: Option<WrapMechanism>,
 ) -> Result<(), BackendError> {
     let newer = [Attribute::Copyable(false), Attribute::AllowedMechanisms(allowed(spec, wrap))];
-    match generate_with(session, spec, id, wrap, &newer) {
-        // Some modules answer the unknown attribute with GENERAL_ERROR (hsm.md 3.4), so any refusal
-        // that left the session alive is worth the second template, unless the key was made and only the
-        // answer says otherwise: a second object of its id would make it unusable for good.
-        Err(error) if !matches!(error, BackendError::SessionLost { .. }) => {
-            if find_one(session, class_of(spec), id)?.is_some() {
-                return Ok(());
+    // Twice in full: a passing fault must not cost the key its two attributes, without which a token that
+    // knows them has made a key that is unfit.
+    let mut failed = None;
+    for template in [&newer[..], &newer, &[]] {
+        match generate_with(session, spec, id, wrap, template) {
+            Ok(()) => return Ok(()),
+            Err(error @ BackendError::SessionLost { .. }) => return Err(error),
+            Err(error) => {
+                // Made, and only the answer says otherwise: a second object of its id would make it unusable
+                // for good.
+                if find_one(session, class_of(spec), id)?.is_some() {
+                    return Ok(());
+                }
+                let may_be_the_template = blames_template(&error);
+                let first = failed.get_or_insert(error);
+                if !may_be_the_template {
+                    return Err(first.clone());
+                }
             }
-            generate_with(session, spec, id, wrap, &[]).map_err(|_| error)
         }
-        other => other,
     }
+    Err(failed.unwrap_or(BackendError::Missing))
+}
+
+/// Whether the refusal may be about an attribute: some modules answer one that they do not know with one of
+/// the two codes that they use for everything (hsm.md 3.4).
+fn blames_template(error: &BackendError) -> bool {
+    matches!(
+        error,
+        BackendError::Refused { .. }
+            | BackendError::Away { code: CKR_GENERAL_ERROR | CKR_FUNCTION_FAILED, .. }
+    )
 }
 
 fn generate_with(
@@ -235,11 +256,19 @@ pub(super) fn check(
     spec: KeySpec,
     wrap: Option<WrapMechanism>,
 ) -> Result<(Vec<(&'static str, String)>, Vec<String>), BackendError> {
-    let found = session
-        .get_attributes(object, &ATTRIBUTES)
-        .map_err(|error| BackendError::from(fail("C_GetAttributeValue", &error)))?;
-    let texts = found.iter().filter_map(describe).collect();
-    Ok((texts, deviations(&found, spec, wrap)))
+    let read = || {
+        let found = session.get_attributes(object, &ATTRIBUTES);
+        found.map_err(|error| BackendError::from(fail("C_GetAttributeValue", &error)))
+    };
+    let mut found = read()?;
+    let mut broken = deviations(&found, spec, wrap);
+    if !broken.is_empty() {
+        // `cryptoki` takes what was in its buffers for an answer where the call failed with one of three
+        // codes, so what speaks against a key is read twice.
+        found = read()?;
+        broken = deviations(&found, spec, wrap);
+    }
+    Ok((found.iter().filter_map(describe).collect(), broken))
 }
 
 /// The rules, as a pure function of what the token says.
@@ -325,8 +354,15 @@ fn describe(attribute: &Attribute) -> Option<(&'static str, String)> {
     }
 }
 
-/// Reads the public half of a pair from its public object.
+/// Reads the public half of a pair from its public object; twice, as in [`check`], if it makes no sense.
 pub(super) fn public_key(session: &Session, spec: KeySpec, id: KeyId) -> Result<PublicKey, BackendError> {
+    match read_public_key(session, spec, id) {
+        Err(BackendError::Unfit(_)) => read_public_key(session, spec, id),
+        other => other,
+    }
+}
+
+fn read_public_key(session: &Session, spec: KeySpec, id: KeyId) -> Result<PublicKey, BackendError> {
     let object = find_one(session, ObjectClass::PUBLIC_KEY, id)?.ok_or(BackendError::Missing)?;
     let wanted = [AttributeType::EcPoint, AttributeType::Modulus, AttributeType::PublicExponent];
     let found = session

@@ -7,7 +7,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use cryptoki::session::Session as RawSession;
-use cryptoki_sys::{CK_OBJECT_HANDLE, CKM_ECDSA, CKM_RSA_PKCS, CKM_SHA256_HMAC, CKR_DEVICE_MEMORY};
+use cryptoki_sys::{
+    CK_OBJECT_HANDLE, CKM_ECDSA, CKM_RSA_PKCS, CKM_SHA256_HMAC, CKR_DEVICE_MEMORY, CKR_USER_NOT_LOGGED_IN,
+};
 use sha2::{Digest, Sha256};
 
 use crate::seal::KeyReport;
@@ -67,21 +69,43 @@ impl Session {
             return Err(BackendError::Unfit(broken.join(", ")));
         }
         self.check_pin(key, object.handle())?;
+        if !self.token.has_passed(key.id) {
+            self.tested(key, object.handle())?;
+        }
         self.handles.insert(key.id, object.handle());
         Ok(object.handle())
     }
 
-    /// A token that is gone lists no objects either; only a token that answers can miss a key (F4).
+    /// Runs the self-test and keeps its result.
+    fn tested(&self, key: &KeyRef, handle: CK_OBJECT_HANDLE) -> Result<(), BackendError> {
+        let result = self.self_test(key, handle);
+        self.token.note_test(key.id, result.is_ok());
+        result
+    }
+
+    /// A token that is gone lists no objects either, and one that has forgotten the login lists no private
+    /// ones; only a token that answers to its user can miss a key (F4).
     fn absent(&self, entered: &Entered<'_>) -> BackendError {
-        if self.token.is_present(entered) {
-            BackendError::Missing
-        } else {
-            BackendError::Away { function: "C_GetTokenInfo", code: 0 }
+        match self.token.raw.is_user_session(self.session.handle()) {
+            Err(fail) => fail.into(),
+            Ok(false) => {
+                BackendError::SessionLost { function: "C_GetSessionInfo", code: CKR_USER_NOT_LOGGED_IN }
+            }
+            Ok(true) if self.token.is_present(entered) => BackendError::Missing,
+            Ok(true) => BackendError::Away { function: "C_GetTokenInfo", code: 0 },
         }
     }
 
-    /// Compares the object with what was recorded when the key was made.
+    /// Compares the object with what was recorded when the key was made. A verdict against a key needs two
+    /// looks: one failed call is no evidence.
     fn check_pin(&self, key: &KeyRef, handle: CK_OBJECT_HANDLE) -> Result<(), BackendError> {
+        match self.compare_pin(key, handle) {
+            Err(BackendError::Unfit(_)) => self.compare_pin(key, handle),
+            other => other,
+        }
+    }
+
+    fn compare_pin(&self, key: &KeyRef, handle: CK_OBJECT_HANDLE) -> Result<(), BackendError> {
         match &*key.pin {
             Pin::Planned => Err(BackendError::Unfit("it was planned and never generated".to_owned())),
             Pin::Canary(canary) => match self.open_canary(key.id, handle, canary) {
@@ -92,6 +116,9 @@ impl Session {
                         Ok(_) => Err(BackendError::Unfit(
                             "its canary does not open: another key under this id".to_owned(),
                         )),
+                        Err(BackendError::Rejected { .. }) if code == 0 => {
+                            Err(BackendError::SelfTest("what it wraps with a KEK does not open"))
+                        }
                         Err(BackendError::Rejected { .. }) => Err(BackendError::Away { function, code }),
                         Err(other) => Err(other),
                     }
@@ -126,7 +153,11 @@ impl Session {
         if same { Ok(()) } else { Err(BackendError::Rejected { function: "canary", code: 0 }) }
     }
 
-    fn mac_with(&self, handle: CK_OBJECT_HANDLE, message: &[u8]) -> Result<[u8; 32], BackendError> {
+    pub(super) fn mac_with(
+        &self,
+        handle: CK_OBJECT_HANDLE,
+        message: &[u8],
+    ) -> Result<[u8; 32], BackendError> {
         let mut mac = [0; 32];
         let hmac = Mechanism::Plain(CKM_SHA256_HMAC);
         let written = self.token.raw.sign(self.session.handle(), hmac, handle, message, &mut mac)?;
@@ -137,7 +168,36 @@ impl Session {
         }
     }
 
-    fn wrapper(&self, kek: CK_OBJECT_HANDLE) -> Wrapper<'_> {
+    pub(super) fn sign_with(
+        &self,
+        key: &KeyRef,
+        handle: CK_OBJECT_HANDLE,
+        alg: Alg,
+        digest: &[u8],
+    ) -> Result<Signature, BackendError> {
+        let mut out = [0; 512];
+        let (session, raw) = (self.session.handle(), &self.token.raw);
+        let written = match alg {
+            // Not every token has the hash-and-sign variants, so the digest is made outside.
+            Alg::Es256 | Alg::Es384 => {
+                raw.sign(session, Mechanism::Plain(CKM_ECDSA), handle, digest, &mut out)?
+            }
+            Alg::Rs256 => {
+                let info = [&DIGEST_INFO_SHA256[..], digest].concat();
+                raw.sign(session, Mechanism::Plain(CKM_RSA_PKCS), handle, &info, &mut out)?
+            }
+            Alg::Ps256 => raw.sign(session, Mechanism::PssSha256, handle, digest, &mut out)?,
+        };
+        let signature = match (key.spec.field_len(), key.spec.modulus_bits()) {
+            (Some(field), _) => fixed_width(&out[..written], field),
+            (None, Some(bits)) if written * 8 == usize::from(bits) => Some(out[..written].to_vec()),
+            _ => None,
+        };
+        // A signature of a wrong length never leaves (HS-7).
+        signature.map(Signature).ok_or(BackendError::Refused { function: "C_Sign", code: 0 })
+    }
+
+    pub(super) fn wrapper(&self, kek: CK_OBJECT_HANDLE) -> Wrapper<'_> {
         Wrapper { token: &self.token, session: self.session.handle(), kek }
     }
 
@@ -174,8 +234,11 @@ impl Session {
         flipped.bytes[0] ^= 1;
         for (bytes, aad) in [(&canary, &b"lacre/other/v1"[..]), (&flipped, CANARY_AAD)] {
             let mut out = self.token.buffer(DEK_SLOT_LEN)?;
-            if !matches!(wrapper.unwrap(bytes, aad, &mut out), Err(BackendError::Rejected { .. })) {
-                return Err(BackendError::Unfit("the token opens altered bytes".to_owned()));
+            match wrapper.unwrap(bytes, aad, &mut out) {
+                Err(BackendError::Rejected { .. }) => {}
+                Ok(()) => return Err(BackendError::Unfit("the token opens altered bytes".to_owned())),
+                // The call failed in another way, which says nothing about the key.
+                Err(other) => return Err(other),
             }
         }
         Ok(Pin::Canary(canary))
@@ -206,7 +269,7 @@ impl Session {
 }
 
 /// The canary's plaintext: known to everybody, useful to nobody, different for each key.
-fn canary_value(id: KeyId) -> [u8; 32] {
+pub(super) fn canary_value(id: KeyId) -> [u8; 32] {
     let mut sum = Sha256::new();
     sum.update(CANARY_AAD);
     sum.update(id.as_bytes());
@@ -265,7 +328,12 @@ impl Backend for Session {
         if let (Err(rejected @ BackendError::Rejected { .. }), Pin::Canary(canary)) = (&result, &*kek.pin) {
             // F3: the return value cannot tell a bad row from a bad device. The canary can.
             return match self.open_canary(kek.id, handle, canary) {
-                Ok(()) => Err(rejected.clone()),
+                // A row is blamed when a well device has refused it twice: a fault may have been over before
+                // the canary was opened.
+                Ok(()) => match self.wrapper(handle).unwrap(wrapped, aad, out) {
+                    Err(BackendError::Rejected { .. }) => Err(rejected.clone()),
+                    other => other,
+                },
                 Err(BackendError::Rejected { function, code }) => {
                     Err(BackendError::SessionLost { function, code })
                 }
@@ -279,26 +347,7 @@ impl Backend for Session {
         let token = Arc::clone(&self.token);
         let entered = self.session.enter(&token)?;
         let handle = self.handle(&entered, key)?;
-        let mut out = [0; 512];
-        let (session, raw) = (self.session.handle(), &self.token.raw);
-        let written = match alg {
-            // Not every token has the hash-and-sign variants, so the digest is made outside.
-            Alg::Es256 | Alg::Es384 => {
-                raw.sign(session, Mechanism::Plain(CKM_ECDSA), handle, digest, &mut out)?
-            }
-            Alg::Rs256 => {
-                let info = [&DIGEST_INFO_SHA256[..], digest].concat();
-                raw.sign(session, Mechanism::Plain(CKM_RSA_PKCS), handle, &info, &mut out)?
-            }
-            Alg::Ps256 => raw.sign(session, Mechanism::PssSha256, handle, digest, &mut out)?,
-        };
-        let signature = match (key.spec.field_len(), key.spec.modulus_bits()) {
-            (Some(field), _) => fixed_width(&out[..written], field),
-            (None, Some(bits)) if written * 8 == usize::from(bits) => Some(out[..written].to_vec()),
-            _ => None,
-        };
-        // A signature of a wrong length never leaves (HS-7).
-        signature.map(Signature).ok_or(BackendError::Refused { function: "C_Sign", code: 0 })
+        self.sign_with(key, handle, alg, digest)
     }
 
     fn mac(&mut self, key: &KeyRef, message: &[u8]) -> Result<[u8; 32], BackendError> {
@@ -319,19 +368,26 @@ impl Backend for Session {
         let token = Arc::clone(&self.token);
         let entered = self.session.enter(&token)?;
         let mechanism = self.mechanism_for(&entered, planned)?;
-        if !self.existing(planned)? {
+        let is_made_now = !self.existing(planned)?;
+        if is_made_now {
             objects::generate(&self.session, planned.spec, planned.id, mechanism).map_err(full)?;
         }
         let object = objects::find_one(&self.session, objects::class_of(planned.spec), planned.id)?;
         let object = object.ok_or_else(|| self.absent(&entered))?;
         let (_, broken) = objects::check(&self.session, object, planned.spec, mechanism)?;
         if !broken.is_empty() {
+            if is_made_now {
+                // Nobody has used it, and left there it would be found unfit at every further try.
+                objects::destroy(&self.session, planned.spec, planned.id)?;
+            }
             return Err(BackendError::Unfit(broken.join(", ")));
         }
         let pin = match mechanism {
             Some(mechanism) => self.make_canary(planned.id, object.handle(), mechanism)?,
             None => Pin::Fingerprint(self.fingerprint(planned, object.handle())?),
         };
+        // The canary's own proof was as much as a self-test.
+        self.token.note_test(planned.id, planned.spec == KeySpec::Kek);
         Ok(planned.pinned(pin))
     }
 
@@ -363,7 +419,9 @@ impl Backend for Session {
         let (attributes, mut deviations) =
             objects::check(&self.session, object, key.spec, pinned_mechanism(key))?;
         match self.check_pin(key, object.handle()) {
-            Ok(()) => {}
+            // A KEK's test uses up two of its IVs, so once is enough.
+            Ok(()) if key.spec == KeySpec::Kek && self.token.has_passed(key.id) => {}
+            Ok(()) => self.tested(key, object.handle())?,
             Err(BackendError::Unfit(reason)) => deviations.push(reason),
             Err(BackendError::Missing) => deviations.push("its public half is missing".to_owned()),
             Err(other) => return Err(other),

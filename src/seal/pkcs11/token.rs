@@ -8,6 +8,7 @@
 
 #![expect(clippy::disallowed_types, reason = "the module is loaded and initialised here")]
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
@@ -21,7 +22,7 @@ use crate::seal::StartError;
 use crate::seal::backend::BackendError;
 use crate::seal::driver::{Known, Problem};
 use crate::seal::guarded::{Arena, SecretBuf};
-use crate::seal::key::WrapMechanism;
+use crate::seal::key::{KeyId, WrapMechanism};
 use crate::seal::latch::{Held, Latch};
 use crate::seal::pkcs11::error::{fail, pin_problem};
 use crate::seal::pkcs11::raw::{Raw, TokenInfo};
@@ -52,6 +53,8 @@ pub(crate) struct Token {
     known: Mutex<Known>,
     /// What the probe chose for new KEKs; asked once.
     pub(super) wrap_choice: Mutex<Option<WrapMechanism>>,
+    /// Keys that have passed their self-test since the library was initialised.
+    passed: Mutex<HashSet<KeyId>>,
     /// Grows whenever sessions and handles became void.
     epoch: AtomicU64,
 }
@@ -73,6 +76,7 @@ impl Token {
             loaded: RwLock::new(None),
             known: Mutex::new(Known::default()),
             wrap_choice: Mutex::new(None),
+            passed: Mutex::default(),
             epoch: AtomicU64::new(1),
         }))
     }
@@ -134,6 +138,7 @@ impl Token {
     pub(crate) fn take_down(&self) -> Result<(), Problem> {
         let mut place = self.exclusive()?;
         self.bump_epoch();
+        lock(&self.passed).clear();
         if let Some(loaded) = place.take() {
             drop(loaded.anchor);
             // A library that cannot be finalised is initialised again all the same; "already
@@ -338,6 +343,21 @@ impl Token {
         self.latch.clear(&name, force).map_err(|error| error.to_string())?;
         let pin = self.selection.read_pin(&self.arena).map_err(|error| error.to_string())?;
         Ok(!pin.with(|pin| self.latch.holds(&name, pin)).map_err(|error| error.to_string())?)
+    }
+
+    /// Whether the key has passed its self-test since the library was initialised.
+    pub(super) fn has_passed(&self, key: KeyId) -> bool {
+        lock(&self.passed).contains(&key)
+    }
+
+    /// Keeps the result of a key's self-test.
+    pub(super) fn note_test(&self, key: KeyId, is_passed: bool) {
+        let mut passed = lock(&self.passed);
+        if is_passed {
+            passed.insert(key);
+        } else {
+            passed.remove(&key);
+        }
     }
 
     /// A guarded buffer for a worker thread, without waiting.

@@ -28,6 +28,9 @@ use crate::seal::pkcs11::token::{Entered, Token};
 const CANDIDATES: [WrapMechanism; 3] =
     [WrapMechanism::AesGcm, WrapMechanism::AesKw, WrapMechanism::AesKwObject];
 
+/// The fault of a device that was to make the IV and did not.
+pub(super) const NO_DEVICE_IV: &str = "device IV";
+
 /// A wrapping key on the token, ready for one call.
 pub(super) struct Wrapper<'a> {
     pub(super) token: &'a Token,
@@ -60,7 +63,7 @@ impl Wrapper<'_> {
                     dek.with(|dek| self.raw().encrypt(self.session, gcm, self.kek, dek, &mut bytes))?;
                 // A device that was to make the IV and did not would repeat it: refuse.
                 if device_iv && iv == [0; 12] {
-                    return Err(own_fault("device IV"));
+                    return Err(own_fault(NO_DEVICE_IV));
                 }
                 written
             }

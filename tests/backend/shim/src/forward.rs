@@ -22,6 +22,14 @@ pub enum Subject {
     Encrypt(CK_SESSION_HANDLE, *mut CK_BYTE, *mut CK_ULONG),
     /// A session and the mechanism that starts an operation in it.
     Gcm(CK_SESSION_HANDLE, CK_MECHANISM_PTR),
+    /// An output whose length the caller has fixed.
+    Bytes(*mut CK_BYTE, CK_ULONG),
+    /// A list of slots and its length.
+    Slots(*mut CK_SLOT_ID, *mut CK_ULONG),
+    /// Attributes that are asked for, and their number.
+    Attributes(*mut CK_ATTRIBUTE, CK_ULONG),
+    /// What is told about a session.
+    SessionInfo(*mut CK_SESSION_INFO),
     /// What is told about a token.
     TokenInfo(*mut CK_TOKEN_INFO),
     /// Where the function list goes.
@@ -35,13 +43,28 @@ impl Subject {
     /// The arguments are those of a call that succeeded.
     pub unsafe fn change(self, action: &Action) {
         match (self, action) {
-            (Self::Output(out, len) | Self::Encrypt(_, out, len), Action::Short | Action::Corrupt) => {
+            (Self::Output(out, len) | Self::Encrypt(_, out, len), action) => {
                 // SAFETY: after success the length is that of the output; a null output only asks for the length.
                 if let Some(len) = unsafe { len.as_mut() }.filter(|len| **len > 0 && !out.is_null()) {
                     match action {
                         Action::Short => *len -= 1,
-                        // SAFETY: the first of `len` bytes.
-                        _ => unsafe { *out ^= 1 },
+                        Action::Long => *len += 1,
+                        // SAFETY: the output has that length.
+                        _ => unsafe { change_bytes(out, *len, action) },
+                    }
+                }
+            }
+            (Self::Bytes(out, len), action) if len > 0 && !out.is_null() => {
+                // SAFETY: the caller gave so much room and the call has filled it.
+                unsafe { change_bytes(out, len, action) };
+            }
+            (Self::Attributes(first, count), Action::Turn(kind)) if !first.is_null() => {
+                // SAFETY: the caller's own template; the real module has filled it.
+                let asked = unsafe { std::slice::from_raw_parts(first, count as usize) };
+                for attribute in asked.iter().filter(|asked| asked.type_ == *kind as CK_ULONG) {
+                    if attribute.ulValueLen == 1 && !attribute.pValue.is_null() {
+                        // SAFETY: a value of one byte.
+                        unsafe { *attribute.pValue.cast::<CK_BYTE>() ^= 1 };
                     }
                 }
             }
@@ -57,6 +80,18 @@ impl Subject {
             }
             _ => {}
         }
+    }
+}
+
+/// # Safety
+/// There are `len` writable bytes at `out`, and `len` is not 0.
+unsafe fn change_bytes(out: *mut CK_BYTE, len: CK_ULONG, action: &Action) {
+    match action {
+        // SAFETY: the first of `len` bytes.
+        Action::Corrupt => unsafe { *out ^= 1 },
+        // SAFETY: as promised.
+        Action::Zero => unsafe { out.write_bytes(0, len as usize) },
+        _ => {}
     }
 }
 
@@ -95,8 +130,18 @@ pub fn has_output(function: &str) -> bool {
     SINGLE.contains(&function)
 }
 
+/// An argument as the real module knows it: slots may have other numbers there.
+macro_rules! real {
+    ($arg:ident) => {
+        $arg
+    };
+    ($arg:ident slot) => {
+        shim().real_slot($arg)
+    };
+}
+
 macro_rules! forward {
-    ($( $name:ident($($arg:ident: $ty:ty),*) => $subject:expr; )*) => {
+    ($( $name:ident($($arg:ident: $ty:ty $(as $kind:ident)?),*) => $subject:expr; )*) => {
         /// The functions' names, in the list's order.
         pub const NAMES: [&str; [$( stringify!($name) ),*].len()] = [$( stringify!($name) ),*];
 
@@ -113,7 +158,7 @@ macro_rules! forward {
         pub unsafe extern "C" fn $name($($arg: $ty),*) -> CK_RV {
             let real = |real: &CK_FUNCTION_LIST| match real.$name {
                 // SAFETY: the host's own arguments, passed on.
-                Some(function) => unsafe { function($($arg),*) },
+                Some(function) => unsafe { function($(real!($arg $($kind)?)),*) },
                 None => CKR_FUNCTION_NOT_SUPPORTED,
             };
             // SAFETY: the host's own arguments.
@@ -127,18 +172,18 @@ forward! {
     C_Finalize(a: *mut c_void) => Subject::Nothing;
     C_GetInfo(a: *mut CK_INFO) => Subject::Nothing;
     C_GetFunctionList(a: *mut *mut CK_FUNCTION_LIST) => Subject::List(a);
-    C_GetSlotList(a: CK_BBOOL, b: *mut CK_SLOT_ID, c: *mut CK_ULONG) => Subject::Nothing;
-    C_GetSlotInfo(a: CK_SLOT_ID, b: *mut CK_SLOT_INFO) => Subject::Nothing;
-    C_GetTokenInfo(a: CK_SLOT_ID, b: *mut CK_TOKEN_INFO) => Subject::TokenInfo(b);
-    C_GetMechanismList(a: CK_SLOT_ID, b: *mut CK_MECHANISM_TYPE, c: *mut CK_ULONG) => Subject::Nothing;
-    C_GetMechanismInfo(a: CK_SLOT_ID, b: CK_MECHANISM_TYPE, c: *mut CK_MECHANISM_INFO) => Subject::Nothing;
-    C_InitToken(a: CK_SLOT_ID, b: *mut CK_UTF8CHAR, c: CK_ULONG, d: *mut CK_UTF8CHAR) => Subject::Nothing;
+    C_GetSlotList(a: CK_BBOOL, b: *mut CK_SLOT_ID, c: *mut CK_ULONG) => Subject::Slots(b, c);
+    C_GetSlotInfo(a: CK_SLOT_ID as slot, b: *mut CK_SLOT_INFO) => Subject::Nothing;
+    C_GetTokenInfo(a: CK_SLOT_ID as slot, b: *mut CK_TOKEN_INFO) => Subject::TokenInfo(b);
+    C_GetMechanismList(a: CK_SLOT_ID as slot, b: *mut CK_MECHANISM_TYPE, c: *mut CK_ULONG) => Subject::Nothing;
+    C_GetMechanismInfo(a: CK_SLOT_ID as slot, b: CK_MECHANISM_TYPE, c: *mut CK_MECHANISM_INFO) => Subject::Nothing;
+    C_InitToken(a: CK_SLOT_ID as slot, b: *mut CK_UTF8CHAR, c: CK_ULONG, d: *mut CK_UTF8CHAR) => Subject::Nothing;
     C_InitPIN(a: CK_SESSION_HANDLE, b: *mut CK_UTF8CHAR, c: CK_ULONG) => Subject::Nothing;
     C_SetPIN(a: CK_SESSION_HANDLE, b: *mut CK_UTF8CHAR, c: CK_ULONG, d: *mut CK_UTF8CHAR, e: CK_ULONG) => Subject::Nothing;
-    C_OpenSession(a: CK_SLOT_ID, b: CK_FLAGS, c: *mut c_void, d: CK_NOTIFY, e: *mut CK_SESSION_HANDLE) => Subject::Nothing;
+    C_OpenSession(a: CK_SLOT_ID as slot, b: CK_FLAGS, c: *mut c_void, d: CK_NOTIFY, e: *mut CK_SESSION_HANDLE) => Subject::Nothing;
     C_CloseSession(a: CK_SESSION_HANDLE) => Subject::Nothing;
-    C_CloseAllSessions(a: CK_SLOT_ID) => Subject::Nothing;
-    C_GetSessionInfo(a: CK_SESSION_HANDLE, b: *mut CK_SESSION_INFO) => Subject::Nothing;
+    C_CloseAllSessions(a: CK_SLOT_ID as slot) => Subject::Nothing;
+    C_GetSessionInfo(a: CK_SESSION_HANDLE, b: *mut CK_SESSION_INFO) => Subject::SessionInfo(b);
     C_GetOperationState(a: CK_SESSION_HANDLE, b: *mut CK_BYTE, c: *mut CK_ULONG) => Subject::Output(b, c);
     C_SetOperationState(a: CK_SESSION_HANDLE, b: *mut CK_BYTE, c: CK_ULONG, d: CK_OBJECT_HANDLE, e: CK_OBJECT_HANDLE) => Subject::Nothing;
     C_Login(a: CK_SESSION_HANDLE, b: CK_USER_TYPE, c: *mut CK_UTF8CHAR, d: CK_ULONG) => Subject::Nothing;
@@ -147,7 +192,7 @@ forward! {
     C_CopyObject(a: CK_SESSION_HANDLE, b: CK_OBJECT_HANDLE, c: *mut CK_ATTRIBUTE, d: CK_ULONG, e: *mut CK_OBJECT_HANDLE) => Subject::Nothing;
     C_DestroyObject(a: CK_SESSION_HANDLE, b: CK_OBJECT_HANDLE) => Subject::Nothing;
     C_GetObjectSize(a: CK_SESSION_HANDLE, b: CK_OBJECT_HANDLE, c: *mut CK_ULONG) => Subject::Nothing;
-    C_GetAttributeValue(a: CK_SESSION_HANDLE, b: CK_OBJECT_HANDLE, c: *mut CK_ATTRIBUTE, d: CK_ULONG) => Subject::Nothing;
+    C_GetAttributeValue(a: CK_SESSION_HANDLE, b: CK_OBJECT_HANDLE, c: *mut CK_ATTRIBUTE, d: CK_ULONG) => Subject::Attributes(c, d);
     C_SetAttributeValue(a: CK_SESSION_HANDLE, b: CK_OBJECT_HANDLE, c: *mut CK_ATTRIBUTE, d: CK_ULONG) => Subject::Nothing;
     C_FindObjectsInit(a: CK_SESSION_HANDLE, b: *mut CK_ATTRIBUTE, c: CK_ULONG) => Subject::Nothing;
     C_FindObjects(a: CK_SESSION_HANDLE, b: *mut CK_OBJECT_HANDLE, c: CK_ULONG, d: *mut CK_ULONG) => Subject::Nothing;
@@ -187,7 +232,7 @@ forward! {
     C_UnwrapKey(a: CK_SESSION_HANDLE, b: *mut CK_MECHANISM, c: CK_OBJECT_HANDLE, d: *mut CK_BYTE, e: CK_ULONG, f: *mut CK_ATTRIBUTE, g: CK_ULONG, h: *mut CK_OBJECT_HANDLE) => Subject::Nothing;
     C_DeriveKey(a: CK_SESSION_HANDLE, b: *mut CK_MECHANISM, c: CK_OBJECT_HANDLE, d: *mut CK_ATTRIBUTE, e: CK_ULONG, f: *mut CK_OBJECT_HANDLE) => Subject::Nothing;
     C_SeedRandom(a: CK_SESSION_HANDLE, b: *mut CK_BYTE, c: CK_ULONG) => Subject::Nothing;
-    C_GenerateRandom(a: CK_SESSION_HANDLE, b: *mut CK_BYTE, c: CK_ULONG) => Subject::Nothing;
+    C_GenerateRandom(a: CK_SESSION_HANDLE, b: *mut CK_BYTE, c: CK_ULONG) => Subject::Bytes(b, c);
     C_GetFunctionStatus(a: CK_SESSION_HANDLE) => Subject::Nothing;
     C_CancelFunction(a: CK_SESSION_HANDLE) => Subject::Nothing;
     C_WaitForSlotEvent(a: CK_FLAGS, b: *mut CK_SLOT_ID, c: *mut c_void) => Subject::Nothing;

@@ -39,11 +39,11 @@ pub struct ForeignIv {
 }
 
 impl ForeignIv {
-    /// Puts a random IV into the caller's buffer.
+    /// Puts a random IV into the caller's buffer, or one that is always the same.
     ///
     /// # Safety
     /// As [`params`]; the IV buffer is writable, as it must be for a device that makes its own IV.
-    pub unsafe fn write(mechanism: CK_MECHANISM_PTR) -> Option<Self> {
+    pub unsafe fn write(mechanism: CK_MECHANISM_PTR, is_stuck: bool) -> Option<Self> {
         // SAFETY: the same promise.
         let gcm = unsafe { params(mechanism) }?;
         if gcm.pIv.is_null() || gcm.ulIvLen == 0 {
@@ -52,9 +52,11 @@ impl ForeignIv {
         let len = gcm.ulIvLen as usize;
         // SAFETY: the caller says that its IV has that length.
         let theirs = unsafe { std::slice::from_raw_parts(gcm.pIv, len) }.to_vec();
-        let mut ours = vec![0; len];
-        // SAFETY: a buffer of our own and its length.
-        unsafe { libc::getrandom(ours.as_mut_ptr().cast(), len, 0) };
+        let mut ours = vec![0x5a; len];
+        if !is_stuck {
+            // SAFETY: a buffer of our own and its length.
+            unsafe { libc::getrandom(ours.as_mut_ptr().cast(), len, 0) };
+        }
         let iv = Self { address: gcm.pIv as usize, theirs, ours };
         // SAFETY: the buffer that was just described.
         unsafe { iv.put(&iv.ours) };

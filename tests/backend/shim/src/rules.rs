@@ -25,6 +25,10 @@ pub enum Action {
     Return(CK_RV),
     /// Calls the real module and answers with a code all the same.
     ReturnAfter(CK_RV),
+    /// Where the real module answers with the first code, answers with the second.
+    Translate(CK_RV, CK_RV),
+    /// A boolean attribute is reported as what it is not.
+    Turn(u64),
     /// Waits first.
     Sleep(Duration),
     /// Waits until the rule is gone from the control file.
@@ -37,12 +41,20 @@ pub enum Action {
     CloseAllSessions,
     /// The reported output length is one less than it was.
     Short,
+    /// The reported output length is one more than it was.
+    Long,
     /// One bit of the output is turned over.
     Corrupt,
+    /// The output is all zero bytes.
+    Zero,
     /// The IV in the caller's parameters is replaced before the call, as by a device that makes its own.
     WriteIv,
     /// The same, but the caller sees it only after `C_Encrypt`.
     WriteIvLate,
+    /// The same, and always with the same IV, as by a device whose generator is stuck.
+    SameIv,
+    /// All slot numbers are greater by so many.
+    Slots(u64),
     /// Adds token flags.
     Flags(u64),
     /// Another serial number.
@@ -127,8 +139,14 @@ impl Action {
         Some(match text.split_once(':') {
             Some(("return", code)) => Self::Return(number(code)?),
             Some(("return-after", code)) => Self::ReturnAfter(number(code)?),
+            Some(("translate", codes)) => {
+                let (from, to) = codes.split_once('=')?;
+                Self::Translate(number(from)?, number(to)?)
+            }
+            Some(("turn", attribute)) => Self::Turn(number(attribute)?),
             Some(("sleep", ms)) => Self::Sleep(Duration::from_millis(number(ms)?)),
             Some(("flags", flags)) => Self::Flags(number(flags)?),
+            Some(("slots", offset)) => Self::Slots(number(offset)?),
             Some(("serial", serial)) => Self::Serial(serial.to_owned()),
             Some(("label", label)) => Self::Label(label.to_owned()),
             _ => Self::parse_plain(text)?,
@@ -143,7 +161,10 @@ impl Action {
             "segv" => Self::Segv,
             "close-all-sessions" => Self::CloseAllSessions,
             "short" => Self::Short,
+            "long" => Self::Long,
             "corrupt" => Self::Corrupt,
+            "zero" => Self::Zero,
+            "same-iv" => Self::SameIv,
             "write-iv" => Self::WriteIv,
             "write-iv-late" => Self::WriteIvLate,
             _ => return None,
@@ -153,8 +174,13 @@ impl Action {
     fn fits(&self, function: &str) -> bool {
         match self {
             Self::Flags(_) | Self::Serial(_) | Self::Label(_) => function == "C_GetTokenInfo",
-            Self::WriteIv | Self::WriteIvLate => function == "C_EncryptInit",
-            Self::Short | Self::Corrupt => crate::forward::has_output(function),
+            Self::WriteIv | Self::WriteIvLate | Self::SameIv => function == "C_EncryptInit",
+            Self::Turn(_) => function == "C_GetAttributeValue",
+            Self::Slots(_) => function == "C_GetSlotList",
+            Self::Short | Self::Long => crate::forward::has_output(function),
+            Self::Corrupt | Self::Zero => {
+                crate::forward::has_output(function) || function == "C_GenerateRandom"
+            }
             _ => true,
         }
     }

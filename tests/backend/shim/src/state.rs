@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
-use cryptoki_sys::{CK_FUNCTION_LIST, CK_RV, CKR_OK};
+use cryptoki_sys::{CK_FUNCTION_LIST, CK_RV, CK_SLOT_ID, CKR_OK};
 
 use crate::counts::{Counts, Extra};
 use crate::forward::{NAMES, Subject};
@@ -35,6 +35,8 @@ pub struct Shim {
     generation: AtomicU64,
     read: Mutex<Stamp>,
     late_ivs: LateIvs,
+    /// What slot numbers are greater by for the caller.
+    slots: AtomicU64,
 }
 
 /// What tells one state of the control file from another; all zero for a missing file.
@@ -87,6 +89,7 @@ impl Shim {
             generation: AtomicU64::new(0),
             read: Mutex::default(),
             late_ivs: LateIvs::default(),
+            slots: AtomicU64::new(0),
         };
         shim.generation.store(shim.counts.generation(), Ordering::Release);
         shim.read_if_changed(&mut shim.lock());
@@ -146,10 +149,40 @@ impl Shim {
                 }
             }
         }
+        let offset = rules.iter().find_map(|rule| match rule.action {
+            Action::Slots(offset) => Some(offset),
+            _ => None,
+        });
+        self.slots.store(offset.unwrap_or(0), Ordering::Release);
         let armed: Vec<usize> = rules.iter().map(|rule| rule.function).collect();
         *self.rules.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rules);
         for (function, flag) in self.armed.iter().enumerate() {
             flag.store(armed.contains(&function), Ordering::Release);
+        }
+    }
+
+    /// The real module's number of a slot. One from before the numbers changed becomes one that nobody has.
+    pub fn real_slot(&self, slot: CK_SLOT_ID) -> CK_SLOT_ID {
+        slot.wrapping_sub(self.slots.load(Ordering::Acquire) as CK_SLOT_ID)
+    }
+
+    /// # Safety
+    /// The arguments are those of a call that succeeded.
+    unsafe fn show_slots(&self, subject: Subject) {
+        let offset = self.slots.load(Ordering::Acquire) as CK_SLOT_ID;
+        match subject {
+            Subject::Slots(list, count) if offset != 0 && !list.is_null() && !count.is_null() => {
+                // SAFETY: after success there are `count` numbers.
+                let slots = unsafe { std::slice::from_raw_parts_mut(list, *count as usize) };
+                slots.iter_mut().for_each(|slot| *slot = slot.wrapping_add(offset));
+            }
+            Subject::SessionInfo(info) if offset != 0 => {
+                // SAFETY: filled by the real module.
+                if let Some(info) = unsafe { info.as_mut() } {
+                    info.slotID = info.slotID.wrapping_add(offset);
+                }
+            }
+            _ => {}
         }
     }
 
@@ -200,9 +233,14 @@ impl Shim {
             // SAFETY: the host's own argument; the real module has just written to it.
             unsafe { *list = crate::forward::list() };
         }
+        if code == CKR_OK {
+            // SAFETY: as promised.
+            unsafe { self.show_slots(subject) };
+        }
         for (action, _) in &actions {
             match action {
                 Action::ReturnAfter(other) => code = *other,
+                Action::Translate(from, to) if code == *from => code = *to,
                 // SAFETY: after success the outputs are there.
                 _ if code == CKR_OK => unsafe { subject.change(action) },
                 _ => {}
@@ -235,10 +273,10 @@ impl Shim {
             // SAFETY: none; a fault is what was asked for.
             Action::Segv => unsafe { std::ptr::without_provenance_mut::<u8>(8).write_volatile(0) },
             Action::CloseAllSessions => self.close_all_sessions(),
-            Action::WriteIv | Action::WriteIvLate => {
+            Action::WriteIv | Action::WriteIvLate | Action::SameIv => {
                 if let Subject::Gcm(_, mechanism) = subject {
                     // SAFETY: as promised.
-                    let iv = unsafe { ForeignIv::write(mechanism) };
+                    let iv = unsafe { ForeignIv::write(mechanism, matches!(action, Action::SameIv)) };
                     if let (Some(iv), Action::WriteIvLate) = (iv, action) {
                         return Before::ShowLater(iv);
                     }

@@ -1,0 +1,144 @@
+//! The self-test of a key (KL-10): does the device still do with it what it must?
+//!
+//! Finding a KEK has opened its canary, a known answer. Here it wraps and opens again, and the device's
+//! IVs are looked at; a signing key signs and software verifies; a MAC is made twice. The test belongs to
+//! the first use of a key after the library was initialised, and to each inspection of a signing or MAC key:
+//! never to an operation. A failure says that the device is ill, not that the key is unfit, so
+//! nothing is concluded about the key, the device counts as away, and recovery tries with this key.
+
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, RSA_PKCS1_2048_8192_SHA256, RsaPublicKeyComponents,
+    UnparsedPublicKey,
+};
+use cryptoki_sys::CK_OBJECT_HANDLE;
+use sha2::{Digest, Sha256, Sha384};
+
+use crate::seal::backend::BackendError;
+use crate::seal::envelope::{DEK_LEN, DEK_SLOT_LEN};
+use crate::seal::key::{Alg, KeyRef, KeySpec, Pin, PublicKey, Signature, WrapMechanism, WrappedDek};
+use crate::seal::pkcs11::objects;
+use crate::seal::pkcs11::session::{Session, canary_value};
+use crate::seal::pkcs11::wrap::NO_DEVICE_IV;
+
+const MESSAGE: &[u8] = b"lacre/self-test/v1";
+
+impl Session {
+    /// Tests a key that has proved to be the pinned one.
+    pub(super) fn self_test(&self, key: &KeyRef, handle: CK_OBJECT_HANDLE) -> Result<(), BackendError> {
+        match (key.spec, &*key.pin) {
+            (KeySpec::Kek, Pin::Canary(canary)) => self.test_wrap(key, handle, canary),
+            (KeySpec::Kek, _) => Ok(()),
+            (KeySpec::HmacSha256, _) => self.test_mac(handle),
+            _ => self.test_pair(key, handle),
+        }
+    }
+
+    /// Two wraps of a known value: they open, and their IVs are neither the canary's nor each other's.
+    fn test_wrap(
+        &self,
+        key: &KeyRef,
+        handle: CK_OBJECT_HANDLE,
+        canary: &WrappedDek,
+    ) -> Result<(), BackendError> {
+        generator_is_well()?;
+        let mut value = self.token().buffer(DEK_LEN)?;
+        value.with_mut(|value| value.copy_from_slice(&canary_value(key.id)));
+        let wrapper = self.wrapper(handle);
+        let mut ivs = vec![canary.iv.clone()];
+        for _ in 0..2 {
+            let wrapped = match wrapper.wrap(canary.mechanism, &value, MESSAGE) {
+                Err(BackendError::Refused { function: NO_DEVICE_IV, .. }) => {
+                    return Err(BackendError::SelfTest("it makes no IVs"));
+                }
+                other => other?,
+            };
+            let mut out = self.token().buffer(DEK_SLOT_LEN)?;
+            match wrapper.unwrap(&wrapped, MESSAGE, &mut out) {
+                Ok(()) if out.with(|out| value.with(|value| out == value)) => {}
+                Ok(()) | Err(BackendError::Rejected { .. }) => {
+                    return Err(BackendError::SelfTest("what it wraps with a KEK does not open"));
+                }
+                Err(other) => return Err(other),
+            }
+            if canary.mechanism == WrapMechanism::AesGcm && !is_fresh(&wrapped.iv, &ivs) {
+                return Err(BackendError::SelfTest("the IVs that are used with a KEK repeat or are zero"));
+            }
+            ivs.push(wrapped.iv);
+        }
+        Ok(())
+    }
+
+    fn test_mac(&self, handle: CK_OBJECT_HANDLE) -> Result<(), BackendError> {
+        if self.mac_with(handle, MESSAGE)? == self.mac_with(handle, MESSAGE)? {
+            Ok(())
+        } else {
+            Err(BackendError::SelfTest("a MAC made twice is another one"))
+        }
+    }
+
+    /// FIPS 140-3's pairwise consistency: what the private half signs, the public half verifies.
+    fn test_pair(&self, key: &KeyRef, handle: CK_OBJECT_HANDLE) -> Result<(), BackendError> {
+        let public = objects::public_key(self.raw_session(), key.spec, key.id)?;
+        let (alg, digest) = match key.spec {
+            KeySpec::EcP256 => (Alg::Es256, Sha256::digest(MESSAGE).to_vec()),
+            KeySpec::EcP384 => (Alg::Es384, Sha384::digest(MESSAGE).to_vec()),
+            _ => (Alg::Rs256, Sha256::digest(MESSAGE).to_vec()),
+        };
+        let signature = match self.sign_with(key, handle, alg, &digest) {
+            Err(BackendError::Refused { code: 0, .. }) => {
+                return Err(BackendError::SelfTest("a signature has a wrong length"));
+            }
+            other => other?,
+        };
+        if verifies(&public, MESSAGE, &signature) {
+            Ok(())
+        } else {
+            Err(BackendError::SelfTest("a signature does not verify with its public key"))
+        }
+    }
+}
+
+fn verifies(public: &PublicKey, message: &[u8], signature: &Signature) -> bool {
+    match public {
+        PublicKey::Ec { spec, x, y } => {
+            let algorithm =
+                if *spec == KeySpec::EcP384 { &ECDSA_P384_SHA384_FIXED } else { &ECDSA_P256_SHA256_FIXED };
+            let point = [&[4][..], x, y].concat();
+            UnparsedPublicKey::new(algorithm, point).verify(message, signature.as_bytes()).is_ok()
+        }
+        PublicKey::Rsa { n, e } => RsaPublicKeyComponents { n, e }
+            .verify(&RSA_PKCS1_2048_8192_SHA256, message, signature.as_bytes())
+            .is_ok(),
+    }
+}
+
+/// Looks at what the operating system's generator gives: where the host makes IVs and DEKs, all rests on it.
+fn generator_is_well() -> Result<(), BackendError> {
+    let mut drawn = [[0; 32]; 2];
+    for place in &mut drawn {
+        getrandom::fill(place)
+            .map_err(|_| BackendError::SelfTest("the operating system gives no randomness"))?;
+    }
+    if is_fresh(&drawn[0], &drawn[..0]) && is_fresh(&drawn[1], &drawn[..1]) {
+        Ok(())
+    } else {
+        Err(BackendError::SelfTest("the operating system's randomness repeats or is zero"))
+    }
+}
+
+/// Neither all zero nor one of those before.
+fn is_fresh<T: AsRef<[u8]>>(drawn: &[u8], before: &[T]) -> bool {
+    drawn.iter().any(|byte| *byte != 0) && before.iter().all(|other| other.as_ref() != drawn)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_fresh;
+
+    #[test]
+    fn zeros_and_repetitions_are_not_fresh() {
+        assert!(is_fresh(&[0, 1], &[[1, 0]]) && is_fresh::<[u8; 2]>(&[0, 1], &[]));
+        assert!(!is_fresh::<[u8; 2]>(&[0, 0], &[]));
+        assert!(!is_fresh(&[1, 2], &[[0, 1], [1, 2]]));
+    }
+}
