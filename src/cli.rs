@@ -23,6 +23,7 @@ mod logging;
 mod man;
 mod output;
 mod progress;
+mod sealer;
 mod secrets;
 mod serve;
 mod status;
@@ -97,6 +98,10 @@ pub fn main() -> ExitCode {
     let hardening = crate::process::harden();
     for problem in &hardening.problems {
         eprintln!("lacre: warning: {problem}");
+    }
+    if std::env::args_os().skip(1).eq([sealer::NAME]) {
+        // Not a command for people, so it is in no help.
+        return sealer::run().map_or_else(|error| error.report(), |()| ExitCode::SUCCESS);
     }
     let parsed = Environment::read().and_then(|env| Ok((Cli::try_parse()?, env)));
     let (cli, env) = match parsed {

@@ -30,6 +30,8 @@ pub struct Config {
     pub database: DatabaseConfig,
     /// The device. A daemon without one is refused at start; the command line works without.
     pub seal: Option<seal::DeviceConfig>,
+    /// Whether the device is driven in a process of its own.
+    pub sealer: seal::SealerConfig,
     /// Guarded memory.
     pub memory: seal::guarded::Options,
     /// Limits of the vault.
@@ -195,6 +197,7 @@ impl Default for Config {
             server: ServerConfig::default(),
             database: DatabaseConfig::default(),
             seal: None,
+            sealer: seal::SealerConfig::default(),
             memory: seal::guarded::Options::default(),
             vault: vault::Config::default(),
             issuer: IssuerConfig::default(),
@@ -330,7 +333,7 @@ fn octal<'de, D: serde::Deserializer<'de>>(input: D) -> Result<u32, D::Error> {
 pub mod seconds {
     use std::time::Duration;
 
-    use serde::{Deserialize, Deserializer, de::Error};
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
     #[derive(Deserialize)]
     #[serde(untagged)]
@@ -346,6 +349,14 @@ pub mod seconds {
             Form::Seconds(seconds) => Ok(Duration::from_secs(seconds)),
             Form::Text(text) => humantime::parse_duration(&text).map_err(D::Error::custom),
         }
+    }
+
+    /// Writes the text that [`deserialize`] reads.
+    ///
+    /// # Errors
+    /// As the serializer.
+    pub fn serialize<S: Serializer>(time: &Duration, output: S) -> Result<S::Ok, S::Error> {
+        output.collect_str(&humantime::format_duration(*time))
     }
 }
 

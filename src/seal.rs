@@ -9,6 +9,7 @@
 //! (`keys`). Start reading at [`backend::Backend`], then `envelope.rs`, then `worker.rs`.
 
 pub mod backend;
+mod child;
 mod context;
 mod device;
 mod driver;
@@ -32,9 +33,11 @@ mod worker;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use child::{Mode as SealerMode, SealerConfig, ServeError, Surroundings, launch, serve};
 pub use context::Context;
 pub use device::{
-    Config as DeviceConfig, Device, DeviceState, DeviceStatus, StartError, UnlatchError, start, unlatch,
+    Config as DeviceConfig, Device, DeviceState, DeviceStatus, SealerStatus, StartError, UnlatchError, start,
+    unlatch,
 };
 pub use envelope::{BadSealed, Sealed, WrappedKey};
 pub use faults::Faults;
@@ -42,6 +45,7 @@ pub use guarded::{Arena, ArenaError, SecretBuf};
 pub use key::{Alg, Fingerprint, Kek, KekId, KeyId, KeyRef, KeySpec, PublicKey, Signature};
 
 use backend::BackendError;
+use child::Client;
 use guarded::Dek;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use worker::{Lanes, Priority};
@@ -155,10 +159,28 @@ impl Opened {
     }
 }
 
+/// Where the device is driven. Nothing above `seal` can tell.
+#[derive(Clone)]
+pub(crate) enum Way {
+    /// In threads of this process.
+    Lanes(Arc<Lanes>),
+    /// In the sealer process.
+    Child(Arc<Client>),
+}
+
+impl Way {
+    fn deadline(&self) -> Duration {
+        match self {
+            Self::Lanes(lanes) => lanes.deadline,
+            Self::Child(client) => client.deadline,
+        }
+    }
+}
+
 /// Uses keys. Cheap to clone.
 #[derive(Clone)]
 pub struct Sealer {
-    lanes: Arc<Lanes>,
+    way: Way,
     arena: Arena,
     /// Calls that may hold guarded buffers at the same time. Each needs two slots, so with half as
     /// many calls as slots none waits for another that waits for it.
@@ -166,9 +188,9 @@ pub struct Sealer {
 }
 
 impl Sealer {
-    pub(crate) fn new(lanes: Arc<Lanes>, arena: Arena) -> Self {
+    pub(crate) fn new(way: Way, arena: Arena) -> Self {
         let room = Arc::new(Semaphore::new((arena.status().slots / 2).max(1)));
-        Self { lanes, arena, room }
+        Self { way, arena, room }
     }
 
     /// Seals `plaintext` for `context`: a fresh DEK encrypts it, `kek` wraps the DEK in the device.
@@ -183,17 +205,28 @@ impl Sealer {
     ) -> Result<Sealed, SealError> {
         let _room = self.enter().await?;
         let mut body = self.arena.take(plaintext.len()).await?;
-        for _ in 0..DEK_TRIES {
-            let dek = self.arena.take(envelope::DEK_LEN).await?;
-            let turn = (Priority::Foreground, context.flow());
-            let (wrapped, dek) = self.lanes.wrap(kek, dek, context.wrap_aad(kek), true, turn).await?;
-            match envelope::encrypt(&mut Dek::new(dek, DEK_LIFETIME), context, plaintext, &mut body) {
-                Err(envelope::Failure::Expired) => {}
-                Err(envelope::Failure::Seal(error)) => return Err(error),
-                Ok(payload) => return Ok(Sealed { key: WrappedKey::new(kek, wrapped), payload }),
-            }
+        body.with_mut(|bytes| bytes.copy_from_slice(plaintext));
+        match &self.way {
+            Way::Lanes(lanes) => seal_here(lanes, &self.arena, kek, context, body).await,
+            Way::Child(client) => client.seal(kek, context, body).await,
         }
-        Err(overloaded())
+    }
+
+    /// As [`Sealer::seal`], for plaintext that is in guarded memory already.
+    ///
+    /// # Errors
+    /// As [`Sealer::seal`].
+    pub(crate) async fn seal_in_place(
+        &self,
+        kek: &Kek,
+        context: &Context<'_>,
+        body: SecretBuf,
+    ) -> Result<Sealed, SealError> {
+        let _room = self.enter().await?;
+        match &self.way {
+            Way::Lanes(lanes) => seal_here(lanes, &self.arena, kek, context, body).await,
+            Way::Child(client) => client.seal(kek, context, body).await,
+        }
     }
 
     /// Opens what [`Sealer::seal`] made. `context` is what the caller asked for, never what the
@@ -208,16 +241,15 @@ impl Sealer {
             // Nothing that long was ever sealed.
             return Err(SealError::Rejected);
         }
-        let mut plain = self.arena.take(len).await?;
-        for _ in 0..DEK_TRIES {
-            let dek = self.unwrap(kek, context, &sealed.key, Priority::Foreground).await?;
-            match envelope::decrypt(&mut Dek::new(dek, DEK_LIFETIME), context, &sealed.payload, &mut plain) {
-                Err(envelope::Failure::Expired) => {}
-                Err(envelope::Failure::Seal(error)) => return Err(error),
-                Ok(()) => return Ok(Opened(plain)),
-            }
+        if sealed.key.wrapped_by(kek).is_none() {
+            return Err(SealError::Rejected);
         }
-        Err(overloaded())
+        let plain = self.arena.take(len).await?;
+        match &self.way {
+            Way::Lanes(lanes) => open_here(lanes, &self.arena, kek, context, sealed, plain).await,
+            Way::Child(client) => client.open(kek, context, sealed, plain).await,
+        }
+        .map(Opened)
     }
 
     /// Wraps the DEK of a sealed value under another KEK version; the payload stays as it is.
@@ -233,9 +265,16 @@ impl Sealer {
         key: &WrappedKey,
     ) -> Result<WrappedKey, SealError> {
         let _room = self.enter().await?;
-        let dek = self.unwrap(from, context, key, Priority::Background).await?;
+        if key.wrapped_by(from).is_none() {
+            return Err(SealError::Rejected);
+        }
+        let lanes = match &self.way {
+            Way::Lanes(lanes) => lanes,
+            Way::Child(client) => return client.rewrap(from, to, context, key).await,
+        };
+        let dek = unwrap(lanes, &self.arena, from, context, key, Priority::Background).await?;
         let turn = (Priority::Background, context.flow());
-        let (wrapped, _dek) = self.lanes.wrap(to, dek, context.wrap_aad(to), false, turn).await?;
+        let (wrapped, _dek) = lanes.wrap(to, dek, context.wrap_aad(to), false, turn).await?;
         Ok(WrappedKey::new(to, wrapped))
     }
 
@@ -245,7 +284,26 @@ impl Sealer {
     /// # Errors
     /// See [`SealError`].
     pub async fn sign(&self, key: &KeyRef, alg: Alg, message: &[u8]) -> Result<Signature, SealError> {
-        self.lanes.sign(key, alg, message).await
+        if !alg.fits(key.spec) {
+            return Err(worker::mismatch("sign"));
+        }
+        self.sign_digest(key, alg, alg.digest(message)).await
+    }
+
+    /// As [`Sealer::sign`], for a digest made with the algorithm's hash.
+    ///
+    /// # Errors
+    /// See [`SealError`].
+    pub(crate) async fn sign_digest(
+        &self,
+        key: &KeyRef,
+        alg: Alg,
+        digest: Vec<u8>,
+    ) -> Result<Signature, SealError> {
+        match &self.way {
+            Way::Lanes(lanes) => lanes.sign(key, alg, digest).await,
+            Way::Child(client) => client.sign(key, alg, &digest).await,
+        }
     }
 
     /// HMAC-SHA256 of `message` under a key in the device.
@@ -253,7 +311,10 @@ impl Sealer {
     /// # Errors
     /// See [`SealError`].
     pub async fn mac(&self, key: &KeyRef, message: &[u8]) -> Result<[u8; 32], SealError> {
-        self.lanes.mac(key, message).await
+        match &self.way {
+            Way::Lanes(lanes) => lanes.mac(key, message).await,
+            Way::Child(client) => client.mac(key, message).await,
+        }
     }
 
     /// The public half of a signing key, read from the device.
@@ -261,7 +322,10 @@ impl Sealer {
     /// # Errors
     /// See [`SealError`].
     pub async fn public_key(&self, key: &KeyRef) -> Result<PublicKey, SealError> {
-        self.lanes.public_key(key).await
+        match &self.way {
+            Way::Lanes(lanes) => lanes.public_key(key).await,
+            Way::Child(client) => client.public_key(key).await,
+        }
     }
 
     /// Fresh random bytes in guarded memory (the operating system's generator).
@@ -272,23 +336,64 @@ impl Sealer {
         Ok(Opened(self.arena.random(len).await?))
     }
 
-    async fn unwrap(
-        &self,
-        kek: &Kek,
-        context: &Context<'_>,
-        key: &WrappedKey,
-        priority: Priority,
-    ) -> Result<SecretBuf, SealError> {
-        let wrapped = key.wrapped_by(kek).ok_or(SealError::Rejected)?.clone();
-        let slot = self.arena.take(envelope::DEK_SLOT_LEN).await?;
-        let turn = (priority, context.flow());
-        self.lanes.unwrap(kek, wrapped, context.wrap_aad(kek), slot, turn).await
-    }
-
     async fn enter(&self) -> Result<SemaphorePermit<'_>, SealError> {
-        let entered = tokio::time::timeout(self.lanes.deadline, self.room.acquire()).await;
+        let entered = tokio::time::timeout(self.way.deadline(), self.room.acquire()).await;
         entered.ok().and_then(Result::ok).ok_or_else(overloaded)
     }
+}
+
+/// Encrypts `body`, which is the plaintext, under a fresh DEK that the device wraps.
+async fn seal_here(
+    lanes: &Lanes,
+    arena: &Arena,
+    kek: &Kek,
+    context: &Context<'_>,
+    mut body: SecretBuf,
+) -> Result<Sealed, SealError> {
+    for _ in 0..DEK_TRIES {
+        let dek = arena.take(envelope::DEK_LEN).await?;
+        let turn = (Priority::Foreground, context.flow());
+        let (wrapped, dek) = lanes.wrap(kek, dek, context.wrap_aad(kek), true, turn).await?;
+        match envelope::encrypt(&mut Dek::new(dek, DEK_LIFETIME), context, &mut body) {
+            Err(envelope::Failure::Expired) => {}
+            Err(envelope::Failure::Seal(error)) => return Err(error),
+            Ok(payload) => return Ok(Sealed { key: WrappedKey::new(kek, wrapped), payload }),
+        }
+    }
+    Err(overloaded())
+}
+
+/// Decrypts into `plain` under the DEK that the device unwraps.
+async fn open_here(
+    lanes: &Lanes,
+    arena: &Arena,
+    kek: &Kek,
+    context: &Context<'_>,
+    sealed: &Sealed,
+    mut plain: SecretBuf,
+) -> Result<SecretBuf, SealError> {
+    for _ in 0..DEK_TRIES {
+        let dek = unwrap(lanes, arena, kek, context, &sealed.key, Priority::Foreground).await?;
+        match envelope::decrypt(&mut Dek::new(dek, DEK_LIFETIME), context, &sealed.payload, &mut plain) {
+            Err(envelope::Failure::Expired) => {}
+            Err(envelope::Failure::Seal(error)) => return Err(error),
+            Ok(()) => return Ok(plain),
+        }
+    }
+    Err(overloaded())
+}
+
+async fn unwrap(
+    lanes: &Lanes,
+    arena: &Arena,
+    kek: &Kek,
+    context: &Context<'_>,
+    key: &WrappedKey,
+    priority: Priority,
+) -> Result<SecretBuf, SealError> {
+    let wrapped = key.wrapped_by(kek).ok_or(SealError::Rejected)?.clone();
+    let slot = arena.take(envelope::DEK_SLOT_LEN).await?;
+    lanes.unwrap(kek, wrapped, context.wrap_aad(kek), slot, (priority, context.flow())).await
 }
 
 fn overloaded() -> SealError {
@@ -298,7 +403,7 @@ fn overloaded() -> SealError {
 /// Makes, destroys and inspects keys. Given by `daemon` to `vault`, `keys` and the command line only.
 #[derive(Clone)]
 pub struct KeyAdmin {
-    lanes: Arc<Lanes>,
+    way: Way,
 }
 
 impl KeyAdmin {
@@ -323,7 +428,10 @@ impl KeyAdmin {
         planned: &KeyRef,
         held: impl Send + 'static,
     ) -> Result<KeyRef, SealError> {
-        self.lanes.generate(planned, Box::new(held)).await
+        match &self.way {
+            Way::Lanes(lanes) => lanes.generate(planned, Box::new(held)).await,
+            Way::Child(client) => client.generate(planned, Box::new(held)).await,
+        }
     }
 
     /// Destroys the key on the device. Destroying what is not there is a success.
@@ -331,7 +439,10 @@ impl KeyAdmin {
     /// # Errors
     /// See [`SealError`].
     pub async fn destroy(&self, key: &KeyRef) -> Result<(), SealError> {
-        self.lanes.destroy(key).await
+        match &self.way {
+            Way::Lanes(lanes) => lanes.destroy(key).await,
+            Way::Child(client) => client.destroy(key).await,
+        }
     }
 
     /// Reads the key's attributes back, checks that its id is unambiguous and its fingerprint the
@@ -340,7 +451,10 @@ impl KeyAdmin {
     /// # Errors
     /// [`SealError::KeyMissing`] if it is not there; a key that breaks rules is not an error here.
     pub async fn inspect(&self, key: &KeyRef) -> Result<KeyReport, SealError> {
-        self.lanes.inspect(key).await
+        match &self.way {
+            Way::Lanes(lanes) => lanes.inspect(key).await,
+            Way::Child(client) => client.inspect(key).await,
+        }
     }
 }
 

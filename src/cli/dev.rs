@@ -62,6 +62,7 @@ impl Args {
             listen: self.listen,
             allow_unlocked_memory: self.allow_unlocked_memory,
             device: self.device.into(),
+            log_level: self.log_level.clone(),
         }
     }
 }

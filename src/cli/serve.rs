@@ -30,9 +30,12 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let mut config = local::config(context)?;
     config.memory.allow_unlocked |= args.allow_unlocked_memory;
-    let filter = args.log_level.as_deref().unwrap_or(&config.log.level);
-    let levels = logging::start(filter, config.log.format == LogFormat::Json)?;
-    if args.log_level.is_none() {
+    let is_fixed = args.log_level.is_some();
+    if let Some(filter) = args.log_level {
+        config.log.level = filter;
+    }
+    let levels = logging::start(&config.log.level, config.log.format == LogFormat::Json)?;
+    if !is_fixed {
         reload_on_hangup(levels, context)?;
     }
     let ready = |url: &str| {

@@ -43,6 +43,8 @@ pub struct DevOptions {
     pub allow_unlocked_memory: bool,
     /// What keys are kept in.
     pub device: Kind,
+    /// What is logged.
+    pub log_level: String,
 }
 
 /// Why the development environment could not be made.
@@ -127,6 +129,7 @@ fn configuration(dir: &Path, options: &DevOptions, device: &DevDevice) -> Result
     let mut config = Config { data_dir: dir.to_owned(), ..Config::default() };
     config.server.listen = options.listen;
     config.memory.allow_unlocked |= options.allow_unlocked_memory;
+    config.log.level.clone_from(&options.log_level);
     let seal = serde_json::from_value(device.seal());
     let seal = seal.map_err(|error| DevError::Setup { reason: error.to_string() })?;
     config.seal = Some(seal);

@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use crate::audit::{Action, AuditError, AuditLog, Event, Options as AuditOptions, Outcome};
 use crate::clock::{Clock, SystemClock};
-use crate::config::Config;
+use crate::config::{Config, LogFormat};
 use crate::db::{Db, OpenError, OpenOptions};
 use crate::http::Gate;
 use crate::identity::Caller;
 use crate::issuer::{self, Issuer};
 use crate::keys::{self, Keys, KeysError, Purpose};
-use crate::seal::{self, Arena, ArenaError, Device, KeyId, SealError};
+use crate::seal::{self, Arena, ArenaError, Device, KeyId, SealError, Surroundings};
 use crate::vault::{self, Vault, VaultError};
 
 /// Everything a running daemon has.
@@ -116,7 +116,9 @@ impl Ground {
         let audit = AuditLog::open(db.clone(), Arc::clone(&clock), audit_options).await?;
         let mut seal = seal.clone();
         seal.latch_dir.get_or_insert_with(|| config.data_dir.join("latch"));
-        let device = seal::start(&seal, &arena)?;
+        let json = config.log.format == LogFormat::Json;
+        let surroundings = Surroundings::new(&config.memory, &config.log.level, json);
+        let device = seal::launch(&config.sealer, &seal, &surroundings, &arena)?;
         let keys = Keys::new(keys::Parts {
             db: db.clone(),
             sealer: device.sealer.clone(),

@@ -5,16 +5,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use crate::seal::child::{Client, Supervisor};
 use crate::seal::driver::Driver;
-use crate::seal::guarded::Arena;
+use crate::seal::guarded::{self, Arena};
 use crate::seal::latch::Latch;
 use crate::seal::recovery::{self, Watch};
 use crate::seal::worker::{Lanes, Sizes};
-use crate::seal::{KeyAdmin, SealError, Sealer};
+use crate::seal::{KeyAdmin, SealError, Sealer, Way};
 use crate::seal::{pkcs11, tpm};
 
 /// How the device is driven (`[seal]` in the configuration).
-#[derive(Clone, Debug, serde::Deserialize)]
+#[derive(Clone, Debug, serde::Deserialize, serde::Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The PKCS#11 module and token.
@@ -54,7 +55,7 @@ fn deadline_default() -> Duration {
 }
 
 /// How the device is, in one word and one sentence.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(tag = "state", content = "reason", rename_all = "kebab-case")]
 pub enum DeviceState {
     /// Logged in and answering.
@@ -65,8 +66,25 @@ pub enum DeviceState {
     Stopped(String),
 }
 
+impl Default for DeviceState {
+    fn default() -> Self {
+        Self::Away("not started".to_owned())
+    }
+}
+
+/// The process that drives the device.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+pub struct SealerStatus {
+    /// Its process id.
+    pub pid: u32,
+    /// How often another one had to be started.
+    pub restarts: u64,
+    /// Its guarded memory.
+    pub memory: guarded::Status,
+}
+
 /// The device's status for `lacre status`, `/readyz` and metrics.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct DeviceStatus {
     /// How it is.
     #[serde(flatten)]
@@ -80,7 +98,7 @@ pub struct DeviceStatus {
     /// The token's serial number.
     pub token_serial: String,
     /// What somebody should know although the device works, such as a TPM that counts failed tries.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub notice: Option<String>,
     /// Changes whenever handles were dropped in a recovery.
     pub epoch: u64,
@@ -90,10 +108,13 @@ pub struct DeviceStatus {
     pub stuck_threads: usize,
     /// Calls since the start that met a key which is missing or unfit for use.
     pub key_failures: u64,
+    /// The process that drives the device, where that is not this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealer: Option<SealerStatus>,
 }
 
 /// Why a device could not be started at all. What heals by itself (token away) is not an error here.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, serde::Serialize, serde::Deserialize)]
 pub enum StartError {
     /// The module cannot be loaded or is not a PKCS#11 module.
     #[error("PKCS#11 module {path}: {reason}")]
@@ -118,6 +139,12 @@ pub enum StartError {
     #[error("no threads for the device: {reason}")]
     Threads {
         /// What it said.
+        reason: String,
+    },
+    /// The process that is to drive the device cannot be started.
+    #[error("sealer process: {reason}")]
+    Sealer {
+        /// What is wrong.
         reason: String,
     },
     /// The latch directory cannot be used.
@@ -147,9 +174,15 @@ pub struct Device {
     pub sealer: Sealer,
     /// Makes and destroys keys.
     pub admin: KeyAdmin,
-    lanes: Arc<Lanes>,
-    watch: Watch,
-    address: String,
+    driven: Driven,
+}
+
+/// Where it is driven.
+enum Driven {
+    /// In threads of this process.
+    Here { lanes: Arc<Lanes>, watch: Watch, address: String },
+    /// In the sealer process.
+    There { client: Arc<Client>, supervisor: Supervisor },
 }
 
 /// Loads the module, starts the lanes and tries to bring the device up. Returns with the device up,
@@ -171,12 +204,11 @@ pub fn start(config: &Config, arena: &Arena) -> Result<Device, StartError> {
     let lanes = Lanes::start(driver, arena.clone(), &sizes).map_err(threads)?;
     recovery::first_round(&lanes);
     let watch = Watch::start(&lanes).map_err(threads)?;
+    let way = Way::Lanes(Arc::clone(&lanes));
     Ok(Device {
-        sealer: Sealer::new(Arc::clone(&lanes), arena.clone()),
-        admin: KeyAdmin { lanes: Arc::clone(&lanes) },
-        lanes,
-        watch,
-        address,
+        sealer: Sealer::new(way.clone(), arena.clone()),
+        admin: KeyAdmin { way },
+        driven: Driven::Here { lanes, watch, address },
     })
 }
 
@@ -212,20 +244,35 @@ pub fn unlatch(config: &Config, arena: &Arena, force: bool) -> Result<Option<Str
 }
 
 impl Device {
+    /// A device in the sealer process.
+    pub(crate) fn of_child(client: Arc<Client>, supervisor: Supervisor, arena: &Arena) -> Self {
+        let way = Way::Child(Arc::clone(&client));
+        Self {
+            sealer: Sealer::new(way.clone(), arena.clone()),
+            admin: KeyAdmin { way },
+            driven: Driven::There { client, supervisor },
+        }
+    }
+
     /// The present status; never waits for the device.
     pub fn status(&self) -> DeviceStatus {
-        let known = self.lanes.driver.known();
+        let (lanes, address) = match &self.driven {
+            Driven::Here { lanes, address, .. } => (lanes, address),
+            Driven::There { client, .. } => return client.status(),
+        };
+        let known = lanes.driver.known();
         DeviceStatus {
-            state: self.lanes.breaker.device_state(),
-            module: self.address.clone(),
+            state: lanes.breaker.device_state(),
+            module: address.clone(),
             library: known.library,
             token_label: known.label,
             token_serial: known.serial,
             notice: known.notice,
-            epoch: self.lanes.driver.epoch(),
-            queued: self.lanes.queued(),
-            stuck_threads: self.lanes.counters.stuck.load(Ordering::Relaxed),
-            key_failures: self.lanes.counters.key_failures.load(Ordering::Relaxed),
+            epoch: lanes.driver.epoch(),
+            queued: lanes.queued(),
+            stuck_threads: lanes.counters.stuck.load(Ordering::Relaxed),
+            key_failures: lanes.counters.key_failures.load(Ordering::Relaxed),
+            sealer: None,
         }
     }
 
@@ -234,16 +281,23 @@ impl Device {
     /// # Errors
     /// If the device does not answer.
     pub async fn capabilities(&self) -> Result<serde_json::Value, SealError> {
-        self.lanes.capabilities().await
+        match &self.driven {
+            Driven::Here { lanes, .. } => lanes.capabilities().await,
+            Driven::There { client, .. } => client.capabilities().await,
+        }
     }
 
     /// Finishes queued work, closes all sessions (which logs out) and finalises the module. A call
     /// that hangs inside the module is waited for, for a few seconds, and then left behind.
     pub fn close(&self) {
-        self.watch.stop();
-        self.lanes.close();
-        self.lanes.join(Duration::from_secs(3));
-        if let Err(problem) = self.lanes.driver.take_down() {
+        let (lanes, watch) = match &self.driven {
+            Driven::Here { lanes, watch, .. } => (lanes, watch),
+            Driven::There { supervisor, .. } => return supervisor.close(),
+        };
+        watch.stop();
+        lanes.close();
+        lanes.join(Duration::from_secs(3));
+        if let Err(problem) = lanes.driver.take_down() {
             tracing::warn!(?problem, "PKCS#11 module left as it is");
         }
     }

@@ -39,9 +39,9 @@ pub struct WrappedKey {
 /// The second half: what the DEK encrypts.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Payload {
-    iv: [u8; IV_LEN],
-    ciphertext: Vec<u8>,
-    tag: [u8; TAG_LEN],
+    pub(crate) iv: [u8; IV_LEN],
+    pub(crate) ciphertext: Vec<u8>,
+    pub(crate) tag: [u8; TAG_LEN],
 }
 
 /// A sealed value. Opens only under the context it was sealed with.
@@ -52,16 +52,20 @@ pub struct Sealed {
 }
 
 /// Reads length-prefixed parts; every method fails rather than reads past the end.
-struct Reader<'a>(&'a [u8]);
+pub(crate) struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
-    fn take(&mut self, len: usize) -> Result<&'a [u8], BadSealed> {
+    pub(crate) const fn new(bytes: &'a [u8]) -> Self {
+        Self(bytes)
+    }
+
+    pub(crate) fn take(&mut self, len: usize) -> Result<&'a [u8], BadSealed> {
         let (part, rest) = self.0.split_at_checked(len).ok_or(BadSealed)?;
         self.0 = rest;
         Ok(part)
     }
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], BadSealed> {
+    pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], BadSealed> {
         self.take(N)?.try_into().map_err(|_| BadSealed)
     }
 
@@ -70,12 +74,12 @@ impl<'a> Reader<'a> {
         self.take(usize::from(len))
     }
 
-    fn long(&mut self) -> Result<&'a [u8], BadSealed> {
+    pub(crate) fn long(&mut self) -> Result<&'a [u8], BadSealed> {
         let len = u32::from_be_bytes(self.array()?);
         self.take(usize::try_from(len).map_err(|_| BadSealed)?)
     }
 
-    fn end(&self) -> Result<(), BadSealed> {
+    pub(crate) fn end(&self) -> Result<(), BadSealed> {
         if self.0.is_empty() { Ok(()) } else { Err(BadSealed) }
     }
 }
@@ -236,16 +240,16 @@ impl From<SealError> for Failure {
     }
 }
 
-/// Encrypts in place in `body` (guarded, as long as the plaintext), then copies the ciphertext out.
+/// Encrypts the plaintext in `body` in place, then copies the ciphertext out. A DEK that has expired
+/// leaves the plaintext as it is.
 pub(crate) fn encrypt(
     dek: &mut Dek,
     context: &Context<'_>,
-    plaintext: &[u8],
     body: &mut SecretBuf,
 ) -> Result<Payload, Failure> {
     let mut iv = [0; IV_LEN];
     getrandom::fill(&mut iv).map_err(|_| SealError::no_randomness())?;
-    body.with_mut(|bytes| bytes.copy_from_slice(plaintext));
+    let len = body.len();
     let tag = dek.with(|dek| {
         body.with_mut(|bytes| {
             cipher(dek)?
@@ -254,7 +258,7 @@ pub(crate) fn encrypt(
                     Aad::from(context.payload_aad()),
                     bytes,
                 )
-                .map_err(|_| SealError::TooLarge { len: plaintext.len() })
+                .map_err(|_| SealError::TooLarge { len })
         })
     })??;
     let tag = tag.as_ref().try_into().map_err(|_| SealError::Rejected)?;

@@ -40,7 +40,7 @@ pub(crate) const LARGEST: usize = (1 << 20) + (64 << 10);
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// How guarded memory is set up (`[memory]` in the configuration).
-#[derive(Clone, Debug, serde::Deserialize)]
+#[derive(Clone, Debug, serde::Deserialize, serde::Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
     /// Slots of one page (4 KiB) in the arena; 256 by default, at least one.
@@ -72,7 +72,7 @@ impl Default for Options {
 }
 
 /// What the arena's pages are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// `memfd_secret(2)`: not readable even through `/proc/self/mem`.
@@ -84,7 +84,7 @@ pub enum Mode {
 }
 
 /// The arena's state for `lacre status` and metrics.
-#[derive(Clone, Copy, Debug, serde::Serialize)]
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Status {
     /// What the pages are.
     pub mode: Mode,
@@ -191,6 +191,8 @@ impl Arena {
         let pool = &self.pool;
         match pool.share(len)? {
             Share::Slot => self.lend_slot(len, pool.free.try_acquire().map_err(|_| busy())?),
+            // Never a share of the pool.
+            Share::Apart => Err(busy()),
             Share::Large { pages } => {
                 let buffer = pool.large_free.try_acquire().map_err(|_| busy())?;
                 let room = pool.large_pages_free.try_acquire_many(pages).map_err(|_| busy())?;
@@ -210,6 +212,16 @@ impl Arena {
             reason: format!("no random bytes from the operating system: {error}"),
         })?;
         Ok(buf)
+    }
+
+    /// A buffer beside the pool and its counts, for what is there once and stays. As well guarded as any.
+    ///
+    /// # Errors
+    /// [`SealError::Busy`] if that much more cannot be locked.
+    pub(crate) fn apart(&self, len: usize) -> Result<SecretBuf, SealError> {
+        let cell =
+            map::cells(self.pool.mode, 1, len).ok().and_then(|mut cells| cells.pop()).ok_or_else(busy)?;
+        Ok(SecretBuf { cell, len, pool: Arc::clone(&self.pool), share: Share::Apart })
     }
 
     /// The present state.
@@ -232,6 +244,8 @@ impl Arena {
         let pool = &self.pool;
         match pool.share(len)? {
             Share::Slot => self.lend_slot(len, pool.free.acquire().await.map_err(|_| busy())?),
+            // Never a share of the pool.
+            Share::Apart => Err(busy()),
             Share::Large { pages } => {
                 let buffer = pool.large_free.acquire().await.map_err(|_| busy())?;
                 let room = pool.large_pages_free.acquire_many(pages).await.map_err(|_| busy())?;
@@ -304,6 +318,7 @@ impl Drop for SecretBuf {
                 self.pool.idle().push(cell);
                 self.pool.free.add_permits(1);
             }
+            Share::Apart => drop(cell),
             Share::Large { pages } => {
                 drop(cell);
                 self.pool.large_pages_free.add_permits(pages as usize);

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use sha2::{Digest, Sha256};
+use sha2::{Digest, Sha256, Sha384};
 
 /// A device object's id: 16 random bytes, chosen and recorded before the key is made (`CKA_ID`).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -16,6 +16,12 @@ impl KeyId {
     /// The id's bytes.
     pub const fn as_bytes(&self) -> &[u8; 16] {
         &self.0
+    }
+
+    /// Reads what `Display` writes.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let mut id = [0; 16];
+        hex::decode_to_slice(text, &mut id).ok().map(|()| Self(id))
     }
 }
 
@@ -162,6 +168,14 @@ impl Alg {
             Self::Es384 => "ES384",
             Self::Rs256 => "RS256",
             Self::Ps256 => "PS256",
+        }
+    }
+
+    /// The hash that is signed.
+    pub(crate) fn digest(self, message: &[u8]) -> Vec<u8> {
+        match self {
+            Self::Es384 => Sha384::digest(message).to_vec(),
+            Self::Es256 | Self::Rs256 | Self::Ps256 => Sha256::digest(message).to_vec(),
         }
     }
 

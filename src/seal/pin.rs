@@ -1,8 +1,10 @@
 //! Where the secret that a device wants comes from: a file, a systemd credential, a prompt.
 
+use std::fmt;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::seal::StartError;
 use crate::seal::guarded::{Arena, SecretBuf};
@@ -12,7 +14,31 @@ pub(crate) enum PinSource {
     /// A file; one trailing line end is not part of the PIN.
     File(PathBuf),
     /// Typed at start; kept in guarded memory.
-    Typed(SecretBuf),
+    Typed(Arc<SecretBuf>),
+}
+
+/// The source that is a person.
+pub(crate) const PROMPT: &str = "prompt";
+
+/// A PIN that was typed, in guarded memory.
+#[derive(Clone)]
+pub struct TypedPin(pub(crate) Arc<SecretBuf>);
+
+impl fmt::Debug for TypedPin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TypedPin")
+    }
+}
+
+impl TypedPin {
+    /// Asks for it at the terminal.
+    pub(crate) fn ask(arena: &Arena) -> Result<Self, StartError> {
+        let typed = rpassword::prompt_password("User PIN of the token: ");
+        let typed = zeroize::Zeroizing::new(typed.map_err(|error| pin_error(PROMPT, error))?);
+        let mut pin = arena.try_take(typed.len()).map_err(|error| pin_error(PROMPT, error))?;
+        pin.with_mut(|pin| pin.copy_from_slice(typed.as_bytes()));
+        Ok(Self(Arc::new(pin)))
+    }
 }
 
 impl PinSource {
@@ -21,13 +47,8 @@ impl PinSource {
     /// # Errors
     /// [`StartError`] says what is wrong with the source; what it holds is not looked at yet.
     pub(crate) fn parse(source: &str, credentials: Option<&Path>, arena: &Arena) -> Result<Self, StartError> {
-        if source == "prompt" {
-            let typed = rpassword::prompt_password("User PIN of the token: ")
-                .map_err(|error| pin_error("prompt", error))?;
-            let typed = zeroize::Zeroizing::new(typed);
-            let mut pin = arena.try_take(typed.len()).map_err(|error| pin_error("prompt", error))?;
-            pin.with_mut(|pin| pin.copy_from_slice(typed.as_bytes()));
-            return Ok(PinSource::Typed(pin));
+        if source == PROMPT {
+            return Ok(Self::Typed(TypedPin::ask(arena)?.0));
         }
         let path = if let Some(name) = source.strip_prefix("credential:") {
             let dir = credentials.ok_or_else(|| {
@@ -62,7 +83,7 @@ impl PinSource {
     pub(crate) fn read(&self, arena: &Arena) -> Result<SecretBuf, StartError> {
         let (origin, reason) = match self {
             Self::Typed(pin) => {
-                let mut copy = arena.try_take(pin.len()).map_err(|error| pin_error("prompt", error))?;
+                let mut copy = arena.try_take(pin.len()).map_err(|error| pin_error(PROMPT, error))?;
                 pin.with(|pin| copy.with_mut(|copy| copy.copy_from_slice(pin)));
                 return Ok(copy);
             }

@@ -16,7 +16,6 @@ mod token;
 mod wrap;
 
 use std::path::PathBuf;
-
 use std::sync::Arc;
 
 use crate::seal::StartError;
@@ -25,13 +24,15 @@ use crate::seal::driver::{Driver, Known, Problem};
 use crate::seal::guarded::Arena;
 use crate::seal::latch::Latch;
 
+pub use crate::seal::pin::TypedPin;
+
 use select::Selection;
 use session::Session;
 use token::Token;
 
 /// `[seal.pkcs11]`; `hsm-config/` has annotated examples. One of `token`, `serial` and `uri` chooses
 /// the token.
-#[derive(Clone, Debug, Default, serde::Deserialize)]
+#[derive(Clone, Debug, Default, serde::Deserialize, serde::Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Path of the vendor's library; may come from the URI's `module-path`.
@@ -59,10 +60,13 @@ pub struct Config {
     /// systemd's `$CREDENTIALS_DIRECTORY`; filled by the configuration's reader, not by the file.
     #[serde(skip)]
     pub credentials_dir: Option<PathBuf>,
+    /// The answer where `pin_source` is `prompt` and somebody was asked already.
+    #[serde(skip)]
+    pub typed_pin: Option<TypedPin>,
 }
 
 /// Who makes the IV of AES-GCM. The IV is read back after the call in both cases.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum GcmIv {
     /// Random from the operating system; a device that writes its own over it is believed.
@@ -75,6 +79,14 @@ pub enum GcmIv {
 /// Loads the library that the configuration means. Initialises nothing and sends no PIN.
 pub(crate) fn load(config: &Config, latch: Latch, arena: &Arena) -> Result<Box<dyn Driver>, StartError> {
     Ok(Box::new(Module(Token::load(Selection::new(config, arena)?, latch, arena)?)))
+}
+
+/// Asks for the PIN where the configuration says so; `None` where the PIN comes from elsewhere.
+///
+/// # Errors
+/// [`StartError`] if the configuration is not understood or nobody can be asked.
+pub(crate) fn ask_pin(config: &Config, arena: &Arena) -> Result<Option<TypedPin>, StartError> {
+    select::ask_pin(config, arena)
 }
 
 /// A token in a loaded library, as a driver.

@@ -39,7 +39,7 @@ use policy::{SealedSecret, Secret};
 const TURN: Duration = Duration::from_secs(3);
 
 /// `[seal.tpm]`.
-#[derive(Clone, Debug, serde::Deserialize)]
+#[derive(Clone, Debug, serde::Deserialize, serde::Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Where the TPM is, as the TCTI of tpm2-tss: `device:/dev/tpmrm0`, `swtpm:host=127.0.0.1,port=2321`,

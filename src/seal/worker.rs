@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use sha2::{Digest, Sha256, Sha384};
 use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
@@ -305,14 +304,10 @@ impl Lanes {
         }
     }
 
-    pub(crate) async fn sign(&self, key: &KeyRef, alg: Alg, message: &[u8]) -> Result<Signature, SealError> {
+    pub(crate) async fn sign(&self, key: &KeyRef, alg: Alg, digest: Vec<u8>) -> Result<Signature, SealError> {
         if !alg.fits(key.spec) {
             return Err(mismatch("sign"));
         }
-        let digest = match alg {
-            Alg::Es384 => Sha384::digest(message).to_vec(),
-            Alg::Es256 | Alg::Rs256 | Alg::Ps256 => Sha256::digest(message).to_vec(),
-        };
         let lane = if key.spec.is_slow() { &self.slow } else { &self.fast };
         let request = Request::Sign { key: key.clone(), alg, digest };
         match self.ask(lane, Priority::Foreground, key.flow(), request, "sign").await? {
@@ -380,7 +375,7 @@ fn late() -> SealError {
 }
 
 /// Asked for something that the key or the answer does not fit: a bug here.
-fn mismatch(operation: &'static str) -> SealError {
+pub(crate) fn mismatch(operation: &'static str) -> SealError {
     SealError::Refused { operation, source: BackendError::Refused { function: operation, code: 0 } }
 }
 

@@ -39,6 +39,7 @@ fn start_hint(error: &StartError) -> &'static str {
             "set one of token, serial and uri in [seal.pkcs11], or tcti in [seal.tpm]"
         }
         StartError::Threads { .. } => "raise the limit on threads of the daemon's user",
+        StartError::Sealer { .. } => "see the section [sealer] in hsm-config/lacre.toml",
         StartError::Latch { .. } => "give the latch directory to the daemon's user",
     }
 }

@@ -18,6 +18,8 @@ use super::{LARGEST, Mode, Options};
 pub(super) enum Share {
     Slot,
     Large { pages: u32 },
+    /// Nothing: it was mapped beside the pool.
+    Apart,
 }
 
 /// The arena's memory and the counts that bound it.

@@ -5,11 +5,12 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::seal::StartError;
 use crate::seal::guarded::{Arena, SecretBuf};
 use crate::seal::key::WrapMechanism;
-use crate::seal::pin::PinSource;
+use crate::seal::pin::{PinSource, PROMPT, TypedPin};
 use crate::seal::pkcs11::{Config, GcmIv};
 
 /// A checked selection.
@@ -57,7 +58,10 @@ impl Selection {
         let source =
             source.ok_or_else(|| selection("no `pin_source` (file:/path, credential:NAME, prompt)"))?;
         let module = check_module(&module)?;
-        let pin = PinSource::parse(&source, config.credentials_dir.as_deref(), arena)?;
+        let pin = match &config.typed_pin {
+            Some(typed) => PinSource::Typed(Arc::clone(&typed.0)),
+            None => PinSource::parse(&source, config.credentials_dir.as_deref(), arena)?,
+        };
         let (manufacturer, model) = (uri.manufacturer, uri.model);
         Ok(Self { module, label, serial, manufacturer, model, pin, wrap, gcm_iv: config.gcm_iv })
     }
@@ -162,6 +166,13 @@ fn check_module(path: &Path) -> Result<PathBuf, StartError> {
         return Err(problem("the file or its directory is writable by everybody; refusing to load it"));
     }
     Ok(real)
+}
+
+/// See [`super::ask_pin`].
+pub(super) fn ask_pin(config: &Config, arena: &Arena) -> Result<Option<TypedPin>, StartError> {
+    let uri = config.uri.as_deref().map_or_else(|| Ok(FromUri::default()), parse_uri)?;
+    let source = config.pin_source.clone().or(uri.pin_source);
+    (source.as_deref() == Some(PROMPT)).then(|| TypedPin::ask(arena)).transpose()
 }
 
 #[cfg(test)]

@@ -1,0 +1,211 @@
+//! The sealer process: everything below the sealing API in a child of the daemon, so that a vendor's
+//! module that crashes or hangs takes nothing else along, and no plain DEK is ever in the daemon.
+//!
+//! The cut is at [`Sealer`](crate::seal::Sealer) and [`KeyAdmin`](crate::seal::KeyAdmin): lanes, breaker,
+//! recovery, latch and the payload's cipher are the child's, whatever driver is below them. `client.rs` and
+//! `supervisor.rs` are the daemon's side, `serve.rs` and `confine.rs` the child's; `wire.rs`, `errors.rs`
+//! and `pipe.rs` are what both speak. The daemon never loads a module in this mode.
+//!
+//! Not here: what a module may do to the host with the files of its own user. That is the unit's business,
+//! and that of `user`.
+
+mod client;
+mod confine;
+mod errors;
+mod pipe;
+mod serve;
+mod supervisor;
+mod wire;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::seal::StartError;
+use crate::seal::device::{Config, Device, DeviceState, DeviceStatus, SealerStatus};
+use crate::seal::guarded::{Arena, Options};
+use crate::seal::pin::TypedPin;
+use crate::seal::{device, pkcs11};
+
+pub(crate) use client::Client;
+pub use serve::{ServeError, serve};
+pub(crate) use supervisor::Supervisor;
+
+use supervisor::Plan;
+
+/// For so long a start waits for the device; after that it goes on in the background.
+const FIRST_START: Duration = Duration::from_secs(10);
+/// Requests that wait for the child at one time, in lanes. Its own lanes refuse what is too much for them.
+const LANES: usize = 3;
+
+/// `[sealer]`: where the device is driven.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SealerConfig {
+    /// In a process of its own, or in threads of the daemon.
+    pub mode: Mode,
+    /// Whether the process may reach the network: for network HSMs.
+    pub network: bool,
+    /// The user that the process runs as, by a name of /etc/passwd or a number; the daemon has to be
+    /// started as root. The PIN file and `seal.latch_dir` then belong to that user.
+    pub user: Option<String>,
+}
+
+/// Where the device is driven.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// In a child process. A crash of the module costs the requests under way.
+    #[default]
+    Process,
+    /// In threads of the daemon. A crash of the module ends the daemon.
+    Thread,
+}
+
+/// What else the child process needs to be told.
+#[derive(Clone, Debug)]
+pub struct Surroundings {
+    /// The program to start; the running one by default.
+    pub program: PathBuf,
+    /// How its guarded memory is set up.
+    pub memory: Options,
+    /// What it logs.
+    pub log_filter: String,
+    /// Whether it logs JSON also on a terminal.
+    pub log_json: bool,
+}
+
+impl Surroundings {
+    /// With the running program.
+    pub fn new(memory: &Options, log_filter: &str, log_json: bool) -> Self {
+        // The link and not its target: the same program also after the file was replaced by an upgrade.
+        let program = PathBuf::from("/proc/self/exe");
+        Self { program, memory: memory.clone(), log_filter: log_filter.to_owned(), log_json }
+    }
+}
+
+/// The first message: what the child is to do. Nothing in it is secret; a typed PIN is its body.
+#[derive(Serialize, Deserialize)]
+struct Start {
+    device: Config,
+    memory: Options,
+    credentials_dir: Option<PathBuf>,
+    network: bool,
+    log_filter: String,
+    log_json: bool,
+}
+
+/// Starts the device where `sealer` says. As [`device::start`], it returns with the device up or with the
+/// reason in its status.
+///
+/// # Errors
+/// [`StartError`] for what no waiting heals.
+pub fn launch(
+    sealer: &SealerConfig,
+    config: &Config,
+    surroundings: &Surroundings,
+    arena: &Arena,
+) -> Result<Device, StartError> {
+    match sealer.mode {
+        Mode::Thread => device::start(config, arena),
+        Mode::Process => start(sealer, config, surroundings, arena),
+    }
+}
+
+fn start(
+    sealer: &SealerConfig,
+    config: &Config,
+    surroundings: &Surroundings,
+    arena: &Arena,
+) -> Result<Device, StartError> {
+    let failed = |reason: String| StartError::Sealer { reason };
+    let user = sealer.user.as_deref().map(find_user).transpose().map_err(failed)?.flatten();
+    // Asked for here, once: a child that is started again must not ask anybody.
+    let typed = config.pkcs11.as_ref().map(|pkcs11| pkcs11::ask_pin(pkcs11, arena)).transpose()?.flatten();
+    let start = Start {
+        device: config.clone(),
+        memory: surroundings.memory.clone(),
+        credentials_dir: credentials_dir(config),
+        network: sealer.network || is_remote(config),
+        log_filter: surroundings.log_filter.clone(),
+        log_json: surroundings.log_json,
+    };
+    let program = surroundings.program.clone();
+    let plan = Plan { program, user, start, pin: typed.map(|typed| typed.0) };
+    let status = DeviceStatus {
+        state: DeviceState::Away("the sealer process is starting".to_owned()),
+        sealer: Some(SealerStatus { pid: 0, restarts: 0, memory: arena.status() }),
+        ..DeviceStatus::default()
+    };
+    let client = Arc::new(Client::new(config.deadline, config.queue.saturating_mul(LANES), status));
+    let (tell, told) = mpsc::channel();
+    let supervisor = Supervisor::start(Arc::clone(&client), plan, arena, tell)
+        .map_err(|error| StartError::Threads { reason: error.to_string() })?;
+    match told.recv_timeout(FIRST_START) {
+        Ok(Err(error)) => return Err(error),
+        Ok(Ok(())) => {}
+        Err(_) => tracing::warn!("The sealer process is not ready yet, the start goes on without it"),
+    }
+    Ok(Device::of_child(client, supervisor, arena))
+}
+
+fn credentials_dir(config: &Config) -> Option<PathBuf> {
+    let pkcs11 = config.pkcs11.as_ref().and_then(|pkcs11| pkcs11.credentials_dir.clone());
+    pkcs11.or_else(|| config.tpm.as_ref().and_then(|tpm| tpm.credentials_dir.clone()))
+}
+
+/// Whether the device's own address says that it is reached over the network: a TPM simulator.
+fn is_remote(config: &Config) -> bool {
+    let remote = ["swtpm:", "mssim:"];
+    config.tpm.as_ref().is_some_and(|tpm| remote.iter().any(|start| tpm.tcti.starts_with(start)))
+}
+
+/// User and group of a name in /etc/passwd or of a number; `None` if that is who this process is.
+fn find_user(name: &str) -> Result<Option<(u32, u32)>, String> {
+    let text = std::fs::read_to_string("/etc/passwd").map_err(|error| format!("/etc/passwd: {error}"))?;
+    let found = parse_user(&text, name).ok_or_else(|| format!("no user {name} in /etc/passwd"))?;
+    let own = rustix::process::geteuid();
+    if own.as_raw() == found.0 {
+        return Ok(None);
+    }
+    if !own.is_root() {
+        return Err(format!("only root can start the sealer process as user {name}"));
+    }
+    Ok(Some(found))
+}
+
+fn parse_user(passwd: &str, name: &str) -> Option<(u32, u32)> {
+    passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let (known, user, group) = (fields.next()?, fields.nth(1)?, fields.next()?);
+        let is_it = known == name || user == name;
+        is_it.then(|| Some((user.parse().ok()?, group.parse().ok()?))).flatten()
+    })
+}
+
+/// Puts back what does not travel inside the configuration.
+fn complete(config: &mut Config, credentials_dir: Option<&Path>, typed: Option<TypedPin>) {
+    if let Some(tpm) = &mut config.tpm {
+        tpm.credentials_dir = credentials_dir.map(Path::to_owned);
+    }
+    if let Some(pkcs11) = &mut config.pkcs11 {
+        pkcs11.credentials_dir = credentials_dir.map(Path::to_owned);
+        pkcs11.typed_pin = typed;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_user;
+
+    #[test]
+    fn a_user_is_found_by_name_and_by_number() {
+        let passwd = "root:x:0:0:root:/root:/bin/sh\nhsm:x:990:985::/:/usr/sbin/nologin\n";
+        assert_eq!(parse_user(passwd, "hsm"), Some((990, 985)));
+        assert_eq!(parse_user(passwd, "990"), Some((990, 985)));
+        assert_eq!(parse_user(passwd, "hs"), None);
+        assert_eq!(parse_user("x", "x"), None);
+    }
+}
