@@ -185,7 +185,15 @@ async fn compare() {
             let [thread, process] = rates.map(|rates| support::rate(support::median(rates)));
             let [thread_p99, process_p99] = tails.map(|tails| format!("{:.0} us", support::median(tails)));
             let ratio = support::percent(support::median(ratios), 1.0);
-            rows.push(vec![name.into(), callers.to_string(), thread, process, ratio, thread_p99, process_p99]);
+            rows.push(vec![
+                name.into(),
+                callers.to_string(),
+                thread,
+                process,
+                ratio,
+                thread_p99,
+                process_p99,
+            ]);
         }
     }
     let head = ["operation", "callers", "thread", "process", "ratio", "p99 thread", "p99 process"];

@@ -26,6 +26,7 @@ mod shim;
 mod softhsm;
 
 mod attributes;
+mod child;
 mod conformance;
 mod every_fault;
 mod heals;

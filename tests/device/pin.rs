@@ -205,3 +205,51 @@ fn a_login_that_is_refused_for_its_own_reason_says_which_and_is_not_repeated() {
     said(&log, "lacre ready");
     end(vec![(child, log)]);
 }
+/// The process id of a daemon's sealer process.
+fn sealer_of(daemon: &Child) -> Option<u32> {
+    let children = format!("/proc/{0}/task/*/children", daemon.id());
+    let listed = Command::new("sh").args(["-c", &format!("cat {children}")]).output().unwrap();
+    String::from_utf8_lossy(&listed.stdout).split_whitespace().next().and_then(|pid| pid.parse().ok())
+}
+
+#[test]
+fn a_sealer_process_that_is_killed_again_and_again_tries_a_wrong_pin_once() {
+    let host = Host::new();
+    let before = host.logins();
+    host.set_pin("not-the-pin");
+    let (child, log) = host.serve(0);
+    said(&log, "PIN");
+    let mut killed = Vec::new();
+    let until = Instant::now() + Duration::from_secs(30);
+    while killed.len() < 4 {
+        assert!(Instant::now() < until, "killed {} times only", killed.len());
+        if let Some(pid) = sealer_of(&child).filter(|pid| !killed.contains(pid)) {
+            // Long enough for a login, had there been one.
+            std::thread::sleep(Duration::from_millis(500));
+            assert!(Command::new("kill").args(["-KILL", &pid.to_string()]).status().unwrap().success());
+            killed.push(pid);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(host.logins(), before + 1, "tries of one wrong PIN");
+    end(vec![(child, log)]);
+}
+
+#[test]
+fn a_module_that_dies_in_the_login_is_given_two_tries_and_a_person_may_give_it_more() {
+    let host = Host::new();
+    let before = host.logins();
+    host.control.set_rules("C_Login * abort");
+    let (child, log) = host.serve(0);
+    said(&log, "somebody has to act");
+    std::thread::sleep(Duration::from_secs(6));
+    assert_eq!(host.logins(), before + 2, "logins that the module did not survive");
+
+    host.control.set_rules("");
+    let cleared = host.run(0, &["hsm", "unlatch"]);
+    assert!(cleared.status.success(), "{}", String::from_utf8_lossy(&cleared.stderr));
+    said(&log, "lacre ready");
+    assert_eq!(host.logins(), before + 3);
+    end(vec![(child, log)]);
+}

@@ -21,7 +21,7 @@ async fn reads(api: &Api, id: &str, count: usize) -> Vec<StatusCode> {
 
 /// What does not need the device answers as if nothing were: most of the time within 100 ms, on a machine
 /// that does other things too.
-async fn the_rest_is_quick(api: &Api, id: &str) {
+pub async fn the_rest_is_quick(api: &Api, id: &str) {
     const TIMES: usize = 15;
     let metadata = format!("/v1/secrets/{id}");
     for path in ["/livez", "/readyz", "/oidc/jwks", "/metrics", &metadata] {

@@ -366,13 +366,8 @@ impl Client {
         plain: SecretBuf,
     ) -> Result<SecretBuf, SealError> {
         let Payload { iv, ciphertext, tag } = &sealed.payload;
-        let ask = Ask::Open {
-            kek: kek.clone(),
-            context: *context,
-            key: sealed.key.clone(),
-            iv: *iv,
-            tag: *tag,
-        };
+        let ask =
+            Ask::Open { kek: kek.clone(), context: *context, key: sealed.key.clone(), iv: *iv, tag: *tag };
         if plain.is_empty() {
             // An empty body is none, so the buffer does not come back with it.
             self.call(&ask, Body::None, None, None).await?;
@@ -392,8 +387,7 @@ impl Client {
         context: &Context<'_>,
         key: &WrappedKey,
     ) -> Result<WrappedKey, SealError> {
-        let ask =
-            Ask::Rewrap { from: from.clone(), to: to.clone(), context: *context, key: key.clone() };
+        let ask = Ask::Rewrap { from: from.clone(), to: to.clone(), context: *context, key: key.clone() };
         let wrapped = self.ask(&ask, Body::None, None, |meta| Ok(WrappedKey::from_bytes(meta)?)).await?;
         if wrapped.wrapped_by(to).is_none() {
             return self.read(Err(Garbled("wrapped by another KEK")));
@@ -401,12 +395,7 @@ impl Client {
         Ok(wrapped)
     }
 
-    pub(crate) async fn sign(
-        &self,
-        key: &KeyRef,
-        alg: Alg,
-        digest: &[u8],
-    ) -> Result<Signature, SealError> {
+    pub(crate) async fn sign(&self, key: &KeyRef, alg: Alg, digest: &[u8]) -> Result<Signature, SealError> {
         let ask = Ask::Sign { key: key.clone(), alg, digest: Cow::Borrowed(digest) };
         self.ask(&ask, Body::None, None, |meta| Ok(Signature(meta.to_vec()))).await
     }

@@ -148,3 +148,71 @@ impl WireCause {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{Names, WireCause, WireError};
+    use crate::seal::SealError;
+    use crate::seal::backend::BackendError;
+    use crate::seal::key::{KeyRef, KeySpec};
+
+    #[test]
+    fn an_error_says_the_same_on_both_sides() {
+        let key = KeyRef::plan(KeySpec::Kek).unwrap().id();
+        let second = Duration::from_secs(1);
+        let source = BackendError::Away { function: "C_Sign", code: 0x30 };
+        let all = [
+            SealError::Rejected,
+            SealError::KeyMissing { key },
+            SealError::KeyUnfit { key, reason: "weak".to_owned() },
+            SealError::Unavailable { retry_after: second, reason: "away".to_owned() },
+            SealError::Busy { what: "the queue", retry_after: second },
+            SealError::Unknown { operation: "generate", source: source.clone() },
+            SealError::TooLarge { len: 7 },
+            SealError::Refused { operation: "sign", source },
+        ];
+        let names = Names::default();
+        for error in all {
+            let said = format!("{error:?}");
+            let text = serde_json::to_vec(&WireError::from(error)).unwrap();
+            let read: WireError = serde_json::from_slice(&text).unwrap();
+            assert_eq!(format!("{:?}", read.into_error(&names).unwrap()), said);
+        }
+    }
+
+    #[test]
+    fn every_cause_crosses() {
+        let (function, code) = ("C_Sign", 5);
+        let all = [
+            BackendError::Rejected { function, code },
+            BackendError::SessionLost { function, code },
+            BackendError::Away { function, code },
+            BackendError::Stopped("PIN".to_owned()),
+            BackendError::Missing,
+            BackendError::Unfit("weak".to_owned()),
+            BackendError::Refused { function, code },
+            BackendError::Unknown { function, code },
+        ];
+        for error in all {
+            assert_eq!(WireCause::from(error.clone()).into_error(&Names::default()).unwrap(), error);
+        }
+    }
+
+    #[test]
+    fn names_and_waiting_times_from_there_are_bounded() {
+        let names = Names::default();
+        assert_eq!(names.get("C_Sign"), "C_Sign");
+        assert_eq!(names.get(&"x".repeat(65)), "unnamed");
+        for number in 0..2000 {
+            names.get(&number.to_string());
+        }
+        assert_eq!(names.get("one more"), "unnamed");
+        assert_eq!(names.get("C_Sign"), "C_Sign");
+        let long = WireError::Unavailable { millis: u64::MAX, reason: String::new() };
+        let after = long.into_error(&names).unwrap().retry_after();
+        assert_eq!(after, Some(Duration::from_secs(3600)));
+        assert!(WireError::KeyMissing { key: "no id".to_owned() }.into_error(&names).is_err());
+    }
+}

@@ -313,3 +313,96 @@ impl Inbox {
         Ok(Some(Partial { id: u64::from_le_bytes(id), meta, meta_len, body: None, body_len, got: 0 }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::*;
+    use crate::seal::guarded::Options;
+
+    fn arena() -> Arena {
+        Arena::new(&Options { slots: 8, allow_unlocked: true, ..Options::default() }).unwrap()
+    }
+
+    fn frame(id: u64, meta: usize, body: Body) -> Frame {
+        Frame { id, meta: vec![7; meta], body }
+    }
+
+    fn plain(len: usize) -> Body {
+        // A pattern in which a part at the wrong place shows.
+        Body::Plain((0..len).map(|at| u8::try_from(at % 251).unwrap()).collect::<Vec<_>>().into())
+    }
+
+    #[test]
+    fn frames_of_every_size_arrive_whole_and_in_order_though_nobody_waits_for_the_reader() {
+        let arena = arena();
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let outbox = Outbox::start(ours, &arena).unwrap();
+        let mut inbox = Inbox::new(&arena).unwrap();
+        let sizes = [(1, 0), (1, 1), (300, 2048), (70_000, 10), (5, LARGEST_BODY), (1, STAGING), (2, 0)];
+        for (id, (meta, body)) in sizes.into_iter().enumerate() {
+            let body = if body == 0 { Body::None } else { plain(body) };
+            outbox.push(frame(id as u64, meta, body));
+            outbox.flush();
+        }
+        let mut secret = arena.try_take(32).unwrap();
+        secret.with_mut(|bytes| bytes.fill(0xA5));
+        outbox.push(frame(99, 1, Body::Secret(secret)));
+        outbox.flush();
+
+        let mut seen = 0;
+        while seen <= sizes.len() {
+            assert!(inbox.fill(|room| theirs.read(room)).unwrap() > 0);
+            let room = |_, _: &[u8], len| plain(len);
+            while let Some(frame) = inbox.next(room).unwrap() {
+                let Body::Plain(bytes) = &frame.body else {
+                    assert_eq!((frame.body.len(), sizes[seen].1), (0, 0));
+                    seen += 1;
+                    continue;
+                };
+                if let Some((meta, body)) = sizes.get(seen) {
+                    assert_eq!((frame.id, frame.meta.len(), bytes.len()), (seen as u64, *meta, *body));
+                    assert!(frame.body.copy_out(0, &mut [0; 0]) == 0 && frame.meta.iter().all(|b| *b == 7));
+                    let Body::Plain(wanted) = plain(*body) else { unreachable!() };
+                    assert!(*bytes == wanted, "frame {seen}");
+                } else {
+                    assert_eq!((frame.id, bytes.as_slice()), (99, &[0xA5; 32][..]));
+                }
+                seen += 1;
+            }
+        }
+        assert!(inbox.staging.with(|bytes| bytes.iter().all(|byte| *byte == 0)), "not wiped");
+        assert!(lock(&outbox.moving).staging.with(|bytes| bytes.iter().all(|byte| *byte == 0)), "not wiped");
+        outbox.close();
+    }
+
+    #[test]
+    fn a_peer_that_is_gone_closes_the_outbox() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let outbox = Outbox::start(ours, &arena()).unwrap();
+        drop(theirs);
+        outbox.push(frame(1, 1, Body::None));
+        outbox.flush();
+        assert!(outbox.closed.load(Ordering::Acquire));
+    }
+
+    #[test]
+    fn lengths_beyond_the_limits_and_bodies_that_do_not_fit_are_refused() {
+        let head =
+            |meta: u32, body: u32| [&meta.to_le_bytes()[..], &body.to_le_bytes(), &[0; 8], &[1]].concat();
+        let (meta, body) = (u32::try_from(LARGEST_META).unwrap(), u32::try_from(LARGEST_BODY).unwrap());
+        for (bytes, fits) in [
+            (head(0, 0), false),
+            (head(meta + 1, 0), false),
+            (head(1, body + 1), false),
+            (head(1, u32::MAX), false),
+            (head(1, 5), false),
+            (head(1, 4), true),
+        ] {
+            let mut inbox = Inbox::new(&arena()).unwrap();
+            inbox.fill(|mut room| room.write(&bytes)).unwrap();
+            assert_eq!(inbox.next(|_, _, _| plain(4)).is_ok(), fits);
+        }
+    }
+}

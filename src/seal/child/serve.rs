@@ -325,7 +325,9 @@ impl Part {
         let changed = {
             let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
             let now = self.device.status();
-            told.as_ref().is_none_or(|told| (&told.state, told.key_failures, told.epoch) != (&now.state, now.key_failures, now.epoch))
+            told.as_ref().is_none_or(|told| {
+                (&told.state, told.key_failures, told.epoch) != (&now.state, now.key_failures, now.epoch)
+            })
         };
         if anyway || changed {
             self.tell(Kind::Status);

@@ -14,10 +14,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
+use crate::seal::child::Start;
 use crate::seal::child::client::{Client, Link};
 use crate::seal::child::pipe::{Inbox, Outbox};
 use crate::seal::child::wire::{Body, Frame, Garbled, Kind, NO_ID};
-use crate::seal::child::Start;
 use crate::seal::device::{DeviceState, DeviceStatus, StartError};
 use crate::seal::guarded::{Arena, SecretBuf};
 
@@ -27,6 +27,8 @@ const TICK: Duration = Duration::from_millis(100);
 const HUNG: Duration = Duration::from_secs(10);
 /// A process that is told to end may close its sessions first; a hanging call costs it three seconds.
 const CLOSING: Duration = Duration::from_secs(6);
+/// Between the end of its socket and the end of a process.
+const LAST_MOMENT: Duration = Duration::from_millis(250);
 /// A process that lived for so long did not end because of how it began.
 const CALM: Duration = Duration::from_secs(30);
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
@@ -70,7 +72,8 @@ impl Supervisor {
     ) -> io::Result<Self> {
         let closing = Arc::new(AtomicBool::new(false));
         let arena = arena.clone();
-        let watch = Watch { client, plan, arena, closing: Arc::clone(&closing), first: Some(first), restarts: 0 };
+        let watch =
+            Watch { client, plan, arena, closing: Arc::clone(&closing), first: Some(first), restarts: 0 };
         let thread = std::thread::Builder::new().name("sealer-watch".to_owned());
         let thread = thread.spawn(move || watch.run())?;
         Ok(Self { closing, thread: Mutex::new(Some(thread)) })
@@ -135,7 +138,11 @@ impl Watch {
                 End::Died(reason) => (reason, pause_after(failures)),
             };
             failures += 1;
-            tracing::error!(reason, pause_ms = pause.as_millis(), "The sealer process ended, another is started");
+            tracing::error!(
+                reason,
+                pause_ms = pause.as_millis(),
+                "The sealer process ended, another is started"
+            );
             metrics::counter!("lacre_sealer_restarts_total").increment(1);
             self.client.end(DeviceState::Away(reason));
             self.rest(pause);
@@ -165,8 +172,15 @@ impl Watch {
         // Refused at once from here on, and not when the process has been buried.
         self.client.end(DeviceState::Away("the sealer process ended".to_owned()));
         link.close();
-        // It has nothing left to say, so nothing is lost if it has not ended by itself.
-        let killed = child.try_wait().ok().flatten().is_none() && child.kill().is_ok();
+        // It has nothing left to say, so nothing is lost if it has not ended by itself; if it was about
+        // to, how it ended is worth a moment.
+        let until = Instant::now() + LAST_MOMENT;
+        let mut ended = child.try_wait().ok().flatten().is_some();
+        while !ended && end.is_err() && link.silence() < HUNG && Instant::now() < until {
+            std::thread::sleep(LAST_MOMENT / 50);
+            ended = child.try_wait().ok().flatten().is_some();
+        }
+        let killed = !ended && child.kill().is_ok();
         let status = child.wait().map_or_else(|error| error.to_string(), |status| status.to_string());
         match end {
             Ok(end) => end,
@@ -217,7 +231,9 @@ impl Watch {
                     link.hear();
                     let room = |id, _: &[u8], len| link.room(id, len);
                     while let Some(frame) = inbox.next(room).map_err(|garbled| garbled.to_string())? {
-                        if let Some(end) = self.hear(child, link, frame).map_err(|garbled| garbled.to_string())? {
+                        if let Some(end) =
+                            self.hear(child, link, frame).map_err(|garbled| garbled.to_string())?
+                        {
                             return Ok(end);
                         }
                     }

@@ -95,7 +95,8 @@ pub(super) struct Frame {
 impl Frame {
     pub(super) fn head(&self) -> [u8; HEAD] {
         let mut head = [0; HEAD];
-        let [meta, body] = [self.meta.len(), self.body.len()].map(|len| u32::try_from(len).unwrap_or(u32::MAX));
+        let [meta, body] =
+            [self.meta.len(), self.body.len()].map(|len| u32::try_from(len).unwrap_or(u32::MAX));
         head[..4].copy_from_slice(&meta.to_le_bytes());
         head[4..8].copy_from_slice(&body.to_le_bytes());
         head[8..].copy_from_slice(&self.id.to_le_bytes());
@@ -133,15 +134,8 @@ pub(super) enum Kind {
 
 impl Kind {
     pub(super) fn of(meta: &[u8]) -> Result<Self, Garbled> {
-        const ALL: [Kind; 7] = [
-            Kind::Answer,
-            Kind::Error,
-            Kind::Ended,
-            Kind::Hello,
-            Kind::Failed,
-            Kind::Status,
-            Kind::Starting,
-        ];
+        const ALL: [Kind; 7] =
+            [Kind::Answer, Kind::Error, Kind::Ended, Kind::Hello, Kind::Failed, Kind::Status, Kind::Starting];
         let kind = meta.first().and_then(|code| ALL.into_iter().find(|kind| *kind as u8 == *code));
         kind.ok_or(Garbled("unknown kind"))
     }
@@ -151,17 +145,45 @@ impl Kind {
 #[derive(Clone, PartialEq)]
 pub(super) enum Ask<'a> {
     /// The body is the plaintext.
-    Seal { kek: Kek, context: Context<'a> },
+    Seal {
+        kek: Kek,
+        context: Context<'a>,
+    },
     /// The body is the ciphertext.
-    Open { kek: Kek, context: Context<'a>, key: WrappedKey, iv: [u8; 12], tag: [u8; 16] },
-    Rewrap { from: Kek, to: Kek, context: Context<'a>, key: WrappedKey },
-    Sign { key: KeyRef, alg: Alg, digest: Cow<'a, [u8]> },
+    Open {
+        kek: Kek,
+        context: Context<'a>,
+        key: WrappedKey,
+        iv: [u8; 12],
+        tag: [u8; 16],
+    },
+    Rewrap {
+        from: Kek,
+        to: Kek,
+        context: Context<'a>,
+        key: WrappedKey,
+    },
+    Sign {
+        key: KeyRef,
+        alg: Alg,
+        digest: Cow<'a, [u8]>,
+    },
     /// The body is the message.
-    Mac { key: KeyRef },
-    PublicKey { key: KeyRef },
-    Generate { planned: KeyRef },
-    Destroy { key: KeyRef },
-    Inspect { key: KeyRef },
+    Mac {
+        key: KeyRef,
+    },
+    PublicKey {
+        key: KeyRef,
+    },
+    Generate {
+        planned: KeyRef,
+    },
+    Destroy {
+        key: KeyRef,
+    },
+    Inspect {
+        key: KeyRef,
+    },
     Capabilities,
 }
 
@@ -184,9 +206,7 @@ impl Parts {
 
     fn context(&mut self, context: &Context<'_>) -> &mut Self {
         self.0.extend_from_slice(&context.version.to_be_bytes());
-        self.part(context.tenant.as_bytes())
-            .part(context.kind.as_bytes())
-            .part(context.record.as_bytes())
+        self.part(context.tenant.as_bytes()).part(context.kind.as_bytes()).part(context.record.as_bytes())
     }
 }
 
@@ -353,5 +373,65 @@ pub(super) fn decode_public_key(bytes: &[u8]) -> Result<PublicKey, Garbled> {
         2 => Ok(PublicKey::Ec { spec: KeySpec::EcP384, x: one, y: two }),
         3 => Ok(PublicKey::Rsa { n: one, e: two }),
         _ => Err(Garbled("unknown public key")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+
+    use super::{Ask, decode_public_key, encode_public_key};
+    use crate::seal::Context;
+    use crate::seal::envelope::WrappedKey;
+    use crate::seal::key::{
+        Alg, Fingerprint, Kek, KekId, KeyRef, KeySpec, Pin, PublicKey, WrapMechanism, WrappedDek,
+    };
+
+    fn kek() -> Kek {
+        let canary = WrappedDek { mechanism: WrapMechanism::AesGcm, iv: vec![7; 12], bytes: vec![9; 48] };
+        let key = KeyRef::plan(KeySpec::Kek).unwrap().pinned(Pin::Canary(canary));
+        Kek { id: KekId::generate().unwrap(), version: 3, key }
+    }
+
+    fn all() -> Vec<Ask<'static>> {
+        let (kek, other) = (kek(), kek());
+        let dek = WrappedDek { mechanism: WrapMechanism::AesGcm, iv: vec![1; 12], bytes: vec![2; 48] };
+        let wrapped = WrappedKey::new(&kek, dek);
+        let context = Context { tenant: "t", kind: "secret", record: "r\u{e9}", version: 9 };
+        let key = KeyRef::plan(KeySpec::EcP384).unwrap().pinned(Pin::Fingerprint(Fingerprint([3; 32])));
+        vec![
+            Ask::Seal { kek: kek.clone(), context },
+            Ask::Open { kek: kek.clone(), context, key: wrapped.clone(), iv: [4; 12], tag: [5; 16] },
+            Ask::Rewrap { from: kek, to: other, context, key: wrapped },
+            Ask::Sign { key: key.clone(), alg: Alg::Es384, digest: Cow::Owned(vec![6; 48]) },
+            Ask::Mac { key: key.clone() },
+            Ask::PublicKey { key: key.clone() },
+            Ask::Generate { planned: KeyRef::plan(KeySpec::Rsa4096).unwrap() },
+            Ask::Destroy { key: key.clone() },
+            Ask::Inspect { key },
+            Ask::Capabilities,
+        ]
+    }
+
+    #[test]
+    fn a_request_survives_its_bytes_and_no_other_length_of_them() {
+        for ask in all() {
+            let bytes = ask.encode();
+            assert!(Ask::decode(&bytes).unwrap() == ask, "{}", ask.name());
+            assert_eq!(Ask::has_secret(&bytes), matches!(ask, Ask::Seal { .. }));
+            for len in 0..bytes.len() {
+                assert!(Ask::decode(&bytes[..len]).is_err(), "{} cut to {len}", ask.name());
+            }
+            assert!(Ask::decode(&[bytes, vec![0]].concat()).is_err(), "{} with more behind it", ask.name());
+        }
+    }
+
+    #[test]
+    fn a_public_key_survives_its_bytes() {
+        let ec = |spec| PublicKey::Ec { spec, x: vec![1; 32], y: vec![2; 32] };
+        let rsa = PublicKey::Rsa { n: vec![3; 256], e: vec![1, 0, 1] };
+        for key in [ec(KeySpec::EcP256), ec(KeySpec::EcP384), rsa] {
+            assert_eq!(decode_public_key(&encode_public_key(&key)[1..]).unwrap(), key);
+        }
     }
 }

@@ -17,7 +17,9 @@ use super::{LARGEST, Mode, Options};
 #[derive(Clone, Copy)]
 pub(super) enum Share {
     Slot,
-    Large { pages: u32 },
+    Large {
+        pages: u32,
+    },
     /// Nothing: it was mapped beside the pool.
     Apart,
 }

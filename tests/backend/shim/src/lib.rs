@@ -7,6 +7,7 @@
 //!
 //! It never writes down an argument of a call: PINs and keys pass through it.
 
+mod attempt;
 mod counts;
 mod forward;
 mod gcm;

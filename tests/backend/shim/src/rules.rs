@@ -31,6 +31,8 @@ pub enum Action {
     Turn(u64),
     /// Waits first.
     Sleep(Duration),
+    /// Tries a system call and says what came of it.
+    Attempt(String),
     /// Waits until the rule is gone from the control file.
     Hang,
     /// abort(3).
@@ -145,6 +147,9 @@ impl Action {
             }
             Some(("turn", attribute)) => Self::Turn(number(attribute)?),
             Some(("sleep", ms)) => Self::Sleep(Duration::from_millis(number(ms)?)),
+            Some(("attempt", name)) if crate::attempt::NAMES.contains(&name) => {
+                Self::Attempt(name.to_owned())
+            }
             Some(("flags", flags)) => Self::Flags(number(flags)?),
             Some(("slots", offset)) => Self::Slots(number(offset)?),
             Some(("serial", serial)) => Self::Serial(serial.to_owned()),

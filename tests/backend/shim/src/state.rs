@@ -268,6 +268,7 @@ impl Shim {
         match action {
             Action::Return(code) => return Before::Answer(*code),
             Action::Sleep(time) => std::thread::sleep(*time),
+            Action::Attempt(name) => crate::attempt::attempt(name),
             Action::Hang => self.hang(function, line),
             Action::Abort => std::process::abort(),
             // SAFETY: none; a fault is what was asked for.
