@@ -22,7 +22,7 @@ pub fn quiet_tss() {
 }
 
 /// The state of the process after [`harden`], for the log and `lacre status`.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Hardening {
     /// Whether processes of the same user may trace it and read its memory, and cores may be written.
     pub dumpable: bool,

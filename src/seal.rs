@@ -206,10 +206,7 @@ impl Sealer {
         let _room = self.enter().await?;
         let mut body = self.arena.take(plaintext.len()).await?;
         body.with_mut(|bytes| bytes.copy_from_slice(plaintext));
-        match &self.way {
-            Way::Lanes(lanes) => seal_here(lanes, &self.arena, kek, context, body).await,
-            Way::Child(client) => client.seal(kek, context, body).await,
-        }
+        self.seal_body(kek, context, body).await
     }
 
     /// As [`Sealer::seal`], for plaintext that is in guarded memory already.
@@ -223,10 +220,7 @@ impl Sealer {
         body: SecretBuf,
     ) -> Result<Sealed, SealError> {
         let _room = self.enter().await?;
-        match &self.way {
-            Way::Lanes(lanes) => seal_here(lanes, &self.arena, kek, context, body).await,
-            Way::Child(client) => client.seal(kek, context, body).await,
-        }
+        self.seal_body(kek, context, body).await
     }
 
     /// Opens what [`Sealer::seal`] made. `context` is what the caller asked for, never what the
@@ -246,7 +240,7 @@ impl Sealer {
         }
         let plain = self.arena.take(len).await?;
         match &self.way {
-            Way::Lanes(lanes) => open_here(lanes, &self.arena, kek, context, sealed, plain).await,
+            Way::Lanes(lanes) => open_here(lanes, kek, context, sealed, plain).await,
             Way::Child(client) => client.open(kek, context, sealed, plain).await,
         }
         .map(Opened)
@@ -272,7 +266,7 @@ impl Sealer {
             Way::Lanes(lanes) => lanes,
             Way::Child(client) => return client.rewrap(from, to, context, key).await,
         };
-        let dek = unwrap(lanes, &self.arena, from, context, key, Priority::Background).await?;
+        let dek = unwrap(lanes, from, context, key, Priority::Background).await?;
         let turn = (Priority::Background, context.flow());
         let (wrapped, _dek) = lanes.wrap(to, dek, context.wrap_aad(to), false, turn).await?;
         Ok(WrappedKey::new(to, wrapped))
@@ -336,6 +330,18 @@ impl Sealer {
         Ok(Opened(self.arena.random(len).await?))
     }
 
+    async fn seal_body(
+        &self,
+        kek: &Kek,
+        context: &Context<'_>,
+        body: SecretBuf,
+    ) -> Result<Sealed, SealError> {
+        match &self.way {
+            Way::Lanes(lanes) => seal_here(lanes, kek, context, body).await,
+            Way::Child(client) => client.seal(kek, context, body).await,
+        }
+    }
+
     async fn enter(&self) -> Result<SemaphorePermit<'_>, SealError> {
         let entered = tokio::time::timeout(self.way.deadline(), self.room.acquire()).await;
         entered.ok().and_then(Result::ok).ok_or_else(overloaded)
@@ -345,13 +351,12 @@ impl Sealer {
 /// Encrypts `body`, which is the plaintext, under a fresh DEK that the device wraps.
 async fn seal_here(
     lanes: &Lanes,
-    arena: &Arena,
     kek: &Kek,
     context: &Context<'_>,
     mut body: SecretBuf,
 ) -> Result<Sealed, SealError> {
     for _ in 0..DEK_TRIES {
-        let dek = arena.take(envelope::DEK_LEN).await?;
+        let dek = lanes.arena.take(envelope::DEK_LEN).await?;
         let turn = (Priority::Foreground, context.flow());
         let (wrapped, dek) = lanes.wrap(kek, dek, context.wrap_aad(kek), true, turn).await?;
         match envelope::encrypt(&mut Dek::new(dek, DEK_LIFETIME), context, &mut body) {
@@ -366,14 +371,13 @@ async fn seal_here(
 /// Decrypts into `plain` under the DEK that the device unwraps.
 async fn open_here(
     lanes: &Lanes,
-    arena: &Arena,
     kek: &Kek,
     context: &Context<'_>,
     sealed: &Sealed,
     mut plain: SecretBuf,
 ) -> Result<SecretBuf, SealError> {
     for _ in 0..DEK_TRIES {
-        let dek = unwrap(lanes, arena, kek, context, &sealed.key, Priority::Foreground).await?;
+        let dek = unwrap(lanes, kek, context, &sealed.key, Priority::Foreground).await?;
         match envelope::decrypt(&mut Dek::new(dek, DEK_LIFETIME), context, &sealed.payload, &mut plain) {
             Err(envelope::Failure::Expired) => {}
             Err(envelope::Failure::Seal(error)) => return Err(error),
@@ -385,14 +389,13 @@ async fn open_here(
 
 async fn unwrap(
     lanes: &Lanes,
-    arena: &Arena,
     kek: &Kek,
     context: &Context<'_>,
     key: &WrappedKey,
     priority: Priority,
 ) -> Result<SecretBuf, SealError> {
     let wrapped = key.wrapped_by(kek).ok_or(SealError::Rejected)?.clone();
-    let slot = arena.take(envelope::DEK_SLOT_LEN).await?;
+    let slot = lanes.arena.take(envelope::DEK_SLOT_LEN).await?;
     lanes.unwrap(kek, wrapped, context.wrap_aad(kek), slot, (priority, context.flow())).await
 }
 

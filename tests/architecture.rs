@@ -39,6 +39,7 @@ const EDGES: &str = "
     clap             -> cli main
     indicatif        -> cli
     comfy_table      -> cli
+    seccompiler      -> seal/child
     rpassword        -> cli seal/pin seal/pkcs11
     jsonwebtoken     -> issuer keys
     sd_notify        -> daemon

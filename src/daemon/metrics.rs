@@ -41,6 +41,7 @@ impl Metrics {
         gauge!("lacre_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
         // Present from the start, so that a rate over it is defined.
         counter!("lacre_auth_failures_total", "reason" => "invalid-token").absolute(0);
+        counter!("lacre_sealer_restarts_total").absolute(0);
         Self { handle, process, last: Mutex::default() }
     }
 
@@ -94,6 +95,7 @@ fn describe() {
     describe_gauge!("lacre_hsm_up", "1 while the device is logged in and answering.");
     describe_gauge!("lacre_hsm_keys_missing", "Keys that were made and are not on the device any more.");
     describe_gauge!("lacre_hsm_queue", "Jobs waiting for the device, by lane.");
+    describe_counter!("lacre_sealer_restarts_total", "Sealer processes that ended and were replaced.");
     describe_gauge!("lacre_guard_slots", "Slots of guarded memory, by state.");
     describe_gauge!("lacre_secrets", "Stored secrets by kind.");
     describe_gauge!("lacre_wrapped_by_kek_version", "Stored records by the KEK version that wraps them.");

@@ -128,7 +128,7 @@ fn start(
         device: config.clone(),
         memory: surroundings.memory.clone(),
         credentials_dir: credentials_dir(config),
-        network: sealer.network || is_remote(config),
+        network: sealer.network || config.tpm.as_ref().is_some_and(|tpm| tpm.is_simulated()),
         log_filter: surroundings.log_filter.clone(),
         log_json: surroundings.log_json,
     };
@@ -154,12 +154,6 @@ fn start(
 fn credentials_dir(config: &Config) -> Option<PathBuf> {
     let pkcs11 = config.pkcs11.as_ref().and_then(|pkcs11| pkcs11.credentials_dir.clone());
     pkcs11.or_else(|| config.tpm.as_ref().and_then(|tpm| tpm.credentials_dir.clone()))
-}
-
-/// Whether the device's own address says that it is reached over the network: a TPM simulator.
-fn is_remote(config: &Config) -> bool {
-    let remote = ["swtpm:", "mssim:"];
-    config.tpm.as_ref().is_some_and(|tpm| remote.iter().any(|start| tpm.tcti.starts_with(start)))
 }
 
 /// User and group of a name in /etc/passwd or of a number; `None` if that is who this process is.

@@ -6,11 +6,18 @@ use crate::seal::guarded::Arena;
 use crate::seal::latch::Latch;
 
 /// `[seal.tpm]`, unread.
-#[derive(Clone, Debug, serde::Deserialize)]
+#[derive(Clone, Debug, serde::Deserialize, serde::Serialize)]
 pub struct Config {
     /// systemd's `$CREDENTIALS_DIRECTORY`; filled by the configuration's reader, not by the file.
     #[serde(skip)]
     pub credentials_dir: Option<std::path::PathBuf>,
+}
+
+impl Config {
+    /// Never: there is none.
+    pub(crate) const fn is_simulated(&self) -> bool {
+        false
+    }
 }
 
 /// Says why there is none.

@@ -58,6 +58,13 @@ pub struct Config {
     pub credentials_dir: Option<PathBuf>,
 }
 
+impl Config {
+    /// Whether it is a simulator, which is reached over TCP.
+    pub(crate) fn is_simulated(&self) -> bool {
+        ["swtpm", "mssim"].iter().any(|kind| self.tcti.starts_with(kind))
+    }
+}
+
 fn default_tcti() -> String {
     "device:/dev/tpmrm0".to_owned()
 }

@@ -7,6 +7,7 @@
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -128,7 +129,7 @@ async fn run(mut stream: UnixStream, mut start: Start, body_len: usize) -> Resul
         }
         None => return Ok(()),
     };
-    let part = Arc::new(Part { device, arena, outbox, told: Mutex::new(None) });
+    let part = Arc::new(Part { device, arena, outbox, active: AtomicUsize::new(0), told: Mutex::new(None) });
     part.tell(Kind::Hello);
     let outcome = part.listen(&stream, inbox).await;
     part.device.close();
@@ -187,6 +188,8 @@ struct Part {
     device: Device,
     arena: Arena,
     outbox: Arc<Outbox>,
+    /// Requests that are not answered yet.
+    active: AtomicUsize,
     /// What the daemon was last told of the device.
     told: Mutex<Option<DeviceStatus>>,
 }
@@ -227,6 +230,7 @@ impl Part {
             }
             let room = |_, meta: &[u8], len| self.room(meta, len);
             while let Some(frame) = inbox.next(room).map_err(io::Error::other)? {
+                self.active.fetch_add(1, Ordering::Relaxed);
                 tokio::spawn(Arc::clone(self).answer(frame));
             }
         }
@@ -252,8 +256,10 @@ impl Part {
             }
         };
         self.outbox.push(frame);
-        // What else is answered in this turn of the loop goes with it.
-        tokio::task::yield_now().await;
+        if self.active.fetch_sub(1, Ordering::Relaxed) > 1 {
+            // What else is answered in this turn of the loop goes with it.
+            tokio::task::yield_now().await;
+        }
         self.outbox.flush();
     }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::seal::StartError;
 use crate::seal::guarded::{Arena, SecretBuf};
 use crate::seal::key::WrapMechanism;
-use crate::seal::pin::{PinSource, PROMPT, TypedPin};
+use crate::seal::pin::{PROMPT, PinSource, TypedPin};
 use crate::seal::pkcs11::{Config, GcmIv};
 
 /// A checked selection.
