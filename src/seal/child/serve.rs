@@ -52,6 +52,8 @@ pub fn serve(log: impl FnOnce(&str, bool)) -> Result<(), ServeError> {
     let mut stream = take_stdin()?;
     // The kernel ends this process with the daemon's thread that started it, however that ends.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(io::Error::from)?;
+    // In lists of processes it would be called "exe" after the link it was started by. Only a name.
+    let _ = std::fs::write("/proc/self/comm", "lacre-sealer");
     let (start, body_len) = read_start(&mut stream)?;
     log(&start.log_filter, start.log_json);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
