@@ -305,11 +305,18 @@ async fn a_module_in_the_sealer_process_can_do_little_else() {
 
 #[tokio::test]
 async fn the_daemon_loads_no_module_and_the_sealer_process_inherits_nothing() {
-    let (daemon, control) = served("").await;
+    let control = ShimControl::new(&softhsm::module());
+    let kept = tempfile::tempdir().unwrap();
+    // The daemon is started with a descriptor of somebody else, and has it.
+    let open = format!("exec 9>{}; exec \"$@\"", kept.path().join("left-open").display());
+    let wrapper = ["sh", "-c", &open, "sh"].map(str::to_owned).to_vec();
+    let daemon = TestDaemon::start(Options { wrapper, ..over(&control, "") }).await;
+    let own = fs::read_link(format!("/proc/{}/fd/9", daemon.pid())).unwrap();
+    assert!(own.ends_with("left-open"), "{}", own.display());
     let api = daemon.api().await;
     let pid = sealer(&api).await;
     let maps = |pid: u64| fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
-    for module in [shim_path(), control_module()] {
+    for module in [shim_path(), softhsm::module()] {
         let module = module.canonicalize().unwrap();
         assert!(maps(pid).contains(module.to_str().unwrap()), "{} is not loaded", module.display());
         assert!(!maps(u64::from(daemon.pid())).contains(module.to_str().unwrap()), "{}", module.display());
@@ -322,6 +329,7 @@ async fn the_daemon_loads_no_module_and_the_sealer_process_inherits_nothing() {
         .map(|target| target.display().to_string())
         .collect();
     assert!(open.iter().any(|target| target == "/dev/null"), "{open:?}");
+    assert!(!open.iter().any(|target| target.ends_with("left-open")), "{open:?}");
     for target in &open {
         assert!(!target.contains("lacre.db"), "{open:?}");
         let inode = target.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix(']'));
@@ -335,12 +343,7 @@ async fn the_daemon_loads_no_module_and_the_sealer_process_inherits_nothing() {
     for line in ["NoNewPrivs:\t1", "Seccomp:\t2"] {
         assert!(status.contains(line), "{line}: {status}");
     }
-    drop(control);
     daemon.finish().await;
-}
-
-fn control_module() -> std::path::PathBuf {
-    softhsm::module()
 }
 
 /// Readable pages of a process that hold one of `needles`; needs ptrace rights, as root has.

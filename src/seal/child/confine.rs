@@ -71,6 +71,14 @@ const NEVER: &[i64] = &[
     libc::SYS_ioperm,
 ];
 
+/// Closes every descriptor behind standard error. The daemon opens its own so that they stay its own, but
+/// hands on what it was itself started with. Call it before this process has opened anything.
+#[expect(unsafe_code, reason = "nobody in this process owns these descriptors yet")]
+pub(super) fn close_inherited() {
+    // SAFETY: takes numbers only; the descriptors were left behind by another program.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) };
+}
+
 /// Confines this thread and all that it starts, for good. Call it while there is no other.
 pub(super) fn apply(network: bool) -> Result<(), String> {
     let own = u64::from(std::process::id());

@@ -70,6 +70,7 @@ fn take_stdin() -> Result<UnixStream, ServeError> {
     if kind != rustix::net::AddressFamily::UNIX {
         return Err(ServeError::NotADaemon);
     }
+    confine::close_inherited();
     let socket = stdin.try_clone_to_owned()?;
     let nothing = std::fs::File::open("/dev/null")?;
     rustix::stdio::dup2_stdin(&nothing).map_err(io::Error::from)?;
