@@ -5,6 +5,8 @@
 //! separate handle. Promises: a [`Sealed`] opens only under the [`Context`] it was made with, and
 //! after an error nothing has changed on the device, except [`SealError::Unknown`], which says so.
 //!
+//! All of it may run in a child process, `child.rs`; nothing above can tell.
+//!
 //! Not here: who may ask (`identity`), where sealed bytes are kept (`vault`), when keys change
 //! (`keys`). Start reading at [`backend::Backend`], then `envelope.rs`, then `worker.rs`.
 

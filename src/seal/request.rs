@@ -9,8 +9,7 @@ use crate::seal::envelope::DEK_LEN;
 use crate::seal::guarded::SecretBuf;
 use crate::seal::key::{Alg, KeyRef, PublicKey, Signature, WrappedDek};
 
-/// What a lane can be asked for. Self-contained: no handle, pointer or borrowed buffer crosses, so
-/// that the same requests can go to another process later (reliability.md, D4).
+/// What a lane can be asked for. Self-contained: no handle, pointer or borrowed buffer crosses.
 pub(crate) enum Request {
     /// Fill the slot with a fresh DEK and wrap it.
     Wrap {
