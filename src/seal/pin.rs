@@ -96,7 +96,7 @@ impl PinSource {
     }
 }
 
-fn pin_error(origin: &str, error: impl std::fmt::Display) -> StartError {
+fn pin_error(origin: &str, error: impl fmt::Display) -> StartError {
     StartError::Pin { origin: origin.to_owned(), reason: error.to_string() }
 }
 
