@@ -77,6 +77,7 @@ fn device(mode: SealerMode) -> Device {
             pin_source: Some(format!("file:{}", dir.join("pin").display())),
             ..Default::default()
         }),
+        tpm: None,
         latch_dir: Some(dir.join("latch")),
         fast_threads: 1,
         slow_threads: None,

@@ -205,6 +205,7 @@ fn a_login_that_is_refused_for_its_own_reason_says_which_and_is_not_repeated() {
     said(&log, "lacre ready");
     end(vec![(child, log)]);
 }
+
 /// The process id of a daemon's sealer process.
 fn sealer_of(daemon: &Child) -> Option<u32> {
     let children = format!("/proc/{0}/task/*/children", daemon.id());

@@ -21,7 +21,7 @@ pub(super) struct Names(Mutex<HashSet<&'static str>>);
 
 impl Names {
     const MOST: usize = 512;
-    const LONGEST: usize = 64;
+    const LONGEST: usize = 256;
 
     pub(super) fn get(&self, text: &str) -> &'static str {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -127,6 +127,7 @@ impl From<BackendError> for WireCause {
             BackendError::Unfit(text) => Self { is: 6, text, code: 0 },
             BackendError::Refused { function, code } => call(7, function, code),
             BackendError::Unknown { function, code } => call(8, function, code),
+            BackendError::SelfTest(what) => call(9, what, 0),
         }
     }
 }
@@ -144,6 +145,7 @@ impl WireCause {
             6 => BackendError::Unfit(text),
             7 => BackendError::Refused { function, code },
             8 => BackendError::Unknown { function, code },
+            9 => BackendError::SelfTest(function),
             _ => return Err(Garbled("unknown error")),
         })
     }
@@ -194,6 +196,7 @@ mod tests {
             BackendError::Unfit("weak".to_owned()),
             BackendError::Refused { function, code },
             BackendError::Unknown { function, code },
+            BackendError::SelfTest("a signature that does not verify"),
         ];
         for error in all {
             assert_eq!(WireCause::from(error.clone()).into_error(&Names::default()).unwrap(), error);
@@ -204,7 +207,7 @@ mod tests {
     fn names_and_waiting_times_from_there_are_bounded() {
         let names = Names::default();
         assert_eq!(names.get("C_Sign"), "C_Sign");
-        assert_eq!(names.get(&"x".repeat(65)), "unnamed");
+        assert_eq!(names.get(&"x".repeat(257)), "unnamed");
         for number in 0..2000 {
             names.get(&number.to_string());
         }
