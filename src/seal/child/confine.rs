@@ -115,6 +115,8 @@ fn forbidden(network: bool, own: u64) -> Result<BTreeMap<i64, Vec<SeccompRule>>,
     // Signals to others than itself; abort() and raise() are tgkill to itself.
     rules.insert(libc::SYS_kill, rule(vec![(0, Dword, Ne, own)])?);
     rules.insert(libc::SYS_tgkill, rule(vec![(0, Dword, Ne, own)])?);
+    // The limits of others; its own it may ask for by 0 or by name.
+    rules.insert(libc::SYS_prlimit64, rule(vec![(0, Dword, Ne, 0), (0, Dword, Ne, own)])?);
     // Sockets of the host: pcscd, pkcsslotd, p11-kit, syslog. netlink is how names are resolved.
     let mut families = vec![libc::AF_UNIX];
     if network {
