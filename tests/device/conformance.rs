@@ -395,7 +395,7 @@ async fn a_session_in_which_a_signature_failed_half_way_is_not_used_again() {
     }
 }
 
-/// HS-14: SoftHSM 2.7 and Kryoptic say CKR_ENCRYPTED_DATA_INVALID where SoftHSM 2.6.1 says CKR_GENERAL_ERROR.
+/// HS-14: SoftHSM 2.7 and Kryoptic say `CKR_ENCRYPTED_DATA_INVALID` where SoftHSM 2.6.1 says `CKR_GENERAL_ERROR`.
 #[tokio::test]
 async fn altered_bytes_are_rejected_whatever_the_module_calls_them() {
     let stage = stage().await;
