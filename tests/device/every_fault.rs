@@ -143,6 +143,8 @@ async fn work(what: What, faults: Arc<Vec<Fault>>, next: Arc<AtomicUsize>) -> Ta
         for _ in 0..PASSES_PER_DAEMON {
             let Some(fault) = faults.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
             if fault.is_first {
+                // A version that is planned would be made by the start.
+                client.rotate().await;
                 client.start_again("").await;
             }
             let fired = client.control.count("rules_fired");

@@ -62,8 +62,18 @@ impl Client {
     /// Starts the daemon again after it ended by itself.
     pub async fn restarted(&mut self) {
         self.daemon.run().await;
+        self.renew().await;
+    }
+
+    /// Takes a token of the daemon that runs now.
+    async fn renew(&mut self) {
         self.api = self.daemon.api().await;
         *self.answered.entry("token.issue").or_default() += 1;
+    }
+
+    /// Makes a KEK version, or finishes one that a pass has left planned.
+    pub async fn rotate(&mut self) {
+        self.post("kek.rotate", "/v1/keks/rotate", &json!({})).await;
     }
 
     /// Ends the daemon in order and starts it again, under whatever rules the shim has: it becomes ready by
@@ -73,10 +83,11 @@ impl Client {
         self.control.set_rules(rules);
         assert_eq!(self.daemon.stop().await, Some(0), "an orderly end");
         let began = Instant::now();
-        self.restarted().await;
+        self.daemon.run().await;
         assert!(began.elapsed() < HEALED + STARTING, "ready after {:?}", began.elapsed());
         self.rules_end();
         self.healthy(HEALED).await;
+        self.renew().await;
         let ids: Vec<_> = self.kept.keys().cloned().collect();
         for id in ids {
             assert!(self.read(&id).await, "an acknowledged value is not readable after the start");
@@ -283,7 +294,7 @@ impl Client {
 
     /// C3, and one object for each key: the log is whole and has one release for each that the client saw.
     pub async fn account(&mut self) {
-        self.post("kek.rotate", "/v1/keks/rotate", &json!({})).await;
+        self.rotate().await;
         let keks: Value = self.api.get("/v1/keks").await.json().await.unwrap();
         let planned = keks["items"].as_array().unwrap().iter().filter(|kek| kek["state"] == "planned");
         assert_eq!(planned.count(), 0, "a version that was begun is never finished: {keks}");
