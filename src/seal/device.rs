@@ -90,6 +90,9 @@ pub struct DeviceStatus {
     pub stuck_threads: usize,
     /// Calls since the start that met a key which is missing or unfit for use.
     pub key_failures: u64,
+    /// Evidence of the keys' custody that is done without, as configured.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub without_evidence: Vec<String>,
 }
 
 /// Why a device could not be started at all. What heals by itself (token away) is not an error here.
@@ -150,6 +153,7 @@ pub struct Device {
     lanes: Arc<Lanes>,
     watch: Watch,
     address: String,
+    without_evidence: Vec<String>,
 }
 
 /// Loads the module, starts the lanes and tries to bring the device up. Returns with the device up,
@@ -177,6 +181,11 @@ pub fn start(config: &Config, arena: &Arena) -> Result<Device, StartError> {
         lanes,
         watch,
         address,
+        without_evidence: config
+            .pkcs11
+            .as_ref()
+            .map(|token| token.without_evidence.clone())
+            .unwrap_or_default(),
     })
 }
 
@@ -226,6 +235,7 @@ impl Device {
             queued: self.lanes.queued(),
             stuck_threads: self.lanes.counters.stuck.load(Ordering::Relaxed),
             key_failures: self.lanes.counters.key_failures.load(Ordering::Relaxed),
+            without_evidence: self.without_evidence.clone(),
         }
     }
 
