@@ -2,14 +2,14 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help deps run dev build test lint fmt soak bench doc clean
+.PHONY: help deps run dev build test lint fmt soak bench capabilities doc clean
 
 target := $(or $(CARGO_TARGET_DIR),target)
 # Passed on to `lacre dev`: make run ARGS="--listen 127.0.0.1:9000"
 ARGS ?=
 
 help: ## List the tasks
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 deps: ## Install what is missing (apt as root or with sudo; the rest into .deps)
 	@scripts/deps.sh test
@@ -42,6 +42,7 @@ lint: ## Run the quick part of test: format, lints, licences, scripts
 fmt: ## Format the code
 	cargo fmt
 	cargo fmt --manifest-path tests/backend/shim/Cargo.toml
+	cargo fmt --manifest-path tests/backend/kryoptic/Cargo.toml
 
 soak: ## Kill at every write to the database, fail every call of the device (an hour)
 	@scripts/deps.sh test
@@ -54,6 +55,10 @@ bench: ## Print the figures: device and daemon, each beside the raw device of th
 	cargo bench --locked --bench device
 	cargo bench --locked --bench daemon
 	cargo bench --locked --bench latency
+
+capabilities: ## Put what the devices of the tests can do into README.md
+	@scripts/deps.sh test
+	LACRE_UPDATE_README=1 cargo test --locked --test backend the_readme_says_what_was_measured
 
 doc: ## Build the library's documentation into target/doc
 	cargo doc --no-deps --lib --locked

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Licences, bans, sources and advisories of everything in Cargo.lock, and in that of the tests'
-# PKCS#11 module, without a network.
+# Licences, bans, sources and advisories of everything in Cargo.lock, and in those of the tests'
+# PKCS#11 modules, without a network.
 #
 # The RustSec database is a dated data file beside the project. Where it is absent the advisory part
 # is skipped, and the last line says so.
@@ -16,6 +16,9 @@ deny() {
   cargo-deny --offline --locked check "$@"
   cargo-deny --offline --locked --config deny.toml --manifest-path tests/backend/shim/Cargo.toml \
     check --allow advisory-not-detected "$@"
+  # Kryoptic is loaded by tests and never shipped: it may bring OpenSSL and other versions.
+  cargo-deny --offline --locked --config deny.toml --manifest-path tests/backend/kryoptic/Cargo.toml \
+    check licenses sources
 }
 PATH=$PWD/.deps/bin:$PATH
 

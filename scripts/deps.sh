@@ -45,6 +45,13 @@ need_to_test() {
   need swtpm-tools have swtpm_setup
   need tpm2-tools have tpm2_getcap
   need opensc have pkcs11-tool
+  need openssl have openssl
+  need libnss3 any_file '/usr/lib/*/libsoftokn3.so'
+  need libnss3-tools have certutil
+  need opencryptoki have pkcsslotd
+  # For Kryoptic: bindings to OpenSSL are made when it is built.
+  need libclang-dev any_file '/usr/lib/llvm-*/lib/libclang.so'
+  need libssl-dev any_file '/usr/include/openssl/ssl.h'
   need postgresql any_file '/usr/lib/postgresql/*/bin/initdb'
   need shellcheck have shellcheck
   need strace have strace
@@ -107,7 +114,7 @@ ensure_venv() {
 # The lock file's packages for every platform: cargo-deny reads them without a network.
 ensure_crates() {
   local manifest
-  for manifest in Cargo.toml tests/backend/shim/Cargo.toml; do
+  for manifest in Cargo.toml tests/backend/{shim,kryoptic}/Cargo.toml; do
     cargo fetch --locked --offline --quiet --manifest-path "$manifest" 2>/dev/null && continue
     say "fetching the crates of $manifest"
     cargo fetch --locked --quiet --manifest-path "$manifest"
@@ -118,6 +125,15 @@ ensure_cargo_deny() {
   [ "$(cargo-deny --version 2>/dev/null)" != "cargo-deny $cargo_deny" ] || return 0
   say "building cargo-deny $cargo_deny into .deps (a minute or two)"
   cargo install --quiet --root "$root/.deps" --version "$cargo_deny" --locked --debug cargo-deny
+}
+
+# A module that the backend tests load. They would build it themselves, in the middle of a test.
+ensure_kryoptic() {
+  local target=$root/target/kryoptic
+  [ ! "$target/release/liblacre_kryoptic.so" -nt tests/backend/kryoptic/Cargo.lock ] || return 0
+  say "building Kryoptic into target/kryoptic (two minutes)"
+  cargo build --release --locked --quiet --manifest-path tests/backend/kryoptic/Cargo.toml --target-dir "$target"
+  touch "$target/release/liblacre_kryoptic.so"
 }
 
 case $want in run | test) ;; *) die "usage: deps.sh [run|test]" ;; esac
@@ -131,4 +147,5 @@ if [ "$want" = test ]; then
   ensure_idp
   ensure_venv
   ensure_cargo_deny
+  ensure_kryoptic
 fi

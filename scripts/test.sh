@@ -35,6 +35,11 @@ shim() {
   cargo "$1" --manifest-path tests/backend/shim/Cargo.toml "${@:2}"
 }
 
+# Kryoptic as a module, also a package of its own.
+kryoptic() {
+  cargo "$1" --manifest-path tests/backend/kryoptic/Cargo.toml "${@:2}"
+}
+
 docs() { RUSTDOCFLAGS='-D warnings' cargo doc --quiet --no-deps --lib --locked; }
 
 # A failed test counts once, by its own line; a run that fails without one (it did not compile, or
@@ -58,6 +63,7 @@ step "format" cargo fmt --check
 step "format of the shim" shim fmt --check
 step "clippy" cargo clippy --quiet --all-targets --locked -- -D warnings
 step "clippy on the shim" shim clippy --quiet --locked --target-dir "${CARGO_TARGET_DIR:-target}/shim" -- -D warnings
+step "format of the Kryoptic module" kryoptic fmt --check
 step "licences and advisories" scripts/deny.sh
 step "shell scripts" shellcheck softhsm-setup.sh scripts/*.sh .ci/run
 step "systemd unit" scripts/unit.sh

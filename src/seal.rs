@@ -464,10 +464,12 @@ impl KeyAdmin {
 }
 
 /// What [`KeyAdmin::inspect`] found.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, Default, serde::Serialize)]
 pub struct KeyReport {
     /// The device's attributes by their PKCS#11 name, as text.
     pub attributes: Vec<(&'static str, String)>,
     /// Rules that the key breaks; empty for a fit key.
     pub deviations: Vec<String>,
+    /// Rules that it breaks and that the configuration accepts: evidence that the device cannot give.
+    pub accepted: Vec<String>,
 }

@@ -9,9 +9,16 @@ use std::process::Command;
 
 use aes_gcm::aead::{Aead, KeyInit, Payload};
 use aes_gcm::{Aes256Gcm, Nonce};
+use aws_lc_rs::cipher::{DecryptionContext, PaddedBlockDecryptingKey, UnboundCipherKey};
+use aws_lc_rs::digest::{Algorithm, SHA1_FOR_LEGACY_USE_ONLY, SHA256, digest};
+use aws_lc_rs::iv::FixedLength;
+use aws_lc_rs::key_wrap::{AES_256, AesKek, KeyWrapPadded};
+use hmac::{Hmac, Mac};
 use lacre::seal::{Context, Sealed, WrappedKey};
 use proptest::prelude::*;
+use rsa::BigUint;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 fn vectors() -> Value {
     serde_json::from_str(include_str!("vectors/sealed-v1.json")).unwrap()
@@ -46,7 +53,7 @@ fn the_checked_in_vectors_are_what_the_independent_maker_makes() {
 #[test]
 fn foreign_bytes_are_read_and_written_as_they_are() {
     let vectors = vectors();
-    assert_eq!(valid(&vectors).len(), 12);
+    assert_eq!(valid(&vectors).len(), 16);
     for vector in valid(&vectors) {
         let name = &vector["name"];
         let whole = bytes(&vector["sealed"]);
@@ -75,6 +82,71 @@ fn the_associated_data_is_what_the_document_says() {
         let iv: [u8; 12] = bytes(&vectors["payload_iv"]).try_into().unwrap();
         let opened = cipher.decrypt(&Nonce::from(iv), Payload { msg: &body, aad: &aad }).unwrap();
         assert!(opened == bytes(&vector["plaintext"]), "{}", vector["name"]);
+    }
+}
+
+/// The wrapped DEK of a vector by code that Lacre does not wrap with: `DEK || SHA-256(wrap AAD)`.
+fn unwrapped(vectors: &Value, mechanism: &str, encrypted: &[u8]) -> Vec<u8> {
+    let kek = bytes(&vectors["kek"]);
+    let mut out = encrypted.to_vec();
+    match mechanism {
+        "A256KWP" => {
+            let kek = AesKek::new(&AES_256, &kek).unwrap();
+            return kek.unwrap_with_padding(encrypted, &mut out).unwrap().to_vec();
+        }
+        "A256CBC+HS256" => {
+            let iv: [u8; 16] = bytes(&vectors["cbc_iv"]).try_into().unwrap();
+            let key = UnboundCipherKey::new(&aws_lc_rs::cipher::AES_256, &kek).unwrap();
+            let cbc = PaddedBlockDecryptingKey::cbc_pkcs7(key).unwrap();
+            let iv = DecryptionContext::Iv128(FixedLength::from(iv));
+            return cbc.decrypt(&mut out, iv).unwrap().to_vec();
+        }
+        _ => {}
+    }
+    let number = |name: &str| BigUint::from_bytes_be(&bytes(&vectors[name]));
+    let encoded = BigUint::from_bytes_be(encrypted).modpow(&number("rsa_d"), &number("rsa_n")).to_bytes_be();
+    oaep_decoded(&encoded, if mechanism.contains("256+") { &SHA256 } else { &SHA1_FOR_LEGACY_USE_ONLY })
+}
+
+/// RFC 8017, section 7.1.2, step 3, without label. The leading zero byte is not in `encoded`.
+fn oaep_decoded(encoded: &[u8], hash: &'static Algorithm) -> Vec<u8> {
+    let mask = |seed: &[u8], data: &[u8]| -> Vec<u8> {
+        let blocks =
+            (0_u32..).flat_map(|at| digest(hash, &[seed, &at.to_be_bytes()].concat()).as_ref().to_vec());
+        data.iter().zip(blocks).map(|(byte, mask)| byte ^ mask).collect()
+    };
+    let (seed, block) = encoded.split_at(hash.output_len());
+    let seed = mask(block, seed);
+    let block = mask(&seed, block);
+    let (label, padded) = block.split_at(hash.output_len());
+    assert_eq!(label, digest(hash, b"").as_ref());
+    let end = padded.iter().position(|byte| *byte == 1).unwrap();
+    assert!(padded[..end].iter().all(|byte| *byte == 0));
+    padded[end + 1..].to_vec()
+}
+
+#[test]
+fn what_has_no_associated_data_wraps_the_hash_of_it_and_a_tag_covers_all() {
+    let vectors = vectors();
+    for vector in &valid(&vectors)[12..] {
+        let (name, mechanism) = (&vector["name"], vector["mechanism"].as_str().unwrap());
+        let aad = bytes(&vector["wrap_aad"]);
+        let first = bytes(&vector["wrapped_dek"]);
+        let at = 4 + 1 + 16 + 4 + 1 + mechanism.len();
+        let (iv, rest) = first[at + 1..].split_at(usize::from(first[at]));
+        let mut encrypted = if mechanism.starts_with("RSA-") { &rest[2..] } else { &rest[1..] };
+        if mechanism.ends_with("+HS256") {
+            let tag;
+            (encrypted, tag) = encrypted.split_at(encrypted.len() - 32);
+            let parts = [b"lacre/sealed/v1/tag".as_slice(), &aad, iv, encrypted];
+            let framed =
+                parts.map(|part| [&u32::try_from(part.len()).unwrap().to_be_bytes()[..], part].concat());
+            let mut mac = Hmac::<Sha256>::new_from_slice(&bytes(&vectors["mac_key"])).unwrap();
+            mac.update(&framed.concat());
+            mac.verify_slice(tag).unwrap();
+        }
+        let expected = [bytes(&vectors["dek"]), Sha256::digest(&aad).to_vec()].concat();
+        assert!(unwrapped(&vectors, mechanism, encrypted) == expected, "{name}");
     }
 }
 

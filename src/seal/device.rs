@@ -111,6 +111,9 @@ pub struct DeviceStatus {
     /// The process that drives the device, where that is not this one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sealer: Option<SealerStatus>,
+    /// Evidence of the keys' custody that is done without, as configured.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub without_evidence: Vec<String>,
 }
 
 /// Why a device could not be started at all. What heals by itself (token away) is not an error here.
@@ -180,7 +183,7 @@ pub struct Device {
 /// Where it is driven.
 enum Driven {
     /// In threads of this process.
-    Here { lanes: Arc<Lanes>, watch: Watch, address: String },
+    Here { lanes: Arc<Lanes>, watch: Watch, address: String, without_evidence: Vec<String> },
     /// In the sealer process.
     There { client: Arc<Client>, supervisor: Supervisor },
 }
@@ -208,8 +211,13 @@ pub fn start(config: &Config, arena: &Arena) -> Result<Device, StartError> {
     Ok(Device {
         sealer: Sealer::new(way.clone(), arena.clone()),
         admin: KeyAdmin { way },
-        driven: Driven::Here { lanes, watch, address },
+        driven: Driven::Here { lanes, watch, address, without_evidence: without_evidence(config) },
     })
+}
+
+/// Evidence of the keys' custody that the configuration does without.
+fn without_evidence(config: &Config) -> Vec<String> {
+    config.pkcs11.as_ref().map(|token| token.without_evidence.clone()).unwrap_or_default()
 }
 
 /// The device that the configuration means, with its latch; loads the library and no more.
@@ -256,8 +264,8 @@ impl Device {
 
     /// The present status; never waits for the device.
     pub fn status(&self) -> DeviceStatus {
-        let (lanes, address) = match &self.driven {
-            Driven::Here { lanes, address, .. } => (lanes, address),
+        let (lanes, address, without_evidence) = match &self.driven {
+            Driven::Here { lanes, address, without_evidence, .. } => (lanes, address, without_evidence),
             Driven::There { client, .. } => return client.status(),
         };
         let known = lanes.driver.known();
@@ -273,6 +281,7 @@ impl Device {
             stuck_threads: lanes.counters.stuck.load(Ordering::Relaxed),
             key_failures: lanes.counters.key_failures.load(Ordering::Relaxed),
             sealer: None,
+            without_evidence: without_evidence.clone(),
         }
     }
 

@@ -14,8 +14,8 @@ use crate::seal::key::{Kek, KekId, WrapMechanism, WrappedDek};
 
 /// Length of a data-encryption key.
 pub(crate) const DEK_LEN: usize = 32;
-/// Room that modules want for unwrapping: the longest wrapped form (72 bytes, key wrap) and some.
-pub(crate) const DEK_SLOT_LEN: usize = 96;
+/// Room that modules want for unwrapping: the longest wrapped form (384 bytes, RSA-3072) and some.
+pub(crate) const DEK_SLOT_LEN: usize = 512;
 
 const MAGIC: &[u8; 4] = b"LCRS";
 const FORMAT: u8 = 1;
@@ -74,6 +74,11 @@ impl<'a> Reader<'a> {
         self.take(usize::from(len))
     }
 
+    fn medium(&mut self) -> Result<&'a [u8], BadSealed> {
+        let len = u16::from_be_bytes(self.array()?);
+        self.take(usize::from(len))
+    }
+
     pub(crate) fn long(&mut self) -> Result<&'a [u8], BadSealed> {
         let len = u32::from_be_bytes(self.array()?);
         self.take(usize::try_from(len).map_err(|_| BadSealed)?)
@@ -112,11 +117,12 @@ impl WrappedKey {
         out.push(FORMAT);
         out.extend_from_slice(self.kek.as_bytes());
         out.extend_from_slice(&self.version.to_be_bytes());
-        for part in [self.dek.mechanism.name().as_bytes(), &self.dek.iv, &self.dek.bytes] {
-            // Names, IVs and wrapped DEKs are a few dozen bytes; `WrappedDek` is only made by backends.
+        for part in [self.dek.mechanism.name().as_bytes(), &self.dek.iv] {
+            // Names and IVs are a dozen bytes; `WrappedDek` is only made by backends.
             out.push(u8::try_from(part.len()).unwrap_or(u8::MAX));
             out.extend_from_slice(part);
         }
+        self.dek.mechanism.framed(&self.dek.bytes, &mut out);
         out
     }
 
@@ -138,7 +144,8 @@ impl WrappedKey {
         let kek = KekId::from_bytes(reader.take(16)?).ok_or(BadSealed)?;
         let version = u32::from_be_bytes(reader.array()?);
         let mechanism = WrapMechanism::parse(reader.short()?).ok_or(BadSealed)?;
-        let (iv, bytes) = (reader.short()?, reader.short()?);
+        let iv = reader.short()?;
+        let bytes = if mechanism.has_long_frame() { reader.medium()? } else { reader.short()? };
         if !mechanism.accepts(iv.len(), bytes.len()) {
             return Err(BadSealed);
         }

@@ -82,7 +82,7 @@ fn random_bytes() -> Result<[u8; 16], getrandom::Error> {
 /// What a key is for. One key, one purpose (SP 800-57 part 1, section 5.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum KeySpec {
-    /// AES-256, wraps and unwraps DEKs, nothing else.
+    /// Wraps and unwraps DEKs, nothing else: AES-256, or what [`WrapMechanism`] says.
     Kek,
     /// ECDSA on P-256.
     EcP256,
@@ -120,6 +120,19 @@ impl KeySpec {
     /// The name in reports and labels.
     pub fn name(self) -> &'static str {
         Self::ALL.into_iter().find(|(spec, ..)| *spec == self).map_or("?", |(.., name)| name)
+    }
+
+    /// What an error calls the attempt to make such a key on a device that cannot.
+    pub(crate) const fn making(self) -> &'static str {
+        match self {
+            Self::Kek => "making of a KEK",
+            Self::EcP256 => "making of an ec-p256 key",
+            Self::EcP384 => "making of an ec-p384 key",
+            Self::Rsa2048 => "making of an rsa-2048 key",
+            Self::Rsa3072 => "making of an rsa-3072 key",
+            Self::Rsa4096 => "making of an rsa-4096 key",
+            Self::HmacSha256 => "making of an hmac-sha256 key",
+        }
     }
 
     /// Whether an operation with this key takes milliseconds: RSA goes through the slow lane.
@@ -191,7 +204,6 @@ impl Alg {
 
 /// How a KEK wraps DEKs, chosen once per KEK by a known-answer probe and written into every value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[expect(clippy::enum_variant_names, reason = "the next mechanism need not be AES")]
 pub enum WrapMechanism {
     /// AES-256-GCM with the wrap's AAD (SP 800-38D), `C_Encrypt`/`C_Decrypt`.
     AesGcm,
@@ -199,17 +211,46 @@ pub enum WrapMechanism {
     AesKw,
     /// The same bytes as [`WrapMechanism::AesKw`], by `C_WrapKey`/`C_UnwrapKey`.
     AesKwObject,
+    /// AES key wrap with padding (RFC 5649) of `DEK || SHA-256(AAD)`, `C_Encrypt`/`C_Decrypt`.
+    AesKwp,
+    /// RSA-OAEP with SHA-256 (RFC 8017) of `DEK || SHA-256(AAD)`, and an HMAC: whoever has the public key
+    /// can encrypt.
+    RsaOaep256,
+    /// The same with SHA-1, for devices that have no other.
+    RsaOaep1,
+    /// AES-CBC with PKCS#7 padding of `DEK || SHA-256(AAD)`, and an HMAC.
+    AesCbc,
     /// `DEK || SHA-256(AAD)` as a sealed child of the KEK in a TPM (`TPM2_Create`, `TPM2_Unseal`).
     TpmSeal,
 }
 
 impl WrapMechanism {
-    const ALL: [(Self, u8, &'static str); 4] = [
+    const ALL: [(Self, u8, &'static str); 8] = [
         (Self::AesGcm, 1, "A256GCM"),
         (Self::AesKw, 2, "A256KW"),
         (Self::AesKwObject, 3, "A256KW-OBJ"),
+        (Self::AesKwp, 8, "A256KWP"),
+        (Self::RsaOaep256, 9, "RSA-OAEP-256+HS256"),
+        (Self::RsaOaep1, 10, "RSA-OAEP+HS256"),
+        (Self::AesCbc, 11, "A256CBC+HS256"),
         (Self::TpmSeal, 16, "TPM2-SEAL"),
     ];
+
+    /// What a PKCS#11 token is asked for, best first (hsm.md, section 1).
+    pub(crate) const PREFERENCE: [Self; 7] = [
+        Self::AesGcm,
+        Self::AesKw,
+        Self::AesKwp,
+        Self::AesKwObject,
+        Self::RsaOaep256,
+        Self::RsaOaep1,
+        Self::AesCbc,
+    ];
+
+    /// Modulus length of an RSA KEK.
+    pub(crate) const RSA_BITS: u16 = 3072;
+    /// Length of the HMAC behind what a mechanism without authentication gives.
+    pub(crate) const TAG_LEN: usize = 32;
 
     fn code(self) -> u8 {
         Self::ALL.into_iter().find(|(mechanism, ..)| *mechanism == self).map_or(0, |(_, code, _)| code)
@@ -219,12 +260,15 @@ impl WrapMechanism {
         Self::ALL.into_iter().find(|(_, known, _)| *known == code).map(|(mechanism, ..)| mechanism)
     }
 
-    /// Lengths of IV and wrapped bytes: 32 + 16 for GCM; 64 + 8 for key wrap of DEK and hash; what a TPM
-    /// makes of them is its own affair (about 220), and at most what the header's length byte can say.
+    /// Lengths of IV and wrapped bytes: 32 + 16 for GCM; 64 + 8 for key wrap of DEK and hash, 64 + 16 for
+    /// CBC; the modulus for RSA; and the HMAC where there is one. What a TPM makes is its own affair
+    /// (about 220), and at most what the header's length byte can say.
     pub(crate) const fn lengths(self) -> (usize, usize) {
         match self {
             Self::AesGcm => (12, 48),
-            Self::AesKw | Self::AesKwObject => (0, 72),
+            Self::AesKw | Self::AesKwObject | Self::AesKwp => (0, 72),
+            Self::RsaOaep256 | Self::RsaOaep1 => (0, Self::RSA_BITS as usize / 8 + Self::TAG_LEN),
+            Self::AesCbc => (16, 80 + Self::TAG_LEN),
             Self::TpmSeal => (0, 255),
         }
     }
@@ -236,6 +280,30 @@ impl WrapMechanism {
             Self::TpmSeal => iv == iv_len && bytes > 32 && bytes <= len,
             _ => iv == iv_len && bytes == len,
         }
+    }
+
+    /// The KEK is an RSA pair.
+    pub(crate) const fn is_rsa(self) -> bool {
+        matches!(self, Self::RsaOaep256 | Self::RsaOaep1)
+    }
+
+    /// An HMAC key beside the KEK authenticates what it wraps.
+    pub(crate) const fn has_tag(self) -> bool {
+        matches!(self, Self::RsaOaep256 | Self::RsaOaep1 | Self::AesCbc)
+    }
+
+    /// The wrapped bytes with their length in front: 16 bits where 8 do not hold it, which the
+    /// mechanism's name before them tells.
+    pub(crate) fn framed(self, bytes: &[u8], out: &mut Vec<u8>) {
+        // `WrappedDek` is only made by backends, with the mechanism's own length.
+        let len = u16::try_from(bytes.len()).unwrap_or(u16::MAX).to_be_bytes();
+        out.extend_from_slice(if self.has_long_frame() { &len } else { &len[1..] });
+        out.extend_from_slice(bytes);
+    }
+
+    /// Whether [`WrapMechanism::framed`] takes 16 bits for the length.
+    pub(crate) const fn has_long_frame(self) -> bool {
+        self.lengths().1 > 255
     }
 
     /// The name in the sealed header.
@@ -254,9 +322,9 @@ impl WrapMechanism {
 pub struct WrappedDek {
     /// The mechanism that wrapped it.
     pub mechanism: WrapMechanism,
-    /// The IV, as read back from the device; empty for key wrap.
+    /// The IV, as read back from the device; empty for key wrap and RSA.
     pub iv: Vec<u8>,
-    /// Ciphertext and, for GCM, tag.
+    /// Ciphertext and, for GCM, tag; for mechanisms with an HMAC, that.
     pub bytes: Vec<u8>,
 }
 
@@ -324,6 +392,14 @@ impl KeyRef {
         u64::from_ne_bytes(*first)
     }
 
+    /// Whether an operation with this key takes milliseconds and belongs into the slow lane.
+    pub(crate) fn is_slow(&self) -> bool {
+        match &*self.pin {
+            Pin::Canary(canary) => canary.mechanism.is_rsa(),
+            _ => self.spec.is_slow(),
+        }
+    }
+
     pub(crate) fn pinned(&self, pin: Pin) -> Self {
         Self { id: self.id, spec: self.spec, pin: Arc::new(pin) }
     }
@@ -339,13 +415,11 @@ impl KeyRef {
                 out.extend_from_slice(sum);
             }
             Pin::Canary(wrapped) => {
-                // IV and canary are a few dozen bytes: both lengths fit one byte.
-                let [iv_len, len] =
-                    [wrapped.iv.len(), wrapped.bytes.len()].map(|len| u8::try_from(len).unwrap_or(0));
+                // An IV is a dozen bytes: its length fits one.
+                let iv_len = u8::try_from(wrapped.iv.len()).unwrap_or(0);
                 out.extend_from_slice(&[2, wrapped.mechanism.code(), iv_len]);
                 out.extend_from_slice(&wrapped.iv);
-                out.push(len);
-                out.extend_from_slice(&wrapped.bytes);
+                wrapped.mechanism.framed(&wrapped.bytes, &mut out);
             }
             Pin::Blob { fingerprint: Fingerprint(sum), blob } => {
                 out.push(3);
@@ -366,11 +440,17 @@ impl KeyRef {
             [1, sum @ ..] => Pin::Fingerprint(Fingerprint(sum.try_into().ok()?)),
             [2, mechanism, iv_len, rest @ ..] => {
                 let (iv, rest) = rest.split_at_checked(usize::from(*iv_len))?;
-                let (len, wrapped) = rest.split_first()?;
-                if wrapped.len() != usize::from(*len) {
+                let mechanism = WrapMechanism::from_code(*mechanism)?;
+                let (len, wrapped) = match rest {
+                    [high, low, wrapped @ ..] if mechanism.has_long_frame() => {
+                        (u16::from_be_bytes([*high, *low]), wrapped)
+                    }
+                    [len, wrapped @ ..] if !mechanism.has_long_frame() => (u16::from(*len), wrapped),
+                    _ => return None,
+                };
+                if wrapped.len() != usize::from(len) {
                     return None;
                 }
-                let mechanism = WrapMechanism::from_code(*mechanism)?;
                 Pin::Canary(WrappedDek { mechanism, iv: iv.to_vec(), bytes: wrapped.to_vec() })
             }
             [3, rest @ ..] => {
@@ -476,8 +556,11 @@ mod tests {
     #[test]
     fn a_key_ref_survives_its_bytes_with_every_pin() {
         let planned = KeyRef::plan(KeySpec::Kek).unwrap();
-        let canary = WrappedDek { mechanism: WrapMechanism::AesGcm, iv: vec![7; 12], bytes: vec![9; 48] };
-        for pin in [Pin::Planned, Pin::Fingerprint(Fingerprint([3; 32])), Pin::Canary(canary)] {
+        let canaries = WrapMechanism::PREFERENCE.map(|mechanism| {
+            let (iv, len) = mechanism.lengths();
+            Pin::Canary(WrappedDek { mechanism, iv: vec![7; iv], bytes: vec![9; len] })
+        });
+        for pin in [Pin::Planned, Pin::Fingerprint(Fingerprint([3; 32]))].into_iter().chain(canaries) {
             let key = planned.pinned(pin);
             let bytes = key.to_bytes();
             assert!(KeyRef::from_bytes(&bytes) == Some(key));

@@ -1,12 +1,15 @@
 //! The PKCS#11 device: any module that a vendor ships, driven by its token's label, serial or URI.
 //!
 //! `select` decides which module, token and PIN source are meant; `token` loads, logs in and recovers;
-//! `session` is the [`Backend`](crate::seal::backend::Backend); `objects` finds and checks keys;
-//! `wrap` chooses how DEKs are wrapped; `raw` is the C interface; `error` says what return values
-//! mean; `report` measures what the token can do. Read `hsm.md` of the project before changing any.
+//! `session` is the [`Backend`](crate::seal::backend::Backend); `parts` says what a key consists of,
+//! `objects` makes and finds it, `custody` checks it; `wrap` wraps DEKs, `probe` chooses how; `raw` is
+//! the C interface; `error` says what return values mean; `report` measures what the token can do. Read `hsm.md` of the project before changing any.
 
+mod custody;
 mod error;
 mod objects;
+mod parts;
+mod probe;
 mod raw;
 mod report;
 mod select;
@@ -51,9 +54,17 @@ pub struct Config {
     /// (systemd), `prompt`. May come from the URI's `pin-source`. Never the PIN itself.
     #[serde(default)]
     pub pin_source: Option<String>,
-    /// How new KEKs wrap: `auto` (by probe, the default), `A256GCM`, `A256KW` or `A256KW-OBJ`.
+    /// How new KEKs wrap: `auto` (by probe, the default) or the name of a mechanism
+    /// (`docs/formats/sealed-v1.md`).
     #[serde(default)]
     pub wrap: Option<String>,
+    /// The text that a module wants when it is initialised; NSS: `configdir='sql:/path' ...`.
+    #[serde(default)]
+    pub init_parameters: Option<String>,
+    /// Evidence of a key's custody that this token cannot give and that is done without: `CKA_LOCAL`,
+    /// `CKA_ALWAYS_SENSITIVE`, `CKA_NEVER_EXTRACTABLE`. Shown in `lacre status` and in every report.
+    #[serde(default)]
+    pub without_evidence: Vec<String>,
     /// Who makes the IV of GCM: `host` (default) or `device`, for devices that refuse a given one.
     #[serde(default)]
     pub gcm_iv: GcmIv,

@@ -227,6 +227,10 @@ impl Lanes {
         }
     }
 
+    fn lane_of(&self, key: &KeyRef) -> &Lane {
+        if key.is_slow() { &self.slow } else { &self.fast }
+    }
+
     async fn ask(
         &self,
         lane: &Lane,
@@ -283,7 +287,7 @@ impl Lanes {
         (priority, flow): (Priority, u64),
     ) -> Result<(WrappedDek, SecretBuf), SealError> {
         let request = Request::Wrap { kek: kek.key.clone(), dek, aad, fresh };
-        match self.ask(&self.fast, priority, flow, request, "wrap").await? {
+        match self.ask(self.lane_of(&kek.key), priority, flow, request, "wrap").await? {
             Answer::Wrapped(wrapped, dek) => Ok((wrapped, dek)),
             _ => Err(mismatch("wrap")),
         }
@@ -298,7 +302,7 @@ impl Lanes {
         (priority, flow): (Priority, u64),
     ) -> Result<SecretBuf, SealError> {
         let request = Request::Unwrap { kek: kek.key.clone(), wrapped, aad, out };
-        match self.ask(&self.fast, priority, flow, request, "unwrap").await? {
+        match self.ask(self.lane_of(&kek.key), priority, flow, request, "unwrap").await? {
             Answer::Dek(dek) => Ok(dek),
             _ => Err(mismatch("unwrap")),
         }
@@ -308,9 +312,8 @@ impl Lanes {
         if !alg.fits(key.spec) {
             return Err(mismatch("sign"));
         }
-        let lane = if key.spec.is_slow() { &self.slow } else { &self.fast };
         let request = Request::Sign { key: key.clone(), alg, digest };
-        match self.ask(lane, Priority::Foreground, key.flow(), request, "sign").await? {
+        match self.ask(self.lane_of(key), Priority::Foreground, key.flow(), request, "sign").await? {
             Answer::Signature(signature) => Ok(signature),
             _ => Err(mismatch("sign")),
         }

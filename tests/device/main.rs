@@ -1,6 +1,6 @@
 //! The device: what every backend must be able to do, and what happens when the device does not.
 //!
-//! `conformance` and `strain` drive `seal` in this process, over the shim and with a token of their
+//! `conformance`, `composite` and `strain` drive `seal` in this process, over the shim and with a token of their
 //! own, `sealed` the bytes of values; `attributes` looks at the keys with other programs; `start`, `pin`, `outage`, `slow` and
 //! `lost_key` drive real daemons. Check ids are those of reliability.md.
 
@@ -27,6 +27,7 @@ mod softhsm;
 
 mod attributes;
 mod child;
+mod composite;
 mod conformance;
 mod every_fault;
 mod heals;

@@ -7,18 +7,29 @@ All keys and IVs here are fixed, so that anybody gets the same bytes. Nothing re
 """
 
 import hashlib
+import hmac
 import json
 import struct
 import sys
 
+from cryptography.hazmat.primitives import padding
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.keywrap import aes_key_wrap
+from cryptography.hazmat.primitives.keywrap import aes_key_wrap, aes_key_wrap_with_padding
 
 KEK = bytes(range(0x00, 0x20))
 DEK = bytes(range(0x20, 0x40))
 KEK_ID = bytes(range(0xA0, 0xB0))
 WRAP_IV = bytes(range(0xC0, 0xCC))
 PAYLOAD_IV = bytes(range(0xD0, 0xDC))
+MAC_KEY = bytes(range(0x40, 0x60))
+CBC_IV = bytes(range(0xE0, 0xF0))
+# The RSA KEK: the primes that follow two digests. The seed of OAEP is fixed, too.
+RSA_P = (int(hashlib.shake_256(b"lacre sealed-v1 p").hexdigest(192), 16) | 3 << 1534 | 1) + 928
+RSA_Q = (int(hashlib.shake_256(b"lacre sealed-v1 q").hexdigest(192), 16) | 3 << 1534 | 1) + 3168
+RSA_N, RSA_E = RSA_P * RSA_Q, 65537
+RSA_D = pow(RSA_E, -1, (RSA_P - 1) * (RSA_Q - 1))
+OAEP_SEED = bytes(range(0x60, 0x80))
 
 
 def encode(*parts):
@@ -42,16 +53,51 @@ def short(part):
 
 
 def header(mechanism, kek_version, iv, wrapped):
-    return b"LCRS" + b"\x01" + KEK_ID + struct.pack(">I", kek_version) + short(mechanism.encode()) + short(iv) + short(wrapped)
+    framed = struct.pack(">H", len(wrapped)) + wrapped if mechanism.startswith("RSA-") else short(wrapped)
+    return b"LCRS" + b"\x01" + KEK_ID + struct.pack(">I", kek_version) + short(mechanism.encode()) + short(iv) + framed
+
+
+def oaep(message, name):
+    """RFC 8017, section 7.1.1, without label."""
+    digest = lambda data: hashlib.new(name, data).digest()
+    size, length = len(digest(b"")), RSA_N.bit_length() // 8
+    mask = lambda seed, n: b"".join(digest(seed + struct.pack(">I", i)) for i in range(n // size + 1))[:n]
+    xor = lambda a, b: bytes(x ^ y for x, y in zip(a, b))
+    block = digest(b"") + bytes(length - len(message) - 2 * size - 2) + b"\x01" + message
+    seed = OAEP_SEED[:size]
+    block = xor(block, mask(seed, len(block)))
+    encoded = b"\x00" + xor(seed, mask(block, size)) + block
+    return pow(int.from_bytes(encoded, "big"), RSA_E, RSA_N).to_bytes(length, "big")
+
+
+def cbc(message):
+    padder = padding.PKCS7(128).padder()
+    encryptor = Cipher(algorithms.AES(KEK), modes.CBC(CBC_IV)).encryptor()
+    return encryptor.update(padder.update(message) + padder.finalize()) + encryptor.finalize()
+
+
+def with_tag(aad, iv, encrypted):
+    return encrypted + hmac.new(MAC_KEY, encode(b"lacre/sealed/v1/tag", aad, iv, encrypted), "sha256").digest()
+
+
+def wrap(mechanism, aad):
+    if mechanism == "A256GCM":
+        return WRAP_IV, AESGCM(KEK).encrypt(WRAP_IV, DEK, aad)
+    # No AAD in the others: its hash is wrapped together with the key.
+    bound = DEK + hashlib.sha256(aad).digest()
+    if mechanism in ("A256KW", "A256KW-OBJ"):
+        return b"", aes_key_wrap(KEK, bound)
+    if mechanism == "A256KWP":
+        return b"", aes_key_wrap_with_padding(KEK, bound)
+    if mechanism == "A256CBC+HS256":
+        return CBC_IV, with_tag(aad, CBC_IV, cbc(bound))
+    name = {"RSA-OAEP-256+HS256": "sha256", "RSA-OAEP+HS256": "sha1"}[mechanism]
+    return b"", with_tag(aad, b"", oaep(bound, name))
 
 
 def seal(mechanism, context, kek_version, plaintext):
     aad = wrap_aad(*context, kek_version, mechanism)
-    if mechanism == "A256GCM":
-        iv, wrapped = WRAP_IV, AESGCM(KEK).encrypt(WRAP_IV, DEK, aad)
-    else:
-        # No AAD in RFC 3394: its hash is wrapped together with the key.
-        iv, wrapped = b"", aes_key_wrap(KEK, DEK + hashlib.sha256(aad).digest())
+    iv, wrapped = wrap(mechanism, aad)
     sealed = AESGCM(DEK).encrypt(PAYLOAD_IV, plaintext, payload_aad(*context))
     ciphertext, tag = sealed[:-16], sealed[-16:]
     first = header(mechanism, kek_version, iv, wrapped)
@@ -74,6 +120,10 @@ def positive():
         ("shifted to the left", "A256GCM", ("ab", "c", "d", 1), 1, b"v"),
         ("shifted to the right", "A256GCM", ("a", "bc", "d", 1), 1, b"v"),
         ("a NUL in the record", "A256GCM", ("a", "b", "c\0d", 1), 1, b"v"),
+        ("key wrap with padding", "A256KWP", here, 1, b"correct horse"),
+        ("RSA and HMAC", "RSA-OAEP-256+HS256", here, 1, b"correct horse"),
+        ("RSA with SHA-1 and HMAC", "RSA-OAEP+HS256", here, 1, b"correct horse"),
+        ("CBC and HMAC", "A256CBC+HS256", here, 1, b"correct horse"),
     ]
     for name, mechanism, context, kek_version, plaintext in cases:
         first, ciphertext, tag, whole = seal(mechanism, context, kek_version, plaintext)
@@ -124,8 +174,19 @@ def negative():
         ("length of 4 GiB", cut(length, b"\xff\xff\xff\xff")),
         ("length one short", cut(length, b"\x00\x00\x00\x04")),
     ]
+    # What has a length of 16 bits in one mechanism has 8 in the others, and the other way round.
+    _, _, _, rsa = seal("RSA-OAEP-256+HS256", here, 1, b"value")
+    _, _, _, cbc_value = seal("A256CBC+HS256", here, 1, b"value")
+    at = mechanism + 1 + len("RSA-OAEP-256+HS256") + 1
+    cases += [
+        ("RSA with a length of 8 bits", rsa[:at] + rsa[at + 1 :]),
+        ("RSA without its tag", rsa[:at] + b"\x01\x80" + rsa[at + 2 : at + 2 + 384] + rsa[at + 2 + 416 :]),
+        ("a name with zeros behind it", rsa.replace(b"\x12RSA-OAEP-256+HS256", b"\x12RSA-OAEP+HS256\0\0\0\0")),
+        ("CBC without its IV", cbc_value.replace(b"\x10" + CBC_IV, b"\x00")),
+        ("CBC with a length of 16 bits", cbc_value.replace(CBC_IV + b"\x70", CBC_IV + b"\x00\x70")),
+    ]
     for name, sealed in cases:
-        assert sealed != good, name
+        assert sealed not in (good, rsa, cbc_value), name
         yield {"name": name, "sealed": sealed.hex()}
 
 
@@ -143,4 +204,6 @@ if "--example" in sys.argv:
     example()
 else:
     fixed = {"kek": KEK.hex(), "dek": DEK.hex(), "kek_id": KEK_ID.hex(), "wrap_iv": WRAP_IV.hex(), "payload_iv": PAYLOAD_IV.hex()}
+    number = lambda n: n.to_bytes(384, "big").hex()
+    fixed |= {"mac_key": MAC_KEY.hex(), "cbc_iv": CBC_IV.hex(), "rsa_n": number(RSA_N), "rsa_d": number(RSA_D)}
     print(json.dumps({"format": "sealed-v1", **fixed, "valid": list(positive()), "invalid": list(negative())}, indent=1))

@@ -67,8 +67,24 @@ async fn examine(device: &Device, findings: &mut Vec<Finding>) -> Value {
             return Value::Null;
         }
     }
+    if !status.without_evidence.is_empty() {
+        let found = format!("keys are used without {}", status.without_evidence.join(", "));
+        let todo =
+            "that is what without_evidence asks for; nobody but you can say that the keys were made there";
+        findings.push(Finding::warn("custody", found, todo));
+    }
     match device.capabilities().await {
-        Ok(report) => report,
+        Ok(report) => {
+            if report["refuses_to_export"] == false {
+                let todo = "whoever has the PIN can take the keys out: use another device";
+                findings.push(Finding::warn(
+                    "custody",
+                    "the token exports keys that are not extractable",
+                    todo,
+                ));
+            }
+            report
+        }
         Err(error) => {
             findings.push(Finding::fail("capabilities", error.to_string(), "see the daemon's log"));
             Value::Null

@@ -430,12 +430,13 @@ impl Client {
         struct Report {
             attributes: Vec<(String, String)>,
             deviations: Vec<String>,
+            accepted: Vec<String>,
         }
         let ask = Ask::Inspect { key: key.clone() };
         let read = |meta: &[u8]| serde_json::from_slice(meta).map_err(|_| Garbled("not a report"));
-        let Report { attributes, deviations } = self.ask(&ask, Body::None, None, read).await?;
+        let Report { attributes, deviations, accepted } = self.ask(&ask, Body::None, None, read).await?;
         let attributes = attributes.into_iter().map(|(name, text)| (self.names.get(&name), text));
-        Ok(KeyReport { attributes: attributes.collect(), deviations })
+        Ok(KeyReport { attributes: attributes.collect(), deviations, accepted })
     }
 
     pub(crate) async fn capabilities(&self) -> Result<serde_json::Value, SealError> {

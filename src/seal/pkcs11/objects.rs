@@ -1,52 +1,162 @@
-//! Keys as objects on the token: how they are made, found, recognised and checked.
+//! Keys as objects on the token: how they are made, found and destroyed.
 //!
 //! Every attribute is stated at generation, because vendors' defaults differ, and read back before
-//! use, because some tokens let the PIN's holder weaken a key later (F8). A key is found by class and
-//! id; two answers are an error, never a choice.
+//! use (`custody`), because some tokens let the PIN's holder weaken a key later (F8). A key is found by
+//! class and id; two answers are an error, never a choice.
 
-use cryptoki::mechanism::{Mechanism, MechanismType};
+use cryptoki::mechanism::Mechanism;
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 use cryptoki::session::Session;
 use cryptoki::types::Ulong;
-use cryptoki_sys::{CKR_FUNCTION_FAILED, CKR_GENERAL_ERROR};
+use cryptoki_sys::{CK_OBJECT_HANDLE, CKR_FUNCTION_FAILED, CKR_GENERAL_ERROR, CKR_MECHANISM_INVALID};
 
 use crate::seal::backend::BackendError;
-use crate::seal::key::{KeyId, KeySpec, PublicKey, WrapMechanism};
+use crate::seal::key::{KeyId, KeySpec, PublicKey};
 use crate::seal::pkcs11::error::fail;
+use crate::seal::pkcs11::parts::{Make, Part};
 
 /// DER of the curves' object identifiers (SEC 2, RFC 5480).
-const P256_OID: &[u8] = &[0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
-const P384_OID: &[u8] = &[0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x22];
+pub(super) const P256_OID: &[u8] = &[0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
+pub(super) const P384_OID: &[u8] = &[0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x22];
 
-/// The class in which a key of that kind is used.
-pub(super) fn class_of(spec: KeySpec) -> ObjectClass {
-    match spec {
-        KeySpec::Kek | KeySpec::HmacSha256 => ObjectClass::SECRET_KEY,
-        _ => ObjectClass::PRIVATE_KEY,
+/// The objects that are used of one key. All the same but for KEKs whose mechanism needs more.
+#[derive(Clone, Copy)]
+pub(super) struct Handles {
+    pub(super) main: CK_OBJECT_HANDLE,
+    /// Encrypts: the public half of an RSA KEK, else `main`.
+    pub(super) public: CK_OBJECT_HANDLE,
+    /// Makes tags; `main` where none are made.
+    pub(super) mac: CK_OBJECT_HANDLE,
+}
+
+/// The objects themselves, as they were found.
+#[derive(Clone, Copy)]
+pub(super) struct Objects {
+    pub(super) main: ObjectHandle,
+    /// Of an RSA KEK; a signing key's public half is read when it is asked for.
+    pub(super) public: Option<ObjectHandle>,
+    pub(super) mac: Option<ObjectHandle>,
+}
+
+impl Objects {
+    pub(super) fn handles(self) -> Handles {
+        let main = self.main.handle();
+        let or_main = |part: Option<ObjectHandle>| part.map_or(main, |object| object.handle());
+        Handles { main, public: or_main(self.public), mac: or_main(self.mac) }
     }
 }
 
 /// All token objects of that class and id.
-pub(super) fn find(
-    session: &Session,
-    class: ObjectClass,
-    id: KeyId,
-) -> Result<Vec<ObjectHandle>, BackendError> {
+fn find(session: &Session, class: ObjectClass, id: KeyId) -> Result<Vec<ObjectHandle>, BackendError> {
     let template = [Attribute::Class(class), Attribute::Token(true), Attribute::Id(id.as_bytes().to_vec())];
     session.find_objects(&template).map_err(|error| fail("C_FindObjects", &error).into())
 }
 
-/// The one object of that class and id; `None` if there is none.
-pub(super) fn find_one(
+fn key_type(session: &Session, object: ObjectHandle) -> Result<Option<KeyType>, BackendError> {
+    let found = session
+        .get_attributes(object, &[AttributeType::KeyType])
+        .map_err(|error| BackendError::from(fail("C_GetAttributeValue", &error)))?;
+    Ok(found.into_iter().find_map(|attribute| match attribute {
+        Attribute::KeyType(kind) => Some(kind),
+        _ => None,
+    }))
+}
+
+/// The object that is one part of the key; `None` if there is none. More objects of its class and id
+/// than the key has parts are an error.
+pub(super) fn find_part(
     session: &Session,
-    class: ObjectClass,
+    make: Make,
+    part: Part,
     id: KeyId,
 ) -> Result<Option<ObjectHandle>, BackendError> {
-    match find(session, class, id)?.as_slice() {
+    let (class, kind) = make.kind(part);
+    let (found, expected) = (find(session, class, id)?, make.count_of(class));
+    if found.len() > expected {
+        return Err(ambiguous(found.len()));
+    }
+    if expected == 1 {
+        return Ok(found.first().copied());
+    }
+    // Two secret keys under one id, told apart by their type.
+    let mut matching = Vec::new();
+    for object in found {
+        if key_type(session, object)? == Some(kind) {
+            matching.push(object);
+        }
+    }
+    match matching.as_slice() {
         [] => Ok(None),
         [one] => Ok(Some(*one)),
-        many => Err(BackendError::Unfit(format!("{} objects answer to its id", many.len()))),
+        many => Err(ambiguous(many.len())),
     }
+}
+
+fn ambiguous(count: usize) -> BackendError {
+    BackendError::Unfit(format!("{count} objects answer to its id"))
+}
+
+/// The objects that a key is used by; `None` if its main object is not there.
+pub(super) fn find_key(session: &Session, make: Make, id: KeyId) -> Result<Option<Objects>, BackendError> {
+    let Some(main) = find_part(session, make, Part::Main, id)? else { return Ok(None) };
+    let mut objects = Objects { main, public: None, mac: None };
+    if make.spec == KeySpec::Kek {
+        for part in make.parts().iter().filter(|part| **part != Part::Main) {
+            let (place, name) = match part {
+                Part::Public => (&mut objects.public, "public half"),
+                _ => (&mut objects.mac, "HMAC key"),
+            };
+            *place = find_part(session, make, *part, id)?;
+            if place.is_none() {
+                return Err(BackendError::Unfit(format!("its {name} is missing")));
+            }
+        }
+    }
+    Ok(Some(objects))
+}
+
+/// What is on the token under the id of a planned key.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Present {
+    /// Nothing.
+    Nothing,
+    /// Some objects and no whole key: a crash in the middle. They were never used.
+    Remnant,
+    /// A whole key, and which of the candidates it is.
+    Whole(Make),
+}
+
+/// Looks for the key in every shape that it may have been made in.
+pub(super) fn present(session: &Session, candidates: &[Make], id: KeyId) -> Result<Present, BackendError> {
+    let mut listed = Vec::new();
+    for class in [ObjectClass::SECRET_KEY, ObjectClass::PRIVATE_KEY, ObjectClass::PUBLIC_KEY] {
+        for object in find(session, class, id)? {
+            listed.push((class, key_type(session, object)?));
+        }
+    }
+    compare(&listed, candidates)
+}
+
+fn compare(listed: &[(ObjectClass, Option<KeyType>)], candidates: &[Make]) -> Result<Present, BackendError> {
+    if listed.is_empty() {
+        return Ok(Present::Nothing);
+    }
+    let has_all = |make: &&Make| {
+        make.parts().iter().all(|part| {
+            let (class, kind) = make.kind(*part);
+            listed.contains(&(class, Some(kind)))
+        })
+    };
+    let fits = |make: &&Make| make.parts().len() == listed.len();
+    if let Some(make) = candidates.iter().find(|make| has_all(make) && fits(make)) {
+        return Ok(Present::Whole(*make));
+    }
+    let is_twice = |entry| listed.iter().filter(|other| *other == entry).count() > 1;
+    // More than a whole key, or one object twice: somebody else's doing, and not to be destroyed unseen.
+    if candidates.iter().any(|make| has_all(&make)) || listed.iter().any(is_twice) {
+        return Err(ambiguous(listed.len()));
+    }
+    Ok(Present::Remnant)
 }
 
 fn roles(on: &[AttributeType]) -> Vec<Attribute> {
@@ -62,34 +172,8 @@ fn roles(on: &[AttributeType]) -> Vec<Attribute> {
     ]
 }
 
-/// The one role pair of a KEK and the mechanism it is for.
-fn kek_roles(mechanism: WrapMechanism) -> ([AttributeType; 2], MechanismType) {
-    let crypt = [AttributeType::Encrypt, AttributeType::Decrypt];
-    match mechanism {
-        WrapMechanism::AesGcm => (crypt, MechanismType::AES_GCM),
-        WrapMechanism::AesKw => (crypt, MechanismType::AES_KEY_WRAP),
-        WrapMechanism::AesKwObject => {
-            ([AttributeType::Wrap, AttributeType::Unwrap], MechanismType::AES_KEY_WRAP)
-        }
-        // `Session` refuses such a KEK before; with no role of its own it would be of no use.
-        WrapMechanism::TpmSeal => (crypt, MechanismType::AES_GCM),
-    }
-}
-
-/// Mechanisms that a key of that kind may be used with.
-fn allowed(spec: KeySpec, wrap: Option<WrapMechanism>) -> Vec<MechanismType> {
-    match spec {
-        KeySpec::Kek => wrap.map(|mechanism| vec![kek_roles(mechanism).1]).unwrap_or_default(),
-        KeySpec::EcP256 | KeySpec::EcP384 => vec![MechanismType::ECDSA],
-        KeySpec::Rsa2048 | KeySpec::Rsa3072 | KeySpec::Rsa4096 => {
-            vec![MechanismType::RSA_PKCS, MechanismType::RSA_PKCS_PSS]
-        }
-        KeySpec::HmacSha256 => vec![MechanismType::SHA256_HMAC],
-    }
-}
-
 /// What every key object that holds a secret has in common.
-fn custody(spec: KeySpec, id: KeyId) -> Vec<Attribute> {
+fn custody(make: Make, part: Part, id: KeyId) -> Vec<Attribute> {
     vec![
         Attribute::Token(true),
         Attribute::Private(true),
@@ -97,34 +181,42 @@ fn custody(spec: KeySpec, id: KeyId) -> Vec<Attribute> {
         Attribute::Extractable(false),
         Attribute::Modifiable(false),
         Attribute::Id(id.as_bytes().to_vec()),
-        Attribute::Label(label(spec, id)),
+        Attribute::Label(label(make, part, id)),
     ]
 }
 
 /// For people who list the token; never used to find a key.
-fn label(spec: KeySpec, id: KeyId) -> Vec<u8> {
-    format!("lacre {} {}", spec.name(), &id.to_string()[..8]).into_bytes()
+fn label(make: Make, part: Part, id: KeyId) -> Vec<u8> {
+    format!("lacre {} {}", make.label(part), &id.to_string()[..8]).into_bytes()
 }
 
-/// Generates the key. Tokens that refuse the two newer attributes get the template without them.
-pub(super) fn generate(
-    session: &Session,
-    spec: KeySpec,
-    id: KeyId,
-    wrap: Option<WrapMechanism>,
-) -> Result<(), BackendError> {
-    let newer = [Attribute::Copyable(false), Attribute::AllowedMechanisms(allowed(spec, wrap))];
+/// Generates the key, object by object. Tokens that refuse the two newer attributes get the template
+/// without them.
+pub(super) fn generate(session: &Session, make: Make, id: KeyId) -> Result<(), BackendError> {
+    // A pair is made by one call.
+    for part in make.parts().iter().filter(|part| **part != Part::Public) {
+        generate_part(session, make, *part, id).map_err(|error| unsupported(make.spec, error))?;
+    }
+    Ok(())
+}
+
+fn generate_part(session: &Session, make: Make, part: Part, id: KeyId) -> Result<(), BackendError> {
+    let allowed = make.allowed(part);
+    let mut newer = vec![Attribute::Copyable(false)];
+    if !allowed.is_empty() {
+        newer.push(Attribute::AllowedMechanisms(allowed));
+    }
     // Twice in full: a passing fault must not cost the key its two attributes, without which a token that
     // knows them has made a key that is unfit.
     let mut failed = None;
     for template in [&newer[..], &newer, &[]] {
-        match generate_with(session, spec, id, wrap, template) {
+        match generate_with(session, make, part, id, template) {
             Ok(()) => return Ok(()),
             Err(error @ BackendError::SessionLost { .. }) => return Err(error),
             Err(error) => {
                 // Made, and only the answer says otherwise: a second object of its id would make it unusable
                 // for good.
-                if find_one(session, class_of(spec), id)?.is_some() {
+                if find_part(session, make, part, id)?.is_some() {
                     return Ok(());
                 }
                 let may_be_the_template = blames_template(&error);
@@ -148,44 +240,47 @@ fn blames_template(error: &BackendError) -> bool {
     )
 }
 
+/// A device without the mechanism is well, and says no more than that: name the kind of key.
+fn unsupported(spec: KeySpec, error: BackendError) -> BackendError {
+    match error {
+        BackendError::Refused { code: CKR_MECHANISM_INVALID, .. } => {
+            BackendError::Refused { function: spec.making(), code: CKR_MECHANISM_INVALID }
+        }
+        other => other,
+    }
+}
+
 fn generate_with(
     session: &Session,
-    spec: KeySpec,
+    make: Make,
+    part: Part,
     id: KeyId,
-    wrap: Option<WrapMechanism>,
     newer: &[Attribute],
 ) -> Result<(), BackendError> {
-    let mut secret = custody(spec, id);
+    let mut secret = custody(make, part, id);
     secret.extend_from_slice(newer);
-    let secret_key = |session: &Session, mechanism: &Mechanism<'_>, key_type, template: Vec<Attribute>| {
-        let mut template = template;
-        template.extend([Attribute::KeyType(key_type), Attribute::ValueLen(Ulong::new(32))]);
-        session.generate_key(mechanism, &template).map(|_| ()).map_err(|error| fail("C_GenerateKey", &error))
-    };
-    match spec {
-        KeySpec::Kek => {
-            let on = wrap.map(|mechanism| kek_roles(mechanism).0.to_vec()).unwrap_or_default();
-            secret.extend(roles(&on));
-            secret_key(session, &Mechanism::AesKeyGen, KeyType::AES, secret)?;
-        }
-        KeySpec::HmacSha256 => {
-            secret.extend(roles(&[AttributeType::Sign]));
-            secret_key(session, &Mechanism::GenericSecretKeyGen, KeyType::GENERIC_SECRET, secret)?;
-        }
-        _ => generate_pair(session, spec, id, secret)?,
+    let (class, key_type) = make.kind(part);
+    if class == ObjectClass::PRIVATE_KEY {
+        return generate_pair(session, make, id, secret);
     }
-    Ok(())
+    secret.extend(roles(make.roles(part)));
+    secret.extend([Attribute::KeyType(key_type), Attribute::ValueLen(Ulong::new(32))]);
+    let mechanism =
+        if key_type == KeyType::AES { Mechanism::AesKeyGen } else { Mechanism::GenericSecretKeyGen };
+    let made = session.generate_key(&mechanism, &secret);
+    made.map(|_| ()).map_err(|error| fail("C_GenerateKey", &error).into())
 }
 
 fn generate_pair(
     session: &Session,
-    spec: KeySpec,
+    make: Make,
     id: KeyId,
     mut private: Vec<Attribute>,
 ) -> Result<(), BackendError> {
+    let (own, other) = (make.roles(Part::Main), make.roles(Part::Public));
     private.extend([
-        Attribute::Sign(true),
-        Attribute::Decrypt(false),
+        Attribute::Sign(own.contains(&AttributeType::Sign)),
+        Attribute::Decrypt(own.contains(&AttributeType::Decrypt)),
         Attribute::Unwrap(false),
         Attribute::Derive(false),
     ]);
@@ -194,19 +289,19 @@ fn generate_pair(
         Attribute::Private(false),
         Attribute::Modifiable(false),
         Attribute::Id(id.as_bytes().to_vec()),
-        Attribute::Label(label(spec, id)),
-        Attribute::Verify(true),
-        Attribute::Encrypt(false),
+        Attribute::Label(label(make, Part::Public, id)),
+        Attribute::Verify(other.contains(&AttributeType::Verify)),
+        Attribute::Encrypt(other.contains(&AttributeType::Encrypt)),
         Attribute::Wrap(false),
     ];
-    let mechanism = if let Some(bits) = spec.modulus_bits() {
+    let mechanism = if let Some(bits) = make.modulus_bits() {
         public.extend([
             Attribute::ModulusBits(Ulong::new(u64::from(bits))),
             Attribute::PublicExponent(vec![1, 0, 1]),
         ]);
         Mechanism::RsaPkcsKeyPairGen
     } else {
-        let curve = if spec == KeySpec::EcP256 { P256_OID } else { P384_OID };
+        let curve = if make.spec == KeySpec::EcP256 { P256_OID } else { P384_OID };
         public.push(Attribute::EcParams(curve.to_vec()));
         Mechanism::EccKeyPairGen
     };
@@ -214,147 +309,23 @@ fn generate_pair(
     made.map(|_| ()).map_err(|error| fail("C_GenerateKeyPair", &error).into())
 }
 
-/// Destroys every object of the key.
+/// Destroys every object of the key; of a KEK in whichever way it may have been made.
 pub(super) fn destroy(session: &Session, spec: KeySpec, id: KeyId) -> Result<(), BackendError> {
-    let mut classes = vec![class_of(spec)];
-    if class_of(spec) == ObjectClass::PRIVATE_KEY {
-        classes.push(ObjectClass::PUBLIC_KEY);
-    }
+    let classes: &[ObjectClass] = match spec {
+        KeySpec::Kek => &[ObjectClass::PRIVATE_KEY, ObjectClass::SECRET_KEY, ObjectClass::PUBLIC_KEY],
+        KeySpec::HmacSha256 => &[ObjectClass::SECRET_KEY],
+        _ => &[ObjectClass::PRIVATE_KEY, ObjectClass::PUBLIC_KEY],
+    };
     for class in classes {
-        for object in find(session, class, id)? {
+        for object in find(session, *class, id)? {
             session.destroy_object(object).map_err(|error| fail("C_DestroyObject", &error))?;
         }
     }
     Ok(())
 }
 
-const ATTRIBUTES: [AttributeType; 17] = [
-    AttributeType::KeyType,
-    AttributeType::Token,
-    AttributeType::Private,
-    AttributeType::Sensitive,
-    AttributeType::Extractable,
-    AttributeType::AlwaysSensitive,
-    AttributeType::NeverExtractable,
-    AttributeType::Local,
-    AttributeType::Modifiable,
-    AttributeType::Copyable,
-    AttributeType::Encrypt,
-    AttributeType::Decrypt,
-    AttributeType::Wrap,
-    AttributeType::Unwrap,
-    AttributeType::Sign,
-    AttributeType::Derive,
-    AttributeType::AllowedMechanisms,
-];
-
-/// The attributes as text, and every rule they break (KL-1).
-#[expect(clippy::type_complexity, reason = "the two lists of a `KeyReport`, for its one maker")]
-pub(super) fn check(
-    session: &Session,
-    object: ObjectHandle,
-    spec: KeySpec,
-    wrap: Option<WrapMechanism>,
-) -> Result<(Vec<(&'static str, String)>, Vec<String>), BackendError> {
-    let read = || {
-        let found = session.get_attributes(object, &ATTRIBUTES);
-        found.map_err(|error| BackendError::from(fail("C_GetAttributeValue", &error)))
-    };
-    let mut found = read()?;
-    let mut broken = deviations(&found, spec, wrap);
-    if !broken.is_empty() {
-        // `cryptoki` takes what was in its buffers for an answer where the call failed with one of three
-        // codes, so what speaks against a key is read twice.
-        found = read()?;
-        broken = deviations(&found, spec, wrap);
-    }
-    Ok((found.iter().filter_map(describe).collect(), broken))
-}
-
-/// The rules, as a pure function of what the token says.
-fn deviations(found: &[Attribute], spec: KeySpec, wrap: Option<WrapMechanism>) -> Vec<String> {
-    let on: Vec<AttributeType> = match spec {
-        KeySpec::Kek => wrap.map(|mechanism| kek_roles(mechanism).0.to_vec()).unwrap_or_default(),
-        _ => vec![AttributeType::Sign],
-    };
-    let must = |kind| match kind {
-        AttributeType::Token
-        | AttributeType::Private
-        | AttributeType::Sensitive
-        | AttributeType::AlwaysSensitive
-        | AttributeType::NeverExtractable
-        | AttributeType::Local => Some(true),
-        AttributeType::Extractable | AttributeType::Modifiable | AttributeType::Copyable => Some(false),
-        AttributeType::Encrypt
-        | AttributeType::Decrypt
-        | AttributeType::Wrap
-        | AttributeType::Unwrap
-        | AttributeType::Sign
-        | AttributeType::Derive => Some(on.contains(&kind)),
-        _ => None,
-    };
-    let mut broken = Vec::new();
-    for attribute in found {
-        if let (Some((name, value)), Some(wanted)) = (boolean(attribute), must(attribute.attribute_type()))
-            && value != wanted
-        {
-            broken.push(format!("{name} is {value}"));
-        }
-        if let Attribute::AllowedMechanisms(list) = attribute
-            && !list.is_empty()
-            && !same(list, &allowed(spec, wrap))
-        {
-            broken.push("CKA_ALLOWED_MECHANISMS has other mechanisms".to_owned());
-        }
-    }
-    // A token that hides these two leaves the key's custody unproven.
-    for (kind, name) in
-        [(AttributeType::Sensitive, "CKA_SENSITIVE"), (AttributeType::Extractable, "CKA_EXTRACTABLE")]
-    {
-        if !found.iter().any(|attribute| attribute.attribute_type() == kind) {
-            broken.push(format!("{name} cannot be read"));
-        }
-    }
-    broken
-}
-
-fn same(left: &[MechanismType], right: &[MechanismType]) -> bool {
-    left.len() == right.len() && left.iter().all(|mechanism| right.contains(mechanism))
-}
-
-fn boolean(attribute: &Attribute) -> Option<(&'static str, bool)> {
-    Some(match attribute {
-        Attribute::Token(value) => ("CKA_TOKEN", *value),
-        Attribute::Private(value) => ("CKA_PRIVATE", *value),
-        Attribute::Sensitive(value) => ("CKA_SENSITIVE", *value),
-        Attribute::Extractable(value) => ("CKA_EXTRACTABLE", *value),
-        Attribute::AlwaysSensitive(value) => ("CKA_ALWAYS_SENSITIVE", *value),
-        Attribute::NeverExtractable(value) => ("CKA_NEVER_EXTRACTABLE", *value),
-        Attribute::Local(value) => ("CKA_LOCAL", *value),
-        Attribute::Modifiable(value) => ("CKA_MODIFIABLE", *value),
-        Attribute::Copyable(value) => ("CKA_COPYABLE", *value),
-        Attribute::Encrypt(value) => ("CKA_ENCRYPT", *value),
-        Attribute::Decrypt(value) => ("CKA_DECRYPT", *value),
-        Attribute::Wrap(value) => ("CKA_WRAP", *value),
-        Attribute::Unwrap(value) => ("CKA_UNWRAP", *value),
-        Attribute::Sign(value) => ("CKA_SIGN", *value),
-        Attribute::Derive(value) => ("CKA_DERIVE", *value),
-        _ => return None,
-    })
-}
-
-fn describe(attribute: &Attribute) -> Option<(&'static str, String)> {
-    match attribute {
-        Attribute::KeyType(kind) => Some(("CKA_KEY_TYPE", kind.to_string())),
-        Attribute::AllowedMechanisms(list) => {
-            let names: Vec<_> = list.iter().map(ToString::to_string).collect();
-            Some(("CKA_ALLOWED_MECHANISMS", names.join(" ")))
-        }
-        other => boolean(other).map(|(name, value)| (name, value.to_string())),
-    }
-}
-
-/// Reads the public half of a pair from its public object; twice, as in [`check`], if it makes no sense.
+/// Reads the public half of a pair from its public object; twice, as a key's custody is, if it makes no
+/// sense.
 pub(super) fn public_key(session: &Session, spec: KeySpec, id: KeyId) -> Result<PublicKey, BackendError> {
     match read_public_key(session, spec, id) {
         Err(BackendError::Unfit(_)) => read_public_key(session, spec, id),
@@ -363,7 +334,8 @@ pub(super) fn public_key(session: &Session, spec: KeySpec, id: KeyId) -> Result<
 }
 
 fn read_public_key(session: &Session, spec: KeySpec, id: KeyId) -> Result<PublicKey, BackendError> {
-    let object = find_one(session, ObjectClass::PUBLIC_KEY, id)?.ok_or(BackendError::Missing)?;
+    let make = Make { spec, wrap: None };
+    let object = find_part(session, make, Part::Public, id)?.ok_or(BackendError::Missing)?;
     let wanted = [AttributeType::EcPoint, AttributeType::Modulus, AttributeType::PublicExponent];
     let found = session
         .get_attributes(object, &wanted)
@@ -407,33 +379,34 @@ fn rsa_numbers(spec: KeySpec, modulus: Option<&[u8]>, exponent: Option<&[u8]>) -
 
 #[cfg(test)]
 mod tests {
-    use cryptoki::object::Attribute;
+    use super::{BackendError, KeySpec, KeyType, Make, ObjectClass, Part, Present, compare, ec_point};
+    use crate::seal::key::WrapMechanism;
 
-    use super::{KeySpec, WrapMechanism, deviations, ec_point};
-
-    fn kek(extractable: bool, decrypt: bool, wrap: bool) -> Vec<Attribute> {
-        vec![
-            Attribute::Sensitive(true),
-            Attribute::Extractable(extractable),
-            Attribute::Encrypt(true),
-            Attribute::Decrypt(decrypt),
-            Attribute::Wrap(wrap),
-            Attribute::Unwrap(false),
-        ]
+    fn objects(make: Make, parts: &[Part]) -> Vec<(ObjectClass, Option<KeyType>)> {
+        let kind = |part: &Part| make.kind(*part);
+        parts.iter().map(kind).map(|(class, kind)| (class, Some(kind))).collect()
     }
 
     #[test]
-    fn a_kek_with_a_second_role_or_extractable_is_unfit() {
-        let gcm = Some(WrapMechanism::AesGcm);
-        assert!(deviations(&kek(false, true, false), KeySpec::Kek, gcm).is_empty());
-        assert_eq!(deviations(&kek(false, true, true), KeySpec::Kek, gcm), ["CKA_WRAP is true"]);
-        assert_eq!(deviations(&kek(true, true, false), KeySpec::Kek, gcm), ["CKA_EXTRACTABLE is true"]);
-        assert_eq!(deviations(&kek(false, false, false), KeySpec::Kek, gcm), ["CKA_DECRYPT is false"]);
-    }
-
-    #[test]
-    fn a_key_whose_custody_cannot_be_read_is_unfit() {
-        assert_eq!(deviations(&[], KeySpec::HmacSha256, None).len(), 2);
+    fn a_key_is_whole_a_remnant_or_ambiguous_by_its_objects() {
+        let keks: Vec<_> = WrapMechanism::PREFERENCE
+            .into_iter()
+            .map(|wrap| Make { spec: KeySpec::Kek, wrap: Some(wrap) })
+            .collect();
+        for make in keks.iter().copied() {
+            let whole = objects(make, make.parts());
+            let Ok(Present::Whole(found)) = compare(&whole, &keks) else { panic!("{make:?}") };
+            assert_eq!(found.parts(), make.parts());
+            // Cut short anywhere while it was made, it is nothing that could be used.
+            for made in 1..make.parts().len() {
+                assert_eq!(compare(&whole[..made], &keks), Ok(Present::Remnant), "{make:?}");
+            }
+            let twice = [whole.as_slice(), &whole[..1]].concat();
+            assert!(matches!(compare(&twice, &keks), Err(BackendError::Unfit(_))), "{make:?}");
+        }
+        let pair = [Make { spec: KeySpec::EcP256, wrap: None }];
+        assert_eq!(compare(&objects(pair[0], &[Part::Public]), &pair), Ok(Present::Remnant));
+        assert_eq!(compare(&[], &pair), Ok(Present::Nothing));
     }
 
     #[test]

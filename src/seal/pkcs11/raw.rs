@@ -7,16 +7,19 @@
 
 #![expect(unsafe_code, reason = "the PKCS#11 function list is a C interface")]
 
-use std::ffi::c_void;
+use std::ffi::{CStr, c_char, c_void};
+use std::mem::ManuallyDrop;
 use std::path::Path;
 use std::ptr;
 
 use cryptoki_sys::{
     CK_ATTRIBUTE, CK_FUNCTION_LIST, CK_GCM_PARAMS, CK_MECHANISM, CK_MECHANISM_INFO, CK_MECHANISM_TYPE,
-    CK_OBJECT_HANDLE, CK_RSA_PKCS_PSS_PARAMS, CK_RV, CK_SESSION_HANDLE, CK_SESSION_INFO, CK_SLOT_ID,
-    CK_TOKEN_INFO, CK_ULONG, CKF_USER_PIN_FINAL_TRY, CKF_USER_PIN_INITIALIZED, CKF_USER_PIN_LOCKED,
-    CKG_MGF1_SHA256, CKM_AES_GCM, CKM_RSA_PKCS_PSS, CKM_SHA256, CKR_FUNCTION_NOT_SUPPORTED, CKR_OK,
-    CKS_RO_USER_FUNCTIONS, CKS_RW_USER_FUNCTIONS, CKU_USER,
+    CK_OBJECT_HANDLE, CK_RSA_PKCS_OAEP_PARAMS, CK_RSA_PKCS_PSS_PARAMS, CK_RV, CK_SESSION_HANDLE,
+    CK_SESSION_INFO, CK_SLOT_ID, CK_TOKEN_INFO, CK_ULONG, CKF_OS_LOCKING_OK, CKF_USER_PIN_FINAL_TRY,
+    CKF_USER_PIN_INITIALIZED, CKF_USER_PIN_LOCKED, CKG_MGF1_SHA1, CKG_MGF1_SHA256, CKM_AES_CBC_PAD,
+    CKM_AES_GCM, CKM_RSA_PKCS_OAEP, CKM_RSA_PKCS_PSS, CKM_SHA_1, CKM_SHA256,
+    CKR_CRYPTOKI_ALREADY_INITIALIZED, CKR_FUNCTION_NOT_SUPPORTED, CKR_OK, CKS_RO_USER_FUNCTIONS,
+    CKS_RW_USER_FUNCTIONS, CKU_USER, CKZ_DATA_SPECIFIED,
 };
 
 /// A call that did not return `CKR_OK`.
@@ -34,6 +37,12 @@ pub(super) enum Mechanism<'a> {
     Plain(CK_MECHANISM_TYPE),
     /// AES-GCM with a 128-bit tag and a 96-bit IV. The device may overwrite the IV with its own.
     Gcm { iv: &'a mut [u8; 12], aad: &'a [u8] },
+    /// AES-CBC with PKCS#7 padding.
+    CbcPad { iv: &'a [u8; 16] },
+    /// RSA-OAEP and MGF1 with SHA-256, without label.
+    OaepSha256,
+    /// RSA-OAEP and MGF1 with SHA-1, without label.
+    OaepSha1,
     /// RSASSA-PSS with SHA-256, MGF1 with SHA-256, salt as long as the hash (RFC 7518, section 3.5).
     PssSha256,
 }
@@ -57,6 +66,19 @@ impl Mechanism<'_> {
                 };
                 call(&mut parameterised(CKM_AES_GCM, &mut params))
             }
+            Self::CbcPad { iv } => {
+                let mut iv = *iv;
+                call(&mut parameterised(CKM_AES_CBC_PAD, &mut iv))
+            }
+            Self::OaepSha256 => {
+                let mut params =
+                    CK_RSA_PKCS_OAEP_PARAMS { hashAlg: CKM_SHA256, mgf: CKG_MGF1_SHA256, ..NO_LABEL };
+                call(&mut parameterised(CKM_RSA_PKCS_OAEP, &mut params))
+            }
+            Self::OaepSha1 => {
+                let mut params = NO_LABEL;
+                call(&mut parameterised(CKM_RSA_PKCS_OAEP, &mut params))
+            }
             Self::PssSha256 => {
                 let mut params =
                     CK_RSA_PKCS_PSS_PARAMS { hashAlg: CKM_SHA256, mgf: CKG_MGF1_SHA256, sLen: 32 };
@@ -64,6 +86,25 @@ impl Mechanism<'_> {
             }
         }
     }
+}
+
+/// OAEP with SHA-1 and an empty label.
+const NO_LABEL: CK_RSA_PKCS_OAEP_PARAMS = CK_RSA_PKCS_OAEP_PARAMS {
+    hashAlg: CKM_SHA_1,
+    mgf: CKG_MGF1_SHA1,
+    source: CKZ_DATA_SPECIFIED,
+    pSourceData: ptr::null_mut(),
+    ulSourceDataLen: 0,
+};
+
+/// The argument of `C_Initialize` with one member more than the standard's, as NSS wants it. The
+/// parameters lie where the standard has its reserved pointer, through which others (Kryoptic) take them.
+#[repr(C)]
+struct InitializeArgs {
+    mutex_callbacks: [*const c_void; 4],
+    flags: CK_ULONG,
+    parameters: *const c_char,
+    reserved: *const c_void,
 }
 
 fn parameterised<P>(mechanism: CK_MECHANISM_TYPE, params: &mut P) -> CK_MECHANISM {
@@ -108,8 +149,9 @@ impl TokenInfo {
 /// The module's function list, and the library that it points into.
 pub(super) struct Raw {
     list: *const CK_FUNCTION_LIST,
-    /// Keeps the library loaded for as long as `list` is used.
-    _library: cryptoki_sys::Pkcs11,
+    /// Keeps the library loaded, for ever: what vendors' code leaves behind in threads (openCryptoki's
+    /// does, and crashes when it is loaded again) must not point into nothing.
+    _library: ManuallyDrop<cryptoki_sys::Pkcs11>,
 }
 
 // SAFETY: the list is a constant table of functions inside the library, which stays loaded; modules
@@ -148,7 +190,21 @@ impl Raw {
         if code != CKR_OK || list.is_null() {
             return Err(format!("C_GetFunctionList failed ({code:#x})"));
         }
-        Ok(Self { list, _library: library })
+        Ok(Self { list, _library: ManuallyDrop::new(library) })
+    }
+
+    /// Initialises the library, with the parameters that some modules want. Already initialised is well.
+    pub(super) fn initialize(&self, parameters: Option<&CStr>) -> Result<(), Fail> {
+        let mut args = InitializeArgs {
+            mutex_callbacks: [ptr::null(); 4],
+            flags: CKF_OS_LOCKING_OK,
+            parameters: parameters.map_or(ptr::null(), CStr::as_ptr),
+            reserved: ptr::null(),
+        };
+        match call!(self, C_Initialize((&raw mut args).cast::<c_void>())) {
+            Err(Fail { code: CKR_CRYPTOKI_ALREADY_INITIALIZED, .. }) => Ok(()),
+            other => other,
+        }
     }
 
     pub(super) fn token_info(&self, slot: CK_SLOT_ID) -> Result<TokenInfo, Fail> {

@@ -5,15 +5,19 @@ use std::time::Instant;
 use cryptoki::mechanism::Mechanism as KeyGen;
 use cryptoki::object::{Attribute, KeyType, ObjectHandle};
 use cryptoki::types::Ulong;
-use cryptoki_sys::{CKM_AES_GCM, CKM_ECDSA, CKM_RSA_PKCS, CKM_SHA256_HMAC};
+use cryptoki_sys::{
+    CKM_AES_ECB, CKM_AES_GCM, CKM_AES_KEY_WRAP, CKM_ECDSA, CKM_RSA_PKCS, CKM_SHA256_HMAC,
+    CKR_MECHANISM_INVALID,
+};
 use serde_json::{Map, Value, json};
 
 use crate::seal::backend::BackendError;
-use crate::seal::key::WrapMechanism;
+use crate::seal::key::{Alg, KeySpec, WrapMechanism};
 use crate::seal::pkcs11::error::fail;
+use crate::seal::pkcs11::objects::{P256_OID, P384_OID};
+use crate::seal::pkcs11::probe;
 use crate::seal::pkcs11::raw::{Fail, Mechanism};
 use crate::seal::pkcs11::session::Session;
-use crate::seal::pkcs11::wrap;
 
 /// Operations per measurement: enough for a stable mean on a soft token, seconds on a slow chip.
 const ROUNDS: u32 = 50;
@@ -34,20 +38,29 @@ const NAMES: [(u64, &str); 12] = [
     (CKM_SHA256_HMAC, "CKM_SHA256_HMAC"),
 ];
 
-/// Asks the token for its limits and mechanisms and times one operation of each kind.
+/// Asks the token for its limits and mechanisms and tries one operation of each kind. `keys`,
+/// `algorithms`, `wrap`, `keys_live_in`, `refuses_to_export` and `without_evidence` are what other devices
+/// report under the same names; the rest is about PKCS#11.
 pub(crate) fn capabilities(session: &mut Session) -> Result<Value, BackendError> {
     let token = session.token();
     let entered = token.enter()?;
     let loaded = entered.loaded();
-    let listed = token.raw.mechanisms(loaded.slot.id())?;
+    let slot = loaded.slot.id();
+    let listed = token.raw.mechanisms(slot)?;
     let mechanisms: Map<_, _> =
         NAMES.into_iter().map(|(number, name)| (name.to_owned(), json!(listed.contains(&number)))).collect();
-    let handle = session.raw_session().handle();
     let mut wraps = Map::new();
-    for candidate in [WrapMechanism::AesGcm, WrapMechanism::AesKw, WrapMechanism::AesKwObject] {
-        let works = wrap::works(token, &entered, handle, candidate)?;
+    for candidate in WrapMechanism::PREFERENCE {
+        let works = probe::works(token, &entered, session.raw_session(), candidate)?;
         wraps.insert(candidate.name().to_owned(), json!(works));
     }
+    let wrap = match probe::choose(token, &entered, session.raw_session()) {
+        Ok(chosen) => json!(chosen.name()),
+        Err(BackendError::Unfit(_)) => Value::Null,
+        Err(other) => return Err(other),
+    };
+    let largest = token.raw.mechanism_info(slot, 0).map_or(0, |(_, largest, _)| largest);
+    let tried = trials(session);
     let limit = |count: u64| match count {
         0 => json!("no limit"),
         u64::MAX => json!("unknown"),
@@ -59,14 +72,117 @@ pub(crate) fn capabilities(session: &mut Session) -> Result<Value, BackendError>
         "manufacturer": loaded.info.manufacturer,
         "model": loaded.info.model,
         "firmware": loaded.info.firmware,
+        "keys_live_in": "device",
+        "keys": keys(&tried, &wrap, largest),
+        "algorithms": algorithms(&tried),
+        "wrap": wrap,
+        "refuses_to_export": refuses_to_export(session)?,
+        "without_evidence": token.selection.without_evidence,
         "max_sessions": limit(loaded.info.max_sessions),
         "max_rw_sessions": limit(loaded.info.max_rw_sessions),
         "mechanisms_listed": listed.len(),
         "mechanism_offered": mechanisms,
         "wrap_gives_known_answer": wraps,
         "gcm_iv": gcm_iv(session)?,
-        "microseconds_per_operation": timings(session),
+        "microseconds_per_operation": timings(session, &tried),
     }))
+}
+
+/// Mean time of a signature or MAC with a session key of each kind; `None` where the token cannot.
+struct Trials {
+    es256: Option<f64>,
+    es384: Option<f64>,
+    rs256: Option<f64>,
+    ps256: Option<f64>,
+    hs256: Option<f64>,
+}
+
+fn trials(session: &Session) -> Trials {
+    let ec = |curve: &[u8], digest: &[u8]| {
+        let public =
+            vec![Attribute::Token(false), Attribute::EcParams(curve.to_vec()), Attribute::Verify(true)];
+        time_pair(session, &KeyGen::EccKeyPairGen, public, || Mechanism::Plain(CKM_ECDSA), digest, ROUNDS)
+    };
+    let rsa = |mechanism: fn() -> Mechanism<'static>, input: &[u8]| {
+        time_pair(session, &KeyGen::RsaPkcsKeyPairGen, rsa_public(), mechanism, input, ROUNDS / 5)
+    };
+    Trials {
+        es256: ec(P256_OID, &[7; 32]),
+        es384: ec(P384_OID, &[7; 48]),
+        rs256: rsa(|| Mechanism::Plain(CKM_RSA_PKCS), &[7; 51]),
+        ps256: rsa(|| Mechanism::PssSha256, &[7; 32]),
+        hs256: time_hmac(session),
+    }
+}
+
+/// What kinds of keys can be made; RSA beyond 2048 bits by the token's own word, since making one
+/// takes seconds.
+fn keys(tried: &Trials, wrap: &Value, largest: u64) -> Value {
+    let rsa = tried.rs256.is_some();
+    // Bits, or bytes on some tokens.
+    let up_to = |bits: u64| rsa && (largest >= bits || (1..1024).contains(&largest) && largest * 8 >= bits);
+    let mut keys = Map::new();
+    for (spec, can) in [
+        (KeySpec::Kek, !wrap.is_null()),
+        (KeySpec::EcP256, tried.es256.is_some()),
+        (KeySpec::EcP384, tried.es384.is_some()),
+        (KeySpec::Rsa2048, rsa),
+        (KeySpec::Rsa3072, up_to(3072)),
+        (KeySpec::Rsa4096, up_to(4096)),
+        (KeySpec::HmacSha256, tried.hs256.is_some()),
+    ] {
+        keys.insert(spec.name().to_owned(), json!(can));
+    }
+    Value::Object(keys)
+}
+
+fn algorithms(tried: &Trials) -> Value {
+    let mut algorithms = Map::new();
+    for (alg, tried) in [
+        (Alg::Es256, tried.es256),
+        (Alg::Es384, tried.es384),
+        (Alg::Rs256, tried.rs256),
+        (Alg::Ps256, tried.ps256),
+    ] {
+        algorithms.insert(alg.name().to_owned(), json!(tried.is_some()));
+    }
+    algorithms.insert("HS256".to_owned(), json!(tried.hs256.is_some()));
+    Value::Object(algorithms)
+}
+
+/// Whether a key that is not extractable stays where it is when another key is told to wrap it. `null`
+/// where the token has no key wrap to try it with.
+fn refuses_to_export(session: &Session) -> Result<Value, BackendError> {
+    let (raw, handle) = (&session.token().raw, session.raw_session().handle());
+    let key = |roles: &[Attribute]| {
+        let mut template = vec![
+            Attribute::Token(false),
+            Attribute::Private(true),
+            Attribute::Sensitive(true),
+            Attribute::Extractable(false),
+            Attribute::KeyType(KeyType::AES),
+            Attribute::ValueLen(Ulong::new(32)),
+        ];
+        template.extend_from_slice(roles);
+        session.raw_session().generate_key(&KeyGen::AesKeyGen, &template).ok()
+    };
+    let (wrapping, kept) = (key(&[Attribute::Wrap(true)]), key(&[Attribute::Encrypt(true)]));
+    let mut answer = Value::Null;
+    if let (Some(wrapping), Some(kept)) = (wrapping, kept) {
+        for mechanism in [CKM_AES_KEY_WRAP, CKM_AES_ECB] {
+            let mut out = [0; 64];
+            match raw.wrap_key(handle, mechanism, wrapping.handle(), kept.handle(), &mut out) {
+                Ok(_) => answer = json!(false),
+                Err(Fail { code: CKR_MECHANISM_INVALID, .. }) => continue,
+                Err(_) => answer = json!(true),
+            }
+            break;
+        }
+    }
+    for object in [wrapping, kept].into_iter().flatten() {
+        raw.destroy(handle, object.handle())?;
+    }
+    Ok(answer)
 }
 
 fn cryptoki_fail(error: &cryptoki::error::Error) -> BackendError {
@@ -101,12 +217,12 @@ fn gcm_iv(session: &Session) -> Result<&'static str, BackendError> {
 }
 
 /// Mean time per operation; an operation that the token cannot do is null.
-fn timings(session: &Session) -> Value {
+fn timings(session: &Session, tried: &Trials) -> Value {
     json!({
         "aes_gcm_wrap": time_gcm(session),
-        "ecdsa_p256_sign": time_pair(session, &KeyGen::EccKeyPairGen, p256_public(), CKM_ECDSA, &[7; 32], ROUNDS),
-        "rsa_2048_sign": time_pair(session, &KeyGen::RsaPkcsKeyPairGen, rsa_public(), CKM_RSA_PKCS, &[7; 51], ROUNDS / 5),
-        "hmac_sha256": time_hmac(session),
+        "ecdsa_p256_sign": tried.es256,
+        "rsa_2048_sign": tried.rs256,
+        "hmac_sha256": tried.hs256,
     })
 }
 
@@ -155,11 +271,6 @@ fn time_hmac(session: &Session) -> Option<f64> {
     result
 }
 
-fn p256_public() -> Vec<Attribute> {
-    let oid = vec![0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
-    vec![Attribute::Token(false), Attribute::EcParams(oid), Attribute::Verify(true)]
-}
-
 fn rsa_public() -> Vec<Attribute> {
     vec![
         Attribute::Token(false),
@@ -173,7 +284,7 @@ fn time_pair(
     session: &Session,
     generator: &KeyGen<'_>,
     public: Vec<Attribute>,
-    mechanism: u64,
+    mechanism: impl Fn() -> Mechanism<'static>,
     input: &[u8],
     rounds: u32,
 ) -> Option<f64> {
@@ -181,8 +292,7 @@ fn time_pair(
     let private = [Attribute::Token(false), Attribute::Private(true), Attribute::Sign(true)];
     let (public, private) = session.raw_session().generate_key_pair(generator, &public, &private).ok()?;
     let mut out = [0; 256];
-    let result =
-        mean(rounds, || raw.sign(handle, Mechanism::Plain(mechanism), private.handle(), input, &mut out));
+    let result = mean(rounds, || raw.sign(handle, mechanism(), private.handle(), input, &mut out));
     raw.destroy(handle, public.handle()).ok()?;
     raw.destroy(handle, private.handle()).ok()?;
     result

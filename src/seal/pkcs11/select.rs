@@ -2,6 +2,7 @@
 //!
 //! Checks that need no module happen here, before anything is loaded and long before a PIN is sent.
 
+use std::ffi::CString;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use crate::seal::StartError;
 use crate::seal::guarded::{Arena, SecretBuf};
 use crate::seal::key::WrapMechanism;
 use crate::seal::pin::{PROMPT, PinSource, TypedPin};
+use crate::seal::pkcs11::custody::EVIDENCE;
 use crate::seal::pkcs11::{Config, GcmIv};
 
 /// A checked selection.
@@ -23,6 +25,8 @@ pub(crate) struct Selection {
     pub(crate) pin: PinSource,
     pub(crate) wrap: Option<WrapMechanism>,
     pub(crate) gcm_iv: GcmIv,
+    pub(crate) init_parameters: Option<CString>,
+    pub(crate) without_evidence: Vec<String>,
 }
 
 /// What a URI may say about a token; percent-decoded.
@@ -49,11 +53,16 @@ impl Selection {
         let module = module.ok_or_else(|| selection("no `module` (path of the vendor's library)"))?;
         let wrap = match config.wrap.as_deref() {
             None | Some("auto") => None,
-            Some(name) => Some(
-                WrapMechanism::parse(name.as_bytes())
-                    .ok_or_else(|| selection("`wrap` must be auto, A256GCM, A256KW or A256KW-OBJ"))?,
-            ),
+            Some(name) => {
+                let known = WrapMechanism::PREFERENCE.into_iter().find(|known| known.name() == name);
+                Some(known.ok_or_else(|| {
+                    selection("`wrap` must be auto or a token's mechanism of docs/formats/sealed-v1.md")
+                })?)
+            }
         };
+        let init_parameters = config.init_parameters.clone().map(CString::new).transpose();
+        let init_parameters = init_parameters.map_err(|_| selection("`init_parameters` has a NUL"))?;
+        let without_evidence = without_evidence(&config.without_evidence)?;
         let source = config.pin_source.clone().or(uri.pin_source);
         let source =
             source.ok_or_else(|| selection("no `pin_source` (file:/path, credential:NAME, prompt)"))?;
@@ -63,13 +72,37 @@ impl Selection {
             None => PinSource::parse(&source, config.credentials_dir.as_deref(), arena)?,
         };
         let (manufacturer, model) = (uri.manufacturer, uri.model);
-        Ok(Self { module, label, serial, manufacturer, model, pin, wrap, gcm_iv: config.gcm_iv })
+        let gcm_iv = config.gcm_iv;
+        Ok(Self {
+            module,
+            label,
+            serial,
+            manufacturer,
+            model,
+            pin,
+            wrap,
+            gcm_iv,
+            init_parameters,
+            without_evidence,
+        })
     }
 
     /// Reads the PIN into guarded memory.
     pub(crate) fn read_pin(&self, arena: &Arena) -> Result<SecretBuf, StartError> {
         self.pin.read(arena)
     }
+}
+
+/// Only what is evidence can be done without: protection cannot.
+fn without_evidence(names: &[String]) -> Result<Vec<String>, StartError> {
+    if let Some(other) = names.iter().find(|name| !EVIDENCE.contains(&name.as_str())) {
+        let known = EVIDENCE.join(", ");
+        return Err(StartError::Selection(format!("`without_evidence` may have {known}; not {other}")));
+    }
+    if !names.is_empty() {
+        tracing::warn!(?names, "Keys are used without this evidence of their custody, as configured");
+    }
+    Ok(names.to_vec())
 }
 
 fn selection(reason: &str) -> StartError {

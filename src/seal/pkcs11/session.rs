@@ -7,9 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use cryptoki::session::Session as RawSession;
-use cryptoki_sys::{
-    CK_OBJECT_HANDLE, CKM_ECDSA, CKM_RSA_PKCS, CKM_SHA256_HMAC, CKR_DEVICE_MEMORY, CKR_USER_NOT_LOGGED_IN,
-};
+use cryptoki_sys::{CKM_ECDSA, CKM_RSA_PKCS, CKM_SHA256_HMAC, CKR_DEVICE_MEMORY, CKR_USER_NOT_LOGGED_IN};
 use sha2::{Digest, Sha256};
 
 use crate::seal::KeyReport;
@@ -19,10 +17,13 @@ use crate::seal::guarded::SecretBuf;
 use crate::seal::key::{
     Alg, Fingerprint, KeyId, KeyRef, KeySpec, Pin, PublicKey, Signature, WrapMechanism, WrappedDek,
 };
-use crate::seal::pkcs11::objects;
+use crate::seal::pkcs11::custody::{self, Found};
+use crate::seal::pkcs11::objects::{self, Handles, Objects, Present};
+use crate::seal::pkcs11::parts::{Make, Part};
+use crate::seal::pkcs11::probe;
 use crate::seal::pkcs11::raw::Mechanism;
 use crate::seal::pkcs11::token::{Entered, OwnSession, Token};
-use crate::seal::pkcs11::wrap::{self, Wrapper};
+use crate::seal::pkcs11::wrap::Wrapper;
 
 /// DER of `DigestInfo` with SHA-256 (RFC 8017, section 9.2, note 1): the hash follows.
 const DIGEST_INFO_SHA256: [u8; 19] = [
@@ -39,7 +40,8 @@ const MAC_PIN_TEXT: &[u8] = b"lacre/pin/v1/mac";
 pub(crate) struct Session {
     token: Arc<Token>,
     session: OwnSession,
-    handles: HashMap<KeyId, CK_OBJECT_HANDLE>,
+    /// With the pin that each was checked by: the same id with another pin is another key.
+    handles: HashMap<KeyId, (Arc<Pin>, Handles)>,
 }
 
 impl Session {
@@ -57,28 +59,45 @@ impl Session {
         &self.session
     }
 
-    /// The checked handle of a generated key.
-    fn handle(&mut self, entered: &Entered<'_>, key: &KeyRef) -> Result<CK_OBJECT_HANDLE, BackendError> {
-        if let Some(handle) = self.handles.get(&key.id) {
-            return Ok(*handle);
+    /// The checked handles of a generated key.
+    fn handles(&mut self, entered: &Entered<'_>, key: &KeyRef) -> Result<Handles, BackendError> {
+        if let Some((pin, handles)) = self.handles.get(&key.id)
+            && (Arc::ptr_eq(pin, &key.pin) || *pin == key.pin)
+        {
+            return Ok(*handles);
         }
-        let object = objects::find_one(&self.session, objects::class_of(key.spec), key.id)?;
-        let Some(object) = object else { return Err(self.absent(entered)) };
-        let (_, broken) = objects::check(&self.session, object, key.spec, pinned_mechanism(key))?;
-        if !broken.is_empty() {
-            return Err(BackendError::Unfit(broken.join(", ")));
+        let make = Make { spec: key.spec, wrap: pinned_mechanism(key) };
+        let Some(objects) = objects::find_key(&self.session, make, key.id)? else {
+            return Err(self.absent(entered));
+        };
+        let found = self.check(make, objects)?;
+        if !found.broken.is_empty() {
+            return Err(BackendError::Unfit(found.broken.join(", ")));
         }
-        self.check_pin(key, object.handle())?;
+        let handles = objects.handles();
+        self.check_pin(key, handles)?;
         if !self.token.has_passed(key.id) {
-            self.tested(key, object.handle())?;
+            self.tested(key, handles)?;
         }
-        self.handles.insert(key.id, object.handle());
-        Ok(object.handle())
+        self.handles.insert(key.id, (Arc::clone(&key.pin), handles));
+        Ok(handles)
+    }
+
+    /// Checks the objects that hold secrets.
+    fn check(&self, make: Make, objects: Objects) -> Result<Found, BackendError> {
+        let without = self.token.selection.without_evidence.as_slice();
+        let mut found = custody::check(&self.session, objects.main, (make, Part::Main), without)?;
+        if let Some(mac) = objects.mac {
+            let beside = custody::check(&self.session, mac, (make, Part::Mac), without)?;
+            found.broken.extend(beside.broken.into_iter().map(|rule| format!("HMAC key: {rule}")));
+            found.accepted.extend(beside.accepted.into_iter().map(|rule| format!("HMAC key: {rule}")));
+        }
+        Ok(found)
     }
 
     /// Runs the self-test and keeps its result.
-    fn tested(&self, key: &KeyRef, handle: CK_OBJECT_HANDLE) -> Result<(), BackendError> {
-        let result = self.self_test(key, handle);
+    fn tested(&self, key: &KeyRef, keys: Handles) -> Result<(), BackendError> {
+        let result = self.self_test(key, keys);
         self.token.note_test(key.id, result.is_ok());
         result
     }
@@ -98,21 +117,21 @@ impl Session {
 
     /// Compares the object with what was recorded when the key was made. A verdict against a key needs two
     /// looks: one failed call is no evidence.
-    fn check_pin(&self, key: &KeyRef, handle: CK_OBJECT_HANDLE) -> Result<(), BackendError> {
-        match self.compare_pin(key, handle) {
-            Err(BackendError::Unfit(_)) => self.compare_pin(key, handle),
+    fn check_pin(&self, key: &KeyRef, keys: Handles) -> Result<(), BackendError> {
+        match self.compare_pin(key, keys) {
+            Err(BackendError::Unfit(_)) => self.compare_pin(key, keys),
             other => other,
         }
     }
 
-    fn compare_pin(&self, key: &KeyRef, handle: CK_OBJECT_HANDLE) -> Result<(), BackendError> {
+    fn compare_pin(&self, key: &KeyRef, keys: Handles) -> Result<(), BackendError> {
         match &*key.pin {
             Pin::Planned => Err(BackendError::Unfit("it was planned and never generated".to_owned())),
-            Pin::Canary(canary) => match self.open_canary(key.id, handle, canary) {
+            Pin::Canary(canary) => match self.open_canary(key.id, keys, canary) {
                 Err(BackendError::Rejected { function, code }) => {
                     // A device that opens nothing at all says the same of every key: ask whether this
                     // one opens what it has just wrapped.
-                    match self.make_canary(key.id, handle, canary.mechanism) {
+                    match self.make_canary(key.id, keys, canary.mechanism) {
                         Ok(_) => Err(BackendError::Unfit(
                             "its canary does not open: another key under this id".to_owned(),
                         )),
@@ -123,9 +142,18 @@ impl Session {
                         Err(other) => Err(other),
                     }
                 }
+                // Values would go to whoever put another public half there.
+                Ok(()) if canary.mechanism.is_rsa() => {
+                    match self.make_canary(key.id, keys, canary.mechanism) {
+                        Err(BackendError::Rejected { .. }) => {
+                            Err(BackendError::Unfit("its public half belongs to another key".to_owned()))
+                        }
+                        other => other.map(|_| ()),
+                    }
+                }
                 other => other,
             },
-            Pin::Fingerprint(expected) if self.fingerprint(key, handle)? == *expected => Ok(()),
+            Pin::Fingerprint(expected) if self.fingerprint(key, keys)? == *expected => Ok(()),
             Pin::Fingerprint(_) => Err(BackendError::Unfit("its fingerprint is another one".to_owned())),
             Pin::Blob { .. } => {
                 Err(BackendError::Unfit("it was made on a device of another kind".to_owned()))
@@ -133,34 +161,25 @@ impl Session {
         }
     }
 
-    fn fingerprint(&self, key: &KeyRef, handle: CK_OBJECT_HANDLE) -> Result<Fingerprint, BackendError> {
+    fn fingerprint(&self, key: &KeyRef, keys: Handles) -> Result<Fingerprint, BackendError> {
         if key.spec == KeySpec::HmacSha256 {
-            let mac = self.mac_with(handle, MAC_PIN_TEXT)?;
+            let mac = self.mac_with(keys, MAC_PIN_TEXT)?;
             return Ok(Fingerprint(Sha256::digest(mac).into()));
         }
         Ok(objects::public_key(&self.session, key.spec, key.id)?.fingerprint())
     }
 
-    fn open_canary(
-        &self,
-        id: KeyId,
-        handle: CK_OBJECT_HANDLE,
-        canary: &WrappedDek,
-    ) -> Result<(), BackendError> {
+    fn open_canary(&self, id: KeyId, keys: Handles, canary: &WrappedDek) -> Result<(), BackendError> {
         let mut out = self.token.buffer(DEK_SLOT_LEN)?;
-        self.wrapper(handle).unwrap(canary, CANARY_AAD, &mut out)?;
+        self.wrapper(keys).unwrap(canary, CANARY_AAD, &mut out)?;
         let same = out.with(|out| out == canary_value(id));
         if same { Ok(()) } else { Err(BackendError::Rejected { function: "canary", code: 0 }) }
     }
 
-    pub(super) fn mac_with(
-        &self,
-        handle: CK_OBJECT_HANDLE,
-        message: &[u8],
-    ) -> Result<[u8; 32], BackendError> {
+    pub(super) fn mac_with(&self, keys: Handles, message: &[u8]) -> Result<[u8; 32], BackendError> {
         let mut mac = [0; 32];
         let hmac = Mechanism::Plain(CKM_SHA256_HMAC);
-        let written = self.token.raw.sign(self.session.handle(), hmac, handle, message, &mut mac)?;
+        let written = self.token.raw.sign(self.session.handle(), hmac, keys.mac, message, &mut mac)?;
         if written == mac.len() {
             Ok(mac)
         } else {
@@ -171,7 +190,7 @@ impl Session {
     pub(super) fn sign_with(
         &self,
         key: &KeyRef,
-        handle: CK_OBJECT_HANDLE,
+        keys: Handles,
         alg: Alg,
         digest: &[u8],
     ) -> Result<Signature, BackendError> {
@@ -180,13 +199,13 @@ impl Session {
         let written = match alg {
             // Not every token has the hash-and-sign variants, so the digest is made outside.
             Alg::Es256 | Alg::Es384 => {
-                raw.sign(session, Mechanism::Plain(CKM_ECDSA), handle, digest, &mut out)?
+                raw.sign(session, Mechanism::Plain(CKM_ECDSA), keys.main, digest, &mut out)?
             }
             Alg::Rs256 => {
                 let info = [&DIGEST_INFO_SHA256[..], digest].concat();
-                raw.sign(session, Mechanism::Plain(CKM_RSA_PKCS), handle, &info, &mut out)?
+                raw.sign(session, Mechanism::Plain(CKM_RSA_PKCS), keys.main, &info, &mut out)?
             }
-            Alg::Ps256 => raw.sign(session, Mechanism::PssSha256, handle, digest, &mut out)?,
+            Alg::Ps256 => raw.sign(session, Mechanism::PssSha256, keys.main, digest, &mut out)?,
         };
         let signature = match (key.spec.field_len(), key.spec.modulus_bits()) {
             (Some(field), _) => fixed_width(&out[..written], field),
@@ -197,39 +216,17 @@ impl Session {
         signature.map(Signature).ok_or(BackendError::Refused { function: "C_Sign", code: 0 })
     }
 
-    pub(super) fn wrapper(&self, kek: CK_OBJECT_HANDLE) -> Wrapper<'_> {
-        Wrapper { token: &self.token, session: self.session.handle(), kek }
-    }
-
-    /// What is on the token under the planned id: a whole key, or nothing. A half pair that a crash
-    /// left behind was never used, so it is removed.
-    fn existing(&self, planned: &KeyRef) -> Result<bool, BackendError> {
-        let class = objects::class_of(planned.spec);
-        let found = objects::find_one(&self.session, class, planned.id)?.is_some();
-        let pair = planned.spec.field_len().is_some() || planned.spec.modulus_bits().is_some();
-        if !pair {
-            return Ok(found);
-        }
-        let public = objects::find_one(&self.session, cryptoki::object::ObjectClass::PUBLIC_KEY, planned.id)?;
-        if found != public.is_some() {
-            objects::destroy(&self.session, planned.spec, planned.id)?;
-            return Ok(false);
-        }
-        Ok(found)
+    pub(super) fn wrapper(&self, keys: Handles) -> Wrapper<'_> {
+        Wrapper { token: &self.token, session: self.session.handle(), keys }
     }
 
     /// Seals the canary and proves the KEK with it: opens, and not under another AAD, nor altered.
-    fn make_canary(
-        &self,
-        id: KeyId,
-        handle: CK_OBJECT_HANDLE,
-        mechanism: WrapMechanism,
-    ) -> Result<Pin, BackendError> {
-        let wrapper = self.wrapper(handle);
+    fn make_canary(&self, id: KeyId, keys: Handles, mechanism: WrapMechanism) -> Result<Pin, BackendError> {
+        let wrapper = self.wrapper(keys);
         let mut value = self.token.buffer(DEK_LEN)?;
         value.with_mut(|value| value.copy_from_slice(&canary_value(id)));
         let canary = wrapper.wrap(mechanism, &value, CANARY_AAD)?;
-        self.open_canary(id, handle, &canary)?;
+        self.open_canary(id, keys, &canary)?;
         let mut flipped = canary.clone();
         flipped.bytes[0] ^= 1;
         for (bytes, aad) in [(&canary, &b"lacre/other/v1"[..]), (&flipped, CANARY_AAD)] {
@@ -244,27 +241,64 @@ impl Session {
         Ok(Pin::Canary(canary))
     }
 
-    /// The mechanism of a KEK: by its roles if it is on the token already (a repeated generation, with
-    /// another configuration perhaps), else by configuration or probe.
-    fn mechanism_for(
+    /// Every shape that the planned key may have on the token, the one that would be made now first.
+    fn shapes(&self, entered: &Entered<'_>, spec: KeySpec) -> Result<Vec<Make>, BackendError> {
+        if spec != KeySpec::Kek {
+            return Ok(vec![Make { spec, wrap: None }]);
+        }
+        let chosen = probe::choose(&self.token, entered, &self.session)?;
+        let others = WrapMechanism::PREFERENCE.into_iter().filter(|other| *other != chosen);
+        Ok([chosen].into_iter().chain(others).map(|wrap| Make { spec, wrap: Some(wrap) }).collect())
+    }
+
+    /// Finds the planned key or makes it. What a crash left behind was never used, so it is removed. A
+    /// key that is there keeps the mechanism it was made for (a repeated generation, with another
+    /// configuration perhaps): all that its attributes allow are given back, the likeliest first.
+    fn find_or_make(
         &self,
         entered: &Entered<'_>,
         planned: &KeyRef,
-    ) -> Result<Option<WrapMechanism>, BackendError> {
-        if planned.spec != KeySpec::Kek {
-            return Ok(None);
-        }
-        let chosen = wrap::choose(&self.token, entered, self.session.handle())?;
-        if let Some(object) = objects::find_one(&self.session, objects::class_of(planned.spec), planned.id)? {
-            for mechanism in [chosen, WrapMechanism::AesGcm, WrapMechanism::AesKwObject, WrapMechanism::AesKw]
-            {
-                let (_, broken) = objects::check(&self.session, object, planned.spec, Some(mechanism))?;
-                if broken.is_empty() {
-                    return Ok(Some(mechanism));
+    ) -> Result<(Vec<Make>, Objects), BackendError> {
+        let (spec, id) = (planned.spec, planned.id);
+        let mut shapes = self.shapes(entered, spec)?;
+        let mut is_made_now = false;
+        match objects::present(&self.session, &shapes, id)? {
+            Present::Whole(found) => shapes.retain(|shape| shape.parts() == found.parts()),
+            present => {
+                shapes.truncate(1);
+                if present == Present::Remnant {
+                    objects::destroy(&self.session, spec, id)?;
                 }
+                for make in &shapes {
+                    objects::generate(&self.session, *make, id).map_err(full)?;
+                }
+                is_made_now = true;
             }
         }
-        Ok(Some(chosen))
+        let (mut fitting, mut broken, mut objects) = (Vec::new(), Vec::new(), None);
+        for make in shapes {
+            let there = objects::find_key(&self.session, make, id)?.ok_or_else(|| self.absent(entered))?;
+            let found = self.check(make, there)?;
+            if found.broken.is_empty() {
+                fitting.push(make);
+                objects = objects.or(Some(there));
+            } else if broken.is_empty() {
+                broken = found.broken;
+            }
+        }
+        if objects.is_none() && is_made_now {
+            // Nobody has used it, and left there it would be found unfit at every further try.
+            objects::destroy(&self.session, spec, id)?;
+        }
+        objects.map(|objects| (fitting, objects)).ok_or_else(|| BackendError::Unfit(broken.join(", ")))
+    }
+
+    /// What the new key is recognised by, and for a KEK the proof that it wraps.
+    fn first_pin(&self, planned: &KeyRef, make: Make, keys: Handles) -> Result<Pin, BackendError> {
+        match make.wrap {
+            Some(mechanism) => self.make_canary(planned.id, keys, mechanism),
+            None => Ok(Pin::Fingerprint(self.fingerprint(planned, keys)?)),
+        }
     }
 }
 
@@ -309,9 +343,9 @@ impl Backend for Session {
     fn wrap(&mut self, kek: &KeyRef, dek: &SecretBuf, aad: &[u8]) -> Result<WrappedDek, BackendError> {
         let token = Arc::clone(&self.token);
         let entered = self.session.enter(&token)?;
-        let handle = self.handle(&entered, kek)?;
+        let keys = self.handles(&entered, kek)?;
         let mechanism = pinned_mechanism(kek).ok_or_else(|| BackendError::Unfit("not a KEK".to_owned()))?;
-        self.wrapper(handle).wrap(mechanism, dek, aad)
+        self.wrapper(keys).wrap(mechanism, dek, aad)
     }
 
     fn unwrap(
@@ -323,14 +357,14 @@ impl Backend for Session {
     ) -> Result<(), BackendError> {
         let token = Arc::clone(&self.token);
         let entered = self.session.enter(&token)?;
-        let handle = self.handle(&entered, kek)?;
-        let result = self.wrapper(handle).unwrap(wrapped, aad, out);
+        let keys = self.handles(&entered, kek)?;
+        let result = self.wrapper(keys).unwrap(wrapped, aad, out);
         if let (Err(rejected @ BackendError::Rejected { .. }), Pin::Canary(canary)) = (&result, &*kek.pin) {
             // F3: the return value cannot tell a bad row from a bad device. The canary can.
-            return match self.open_canary(kek.id, handle, canary) {
+            return match self.open_canary(kek.id, keys, canary) {
                 // A row is blamed when a well device has refused it twice: a fault may have been over before
                 // the canary was opened.
-                Ok(()) => match self.wrapper(handle).unwrap(wrapped, aad, out) {
+                Ok(()) => match self.wrapper(keys).unwrap(wrapped, aad, out) {
                     Err(BackendError::Rejected { .. }) => Err(rejected.clone()),
                     other => other,
                 },
@@ -346,49 +380,44 @@ impl Backend for Session {
     fn sign(&mut self, key: &KeyRef, alg: Alg, digest: &[u8]) -> Result<Signature, BackendError> {
         let token = Arc::clone(&self.token);
         let entered = self.session.enter(&token)?;
-        let handle = self.handle(&entered, key)?;
-        self.sign_with(key, handle, alg, digest)
+        let keys = self.handles(&entered, key)?;
+        self.sign_with(key, keys, alg, digest)
     }
 
     fn mac(&mut self, key: &KeyRef, message: &[u8]) -> Result<[u8; 32], BackendError> {
         let token = Arc::clone(&self.token);
         let entered = self.session.enter(&token)?;
-        let handle = self.handle(&entered, key)?;
-        self.mac_with(handle, message)
+        let keys = self.handles(&entered, key)?;
+        self.mac_with(keys, message)
     }
 
     fn public_key(&mut self, key: &KeyRef) -> Result<PublicKey, BackendError> {
         let token = Arc::clone(&self.token);
         let entered = self.session.enter(&token)?;
-        self.handle(&entered, key)?;
+        self.handles(&entered, key)?;
         objects::public_key(&self.session, key.spec, key.id)
     }
 
     fn generate(&mut self, planned: &KeyRef) -> Result<KeyRef, BackendError> {
         let token = Arc::clone(&self.token);
         let entered = self.session.enter(&token)?;
-        let mechanism = self.mechanism_for(&entered, planned)?;
-        let is_made_now = !self.existing(planned)?;
-        if is_made_now {
-            objects::generate(&self.session, planned.spec, planned.id, mechanism).map_err(full)?;
-        }
-        let object = objects::find_one(&self.session, objects::class_of(planned.spec), planned.id)?;
-        let object = object.ok_or_else(|| self.absent(&entered))?;
-        let (_, broken) = objects::check(&self.session, object, planned.spec, mechanism)?;
-        if !broken.is_empty() {
-            if is_made_now {
-                // Nobody has used it, and left there it would be found unfit at every further try.
-                objects::destroy(&self.session, planned.spec, planned.id)?;
+        let (makes, objects) = self.find_or_make(&entered, planned)?;
+        let mut first = None;
+        for make in makes {
+            match self.first_pin(planned, make, objects.handles()) {
+                Ok(pin) => {
+                    // The canary's own proof was as much as a self-test.
+                    self.token.note_test(planned.id, planned.spec == KeySpec::Kek);
+                    return Ok(planned.pinned(pin));
+                }
+                // Its attributes allow this way of wrapping, and it was made for another one.
+                Err(error @ (BackendError::Refused { .. } | BackendError::Unfit(_))) => {
+                    first = first.or(Some(error));
+                }
+                Err(other) => return Err(other),
             }
-            return Err(BackendError::Unfit(broken.join(", ")));
         }
-        let pin = match mechanism {
-            Some(mechanism) => self.make_canary(planned.id, object.handle(), mechanism)?,
-            None => Pin::Fingerprint(self.fingerprint(planned, object.handle())?),
-        };
-        // The canary's own proof was as much as a self-test.
-        self.token.note_test(planned.id, planned.spec == KeySpec::Kek);
-        Ok(planned.pinned(pin))
+        Err(first.unwrap_or_else(|| self.absent(&entered)))
     }
 
     fn destroy(&mut self, key: &KeyRef) -> Result<(), BackendError> {
@@ -406,22 +435,21 @@ impl Backend for Session {
     fn inspect(&mut self, key: &KeyRef) -> Result<KeyReport, BackendError> {
         let token = Arc::clone(&self.token);
         let entered = self.session.enter(&token)?;
-        let class = objects::class_of(key.spec);
-        let object = match objects::find_one(&self.session, class, key.id) {
-            Ok(Some(object)) => object,
+        let make = Make { spec: key.spec, wrap: pinned_mechanism(key) };
+        let objects = match objects::find_key(&self.session, make, key.id) {
+            Ok(Some(objects)) => objects,
             Ok(None) => return Err(self.absent(&entered)),
             Err(BackendError::Unfit(reason)) => {
                 self.token.bump_epoch();
-                return Ok(KeyReport { attributes: Vec::new(), deviations: vec![reason] });
+                return Ok(KeyReport { deviations: vec![reason], ..KeyReport::default() });
             }
             Err(other) => return Err(other),
         };
-        let (attributes, mut deviations) =
-            objects::check(&self.session, object, key.spec, pinned_mechanism(key))?;
-        match self.check_pin(key, object.handle()) {
+        let Found { attributes, broken: mut deviations, accepted } = self.check(make, objects)?;
+        match self.check_pin(key, objects.handles()) {
             // A KEK's test uses up two of its IVs, so once is enough.
             Ok(()) if key.spec == KeySpec::Kek && self.token.has_passed(key.id) => {}
-            Ok(()) => self.tested(key, object.handle())?,
+            Ok(()) => self.tested(key, objects.handles())?,
             Err(BackendError::Unfit(reason)) => deviations.push(reason),
             Err(BackendError::Missing) => deviations.push("its public half is missing".to_owned()),
             Err(other) => return Err(other),
@@ -430,7 +458,7 @@ impl Backend for Session {
             // No session may go on with the handle it found before the key was weakened.
             self.token.bump_epoch();
         }
-        Ok(KeyReport { attributes, deviations })
+        Ok(KeyReport { attributes, deviations, accepted })
     }
 }
 

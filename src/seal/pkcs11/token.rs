@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
-use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
-use cryptoki::error::{Error, RvError};
+use cryptoki::context::Pkcs11;
+use cryptoki::error::Error;
 use cryptoki::session::Session as RawSession;
 use cryptoki::slot::Slot;
 
@@ -170,10 +170,11 @@ impl Token {
     fn initialise(&self) -> Result<Loaded, Problem> {
         let away = |error: Error| Problem::Away(format!("PKCS#11 module: {}", brief(&error)));
         let pkcs11 = Pkcs11::new(&self.selection.module).map_err(away)?;
-        match pkcs11.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
-            Ok(()) | Err(Error::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => {}
-            Err(error) => return Err(away(error)),
-        }
+        // Not by cryptoki, which cannot hand over what NSS wants.
+        let initialised = self.raw.initialize(self.selection.init_parameters.as_deref());
+        initialised.map_err(|fail| {
+            Problem::Away(format!("PKCS#11 module: {} returned {:#x}", fail.function, fail.code))
+        })?;
         let found = self.find_token(&pkcs11);
         let (slot, info) = match found {
             Ok(found) => found,

@@ -567,10 +567,10 @@ fn inspect(tpm: &Tpm, link: &mut Link, key: &KeyRef) -> Result<KeyReport, Backen
         Ok(attributes)
     })();
     match proven {
-        Ok(attributes) => Ok(KeyReport { attributes, deviations }),
+        Ok(attributes) => Ok(KeyReport { attributes, deviations, accepted: Vec::new() }),
         Err(BackendError::Unfit(reason)) => {
             deviations.push(reason);
-            Ok(KeyReport { attributes: Vec::new(), deviations })
+            Ok(KeyReport { deviations, ..KeyReport::default() })
         }
         Err(other) => Err(other),
     }

@@ -20,15 +20,19 @@ const ROUNDS: u32 = 5;
 pub(super) fn capabilities(tpm: &Arc<Tpm>) -> Result<Value, BackendError> {
     let (limits, lockout) = tpm.with_link(|link| Ok((limits(link)?, link.lockout()?)))?;
     let mut session = Session::new(Arc::clone(tpm));
+    let mut keys = Map::new();
     let mut algorithms = Map::new();
     let mut timings = Map::new();
     let kinds = [
         (KeySpec::EcP256, &[Alg::Es256][..]),
         (KeySpec::EcP384, &[Alg::Es384]),
         (KeySpec::Rsa2048, &[Alg::Rs256, Alg::Ps256]),
+        (KeySpec::Rsa3072, &[]),
+        (KeySpec::Rsa4096, &[]),
     ];
     for (spec, algs) in kinds {
         let key = generate(&mut session, spec)?;
+        keys.insert(spec.name().to_owned(), json!(key.is_some()));
         for alg in algs {
             let digest = if *alg == Alg::Es384 { &[7; 48][..] } else { &[7; 32] };
             let time = key.as_ref().and_then(|key| mean(|| session.sign(key, *alg, digest).map(drop)));
@@ -39,11 +43,16 @@ pub(super) fn capabilities(tpm: &Arc<Tpm>) -> Result<Value, BackendError> {
             session.destroy(&key)?;
         }
     }
-    if let Some(key) = generate(&mut session, KeySpec::HmacSha256)? {
+    let key = generate(&mut session, KeySpec::HmacSha256)?;
+    keys.insert(KeySpec::HmacSha256.name().to_owned(), json!(key.is_some()));
+    algorithms.insert("HS256".to_owned(), json!(key.is_some()));
+    if let Some(key) = key {
         timings.insert("HS256".to_owned(), json!(mean(|| session.mac(&key, &[0; 64]).map(drop))));
         session.destroy(&key)?;
     }
-    if let Some(kek) = generate(&mut session, KeySpec::Kek)? {
+    let kek = generate(&mut session, KeySpec::Kek)?;
+    keys.insert(KeySpec::Kek.name().to_owned(), json!(kek.is_some()));
+    if let Some(kek) = kek {
         let dek = tpm.buffer(DEK_LEN)?;
         let time = mean(|| session.wrap(&kek, &dek, b"lacre/report/v1").map(drop));
         timings.insert("TPM2-SEAL".to_owned(), json!(time));
@@ -63,6 +72,7 @@ pub(super) fn capabilities(tpm: &Arc<Tpm>) -> Result<Value, BackendError> {
             "seconds_per_try": lockout.interval,
         },
         "wrap": "TPM2-SEAL",
+        "keys": keys,
         "algorithms": algorithms,
         "keys_live_in": { "kek": "chip", "signing": "blob" },
         "microseconds_per_operation": timings,

@@ -1,0 +1,196 @@
+//! What a token says of a key's objects, against the rules (KL-1).
+//!
+//! Three attributes are evidence and not protection: where the key was made, and whether it was ever
+//! readable. A token that cannot give it is refused, unless the configuration names the attribute; then
+//! what is missing stands in every report.
+
+use cryptoki::mechanism::MechanismType;
+use cryptoki::object::{Attribute, AttributeType, ObjectHandle};
+use cryptoki::session::Session;
+
+use crate::seal::backend::BackendError;
+use crate::seal::pkcs11::error::fail;
+use crate::seal::pkcs11::parts::{Make, Part};
+
+/// What an operator may go without, by `without_evidence`.
+pub(super) const EVIDENCE: [&str; 3] = ["CKA_LOCAL", "CKA_ALWAYS_SENSITIVE", "CKA_NEVER_EXTRACTABLE"];
+
+const ATTRIBUTES: [AttributeType; 17] = [
+    AttributeType::KeyType,
+    AttributeType::Token,
+    AttributeType::Private,
+    AttributeType::Sensitive,
+    AttributeType::Extractable,
+    AttributeType::AlwaysSensitive,
+    AttributeType::NeverExtractable,
+    AttributeType::Local,
+    AttributeType::Modifiable,
+    AttributeType::Copyable,
+    AttributeType::Encrypt,
+    AttributeType::Decrypt,
+    AttributeType::Wrap,
+    AttributeType::Unwrap,
+    AttributeType::Sign,
+    AttributeType::Derive,
+    AttributeType::AllowedMechanisms,
+];
+
+/// What was found at one object.
+pub(super) struct Found {
+    /// Its attributes as text.
+    pub(super) attributes: Vec<(&'static str, String)>,
+    /// Every rule it breaks.
+    pub(super) broken: Vec<String>,
+    /// Rules that it breaks and that the configuration does without.
+    pub(super) accepted: Vec<String>,
+}
+
+/// Reads the attributes of an object that holds a secret, and checks them.
+pub(super) fn check(
+    session: &Session,
+    object: ObjectHandle,
+    (make, part): (Make, Part),
+    without: &[String],
+) -> Result<Found, BackendError> {
+    let read = || {
+        let found = session.get_attributes(object, &ATTRIBUTES);
+        found.map_err(|error| BackendError::from(fail("C_GetAttributeValue", &error)))
+    };
+    let mut found = read()?;
+    let mut deviating = deviations(&found, make, part);
+    if !deviating.is_empty() {
+        // `cryptoki` takes what was in its buffers for an answer where the call failed with one of three
+        // codes, so what speaks against a key is read twice.
+        found = read()?;
+        deviating = deviations(&found, make, part);
+    }
+    let attributes = found.iter().filter_map(describe).collect();
+    let is_accepted = |rule: &String| without.iter().any(|name| *rule == format!("{name} is false"));
+    let (accepted, broken) = deviating.into_iter().partition(is_accepted);
+    Ok(Found { attributes, broken, accepted })
+}
+
+/// The rules, as a pure function of what the token says.
+fn deviations(found: &[Attribute], make: Make, part: Part) -> Vec<String> {
+    let (on, allowed) = (make.roles(part), make.allowed(part));
+    let must = |kind| match kind {
+        AttributeType::Token
+        | AttributeType::Private
+        | AttributeType::Sensitive
+        | AttributeType::AlwaysSensitive
+        | AttributeType::NeverExtractable
+        | AttributeType::Local => Some(true),
+        AttributeType::Extractable | AttributeType::Modifiable | AttributeType::Copyable => Some(false),
+        AttributeType::Encrypt
+        | AttributeType::Decrypt
+        | AttributeType::Wrap
+        | AttributeType::Unwrap
+        | AttributeType::Sign
+        | AttributeType::Derive => Some(on.contains(&kind)),
+        _ => None,
+    };
+    let mut broken = Vec::new();
+    for attribute in found {
+        if let (Some((name, value)), Some(wanted)) = (boolean(attribute), must(attribute.attribute_type()))
+            && value != wanted
+        {
+            broken.push(format!("{name} is {value}"));
+        }
+        if let Attribute::AllowedMechanisms(list) = attribute
+            && !list.is_empty()
+            && !same(list, &allowed)
+        {
+            broken.push("CKA_ALLOWED_MECHANISMS has other mechanisms".to_owned());
+        }
+    }
+    // A token that hides these two leaves the key's custody unproven.
+    for (kind, name) in
+        [(AttributeType::Sensitive, "CKA_SENSITIVE"), (AttributeType::Extractable, "CKA_EXTRACTABLE")]
+    {
+        if !found.iter().any(|attribute| attribute.attribute_type() == kind) {
+            broken.push(format!("{name} cannot be read"));
+        }
+    }
+    broken
+}
+
+fn same(left: &[MechanismType], right: &[MechanismType]) -> bool {
+    left.len() == right.len() && left.iter().all(|mechanism| right.contains(mechanism))
+}
+
+fn boolean(attribute: &Attribute) -> Option<(&'static str, bool)> {
+    Some(match attribute {
+        Attribute::Token(value) => ("CKA_TOKEN", *value),
+        Attribute::Private(value) => ("CKA_PRIVATE", *value),
+        Attribute::Sensitive(value) => ("CKA_SENSITIVE", *value),
+        Attribute::Extractable(value) => ("CKA_EXTRACTABLE", *value),
+        Attribute::AlwaysSensitive(value) => ("CKA_ALWAYS_SENSITIVE", *value),
+        Attribute::NeverExtractable(value) => ("CKA_NEVER_EXTRACTABLE", *value),
+        Attribute::Local(value) => ("CKA_LOCAL", *value),
+        Attribute::Modifiable(value) => ("CKA_MODIFIABLE", *value),
+        Attribute::Copyable(value) => ("CKA_COPYABLE", *value),
+        Attribute::Encrypt(value) => ("CKA_ENCRYPT", *value),
+        Attribute::Decrypt(value) => ("CKA_DECRYPT", *value),
+        Attribute::Wrap(value) => ("CKA_WRAP", *value),
+        Attribute::Unwrap(value) => ("CKA_UNWRAP", *value),
+        Attribute::Sign(value) => ("CKA_SIGN", *value),
+        Attribute::Derive(value) => ("CKA_DERIVE", *value),
+        _ => return None,
+    })
+}
+
+fn describe(attribute: &Attribute) -> Option<(&'static str, String)> {
+    match attribute {
+        Attribute::KeyType(kind) => Some(("CKA_KEY_TYPE", kind.to_string())),
+        Attribute::AllowedMechanisms(list) => {
+            let names: Vec<_> = list.iter().map(ToString::to_string).collect();
+            Some(("CKA_ALLOWED_MECHANISMS", names.join(" ")))
+        }
+        other => boolean(other).map(|(name, value)| (name, value.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cryptoki::object::Attribute;
+
+    use super::{Make, Part, deviations};
+    use crate::seal::key::{KeySpec, WrapMechanism};
+
+    const GCM: Make = Make { spec: KeySpec::Kek, wrap: Some(WrapMechanism::AesGcm) };
+
+    fn kek(extractable: bool, decrypt: bool, wrap: bool) -> Vec<Attribute> {
+        vec![
+            Attribute::Sensitive(true),
+            Attribute::Extractable(extractable),
+            Attribute::Encrypt(true),
+            Attribute::Decrypt(decrypt),
+            Attribute::Wrap(wrap),
+            Attribute::Unwrap(false),
+        ]
+    }
+
+    #[test]
+    fn a_kek_with_a_second_role_or_extractable_is_unfit() {
+        let of = |found: &[Attribute]| deviations(found, GCM, Part::Main);
+        assert!(of(&kek(false, true, false)).is_empty());
+        assert_eq!(of(&kek(false, true, true)), ["CKA_WRAP is true"]);
+        assert_eq!(of(&kek(true, true, false)), ["CKA_EXTRACTABLE is true"]);
+        assert_eq!(of(&kek(false, false, false)), ["CKA_DECRYPT is false"]);
+    }
+
+    #[test]
+    fn an_rsa_kek_that_may_also_sign_or_encrypt_is_unfit() {
+        let rsa = Make { wrap: Some(WrapMechanism::RsaOaep256), ..GCM };
+        let mut found = kek(false, true, false);
+        assert_eq!(deviations(&found, rsa, Part::Main), ["CKA_ENCRYPT is true"]);
+        found.extend([Attribute::Sign(true)]);
+        assert_eq!(deviations(&found, rsa, Part::Main).len(), 2);
+    }
+
+    #[test]
+    fn a_key_whose_custody_cannot_be_read_is_unfit() {
+        let mac = Make { spec: KeySpec::HmacSha256, wrap: None };
+        assert_eq!(deviations(&[], mac, Part::Main).len(), 2);
+    }
+}
