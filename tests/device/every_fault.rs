@@ -147,14 +147,14 @@ async fn work(what: What, faults: Arc<Vec<Fault>>, next: Arc<AtomicUsize>) -> Ta
                 client.rotate().await;
                 client.start_again("").await;
             }
-            let fired = client.control.count("rules_fired");
-            let began = Instant::now();
-            // Named if the pass panics.
-            let named = Named(fault.to_string());
-            what.once(&mut client, &fault.to_string()).await;
-            std::mem::forget(named);
-            tally.slowest = tally.slowest.max(began.elapsed());
-            if client.control.count("rules_fired") - fired > what.beside() {
+            let mut fault = fault.clone();
+            let mut fired = meets(what, &mut client, &fault, &mut tally).await;
+            if !fired && fault.n > 1 {
+                // Passes differ by a call or two: then the first call, so that each function meets each code.
+                fault.n = 1;
+                fired = meets(what, &mut client, &fault, &mut tally).await;
+            }
+            if fired {
                 tally.fired += 1;
             } else {
                 println!("met no call: {fault}");
@@ -167,6 +167,17 @@ async fn work(what: What, faults: Arc<Vec<Fault>>, next: Arc<AtomicUsize>) -> Ta
         client.finish().await;
     }
     tally
+}
+
+/// Does it once under the fault; whether the fault met a call.
+async fn meets(what: What, client: &mut Client, fault: &Fault, tally: &mut Tally) -> bool {
+    let (fired, began) = (client.control.count("rules_fired"), Instant::now());
+    // Named if the pass panics.
+    let named = Named(fault.to_string());
+    what.once(client, &fault.to_string()).await;
+    std::mem::forget(named);
+    tally.slowest = tally.slowest.max(began.elapsed());
+    client.control.count("rules_fired") - fired > what.beside()
 }
 
 /// Says under which fault a test failed.
