@@ -13,6 +13,10 @@ pub const BACKEND: Backend = Backend {
     title: "NSS softokn 3.87",
     install,
     deviations: &[
+        (
+            "no KEK by A256CBC+HS256",
+            "of two secret keys with one id the second takes the first one's place; it has GCM, which is chosen",
+        ),
         ("CKA_LOCAL is false", "it says so of every secret key it makes; Lacre made them, and pins each"),
         (
             "exports keys that are not extractable",

@@ -16,7 +16,7 @@ use lacre::seal::{
     Arena, Context, Device, DeviceConfig, DeviceState, Kek, KekId, KeyRef, KeySpec, SealError,
 };
 use serde_json::Value;
-use tokio::sync::{OwnedMutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use tokio::sync::{OwnedMutexGuard, RwLock, RwLockWriteGuard};
 
 /// A kind of device that the rules are run on.
 pub struct Backend {
@@ -69,9 +69,10 @@ impl Deref for Turn {
 
 static PROCESS: LazyLock<RwLock<()>> = LazyLock::new(RwLock::default);
 
-/// Held by a rule that may run beside the rules of other devices.
-pub async fn beside_others() -> RwLockReadGuard<'static, ()> {
-    PROCESS.read().await
+/// Held by a rule. None runs beside another: openCryptoki closes a file twice, and in between its number
+/// may have become that of somebody else's.
+pub async fn beside_others() -> RwLockWriteGuard<'static, ()> {
+    PROCESS.write().await
 }
 
 /// Held by a rule that looks at the whole process.
