@@ -11,6 +11,7 @@
 pub mod backend;
 mod context;
 mod device;
+mod devices;
 mod driver;
 mod envelope;
 mod faults;
@@ -29,22 +30,22 @@ pub mod tpm;
 pub mod tpm;
 mod worker;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 pub use context::Context;
 pub use device::{
     Config as DeviceConfig, Device, DeviceState, DeviceStatus, StartError, UnlatchError, start, unlatch,
 };
+pub use devices::{DeviceName, Devices};
 pub use envelope::{BadSealed, Sealed, WrappedKey};
 pub use faults::Faults;
 pub use guarded::{Arena, ArenaError, SecretBuf};
 pub use key::{Alg, Fingerprint, Kek, KekId, KeyId, KeyRef, KeySpec, PublicKey, Signature};
 
 use backend::BackendError;
+use devices::{Route, Routes};
 use guarded::Dek;
-use tokio::sync::{Semaphore, SemaphorePermit};
-use worker::{Lanes, Priority};
+use worker::Priority;
 
 /// A plain DEK lives no longer than this; the buffer itself enforces it (reliability.md, ME-8).
 const DEK_LIFETIME: Duration = Duration::from_millis(50);
@@ -63,6 +64,14 @@ pub enum SealError {
     KeyMissing {
         /// The key that was asked for.
         key: KeyId,
+    },
+    /// No device of the name that the key's row says is configured here.
+    #[error("key {key} is on the device `{device}`, which is not configured")]
+    NoDevice {
+        /// The key that was asked for.
+        key: KeyId,
+        /// Where it is.
+        device: DeviceName,
     },
     /// The key is there and must not be used: two objects answer to its id, its fingerprint is
     /// another one, or its attributes were weakened.
@@ -155,20 +164,16 @@ impl Opened {
     }
 }
 
-/// Uses keys. Cheap to clone.
+/// Uses keys, each on the device that it is on. Cheap to clone.
 #[derive(Clone)]
 pub struct Sealer {
-    lanes: Arc<Lanes>,
+    routes: Routes,
     arena: Arena,
-    /// Calls that may hold guarded buffers at the same time. Each needs two slots, so with half as
-    /// many calls as slots none waits for another that waits for it.
-    room: Arc<Semaphore>,
 }
 
 impl Sealer {
-    pub(crate) fn new(lanes: Arc<Lanes>, arena: Arena) -> Self {
-        let room = Arc::new(Semaphore::new((arena.status().slots / 2).max(1)));
-        Self { lanes, arena, room }
+    pub(crate) const fn new(routes: Routes, arena: Arena) -> Self {
+        Self { routes, arena }
     }
 
     /// Seals `plaintext` for `context`: a fresh DEK encrypts it, `kek` wraps the DEK in the device.
@@ -181,12 +186,13 @@ impl Sealer {
         context: &Context<'_>,
         plaintext: &[u8],
     ) -> Result<Sealed, SealError> {
-        let _room = self.enter().await?;
+        let route = self.routes.to(&kek.key)?;
+        let _room = route.enter().await?;
         let mut body = self.arena.take(plaintext.len()).await?;
         for _ in 0..DEK_TRIES {
             let dek = self.arena.take(envelope::DEK_LEN).await?;
             let turn = (Priority::Foreground, context.flow());
-            let (wrapped, dek) = self.lanes.wrap(kek, dek, context.wrap_aad(kek), true, turn).await?;
+            let (wrapped, dek) = route.lanes.wrap(kek, dek, context.wrap_aad(kek), true, turn).await?;
             match envelope::encrypt(&mut Dek::new(dek, DEK_LIFETIME), context, plaintext, &mut body) {
                 Err(envelope::Failure::Expired) => {}
                 Err(envelope::Failure::Seal(error)) => return Err(error),
@@ -202,7 +208,8 @@ impl Sealer {
     /// # Errors
     /// [`SealError::Rejected`] if anything about the value, its place or its KEK is not what it was.
     pub async fn open(&self, kek: &Kek, context: &Context<'_>, sealed: &Sealed) -> Result<Opened, SealError> {
-        let _room = self.enter().await?;
+        let route = self.routes.to(&kek.key)?;
+        let _room = route.enter().await?;
         let len = sealed.payload.ciphertext_len();
         if len > guarded::LARGEST {
             // Nothing that long was ever sealed.
@@ -210,7 +217,7 @@ impl Sealer {
         }
         let mut plain = self.arena.take(len).await?;
         for _ in 0..DEK_TRIES {
-            let dek = self.unwrap(kek, context, &sealed.key, Priority::Foreground).await?;
+            let dek = self.unwrap(route, kek, context, &sealed.key, Priority::Foreground).await?;
             match envelope::decrypt(&mut Dek::new(dek, DEK_LIFETIME), context, &sealed.payload, &mut plain) {
                 Err(envelope::Failure::Expired) => {}
                 Err(envelope::Failure::Seal(error)) => return Err(error),
@@ -220,8 +227,9 @@ impl Sealer {
         Err(overloaded())
     }
 
-    /// Wraps the DEK of a sealed value under another KEK version; the payload stays as it is.
-    /// Runs behind all foreground work.
+    /// Wraps the DEK of a sealed value under another KEK version, on the same device or on another one;
+    /// the payload stays as it is. Between the two calls the DEK is in guarded memory only. Runs behind
+    /// all foreground work.
     ///
     /// # Errors
     /// As [`Sealer::open`] for the old wrap and [`Sealer::seal`] for the new one.
@@ -232,10 +240,11 @@ impl Sealer {
         context: &Context<'_>,
         key: &WrappedKey,
     ) -> Result<WrappedKey, SealError> {
-        let _room = self.enter().await?;
-        let dek = self.unwrap(from, context, key, Priority::Background).await?;
+        let (source, target) = (self.routes.to(&from.key)?, self.routes.to(&to.key)?);
+        let _room = source.enter().await?;
+        let dek = self.unwrap(source, from, context, key, Priority::Background).await?;
         let turn = (Priority::Background, context.flow());
-        let (wrapped, _dek) = self.lanes.wrap(to, dek, context.wrap_aad(to), false, turn).await?;
+        let (wrapped, _dek) = target.lanes.wrap(to, dek, context.wrap_aad(to), false, turn).await?;
         Ok(WrappedKey::new(to, wrapped))
     }
 
@@ -245,7 +254,7 @@ impl Sealer {
     /// # Errors
     /// See [`SealError`].
     pub async fn sign(&self, key: &KeyRef, alg: Alg, message: &[u8]) -> Result<Signature, SealError> {
-        self.lanes.sign(key, alg, message).await
+        self.routes.to(key)?.lanes.sign(key, alg, message).await
     }
 
     /// HMAC-SHA256 of `message` under a key in the device.
@@ -253,7 +262,7 @@ impl Sealer {
     /// # Errors
     /// See [`SealError`].
     pub async fn mac(&self, key: &KeyRef, message: &[u8]) -> Result<[u8; 32], SealError> {
-        self.lanes.mac(key, message).await
+        self.routes.to(key)?.lanes.mac(key, message).await
     }
 
     /// The public half of a signing key, read from the device.
@@ -261,7 +270,7 @@ impl Sealer {
     /// # Errors
     /// See [`SealError`].
     pub async fn public_key(&self, key: &KeyRef) -> Result<PublicKey, SealError> {
-        self.lanes.public_key(key).await
+        self.routes.to(key)?.lanes.public_key(key).await
     }
 
     /// Fresh random bytes in guarded memory (the operating system's generator).
@@ -272,8 +281,17 @@ impl Sealer {
         Ok(Opened(self.arena.random(len).await?))
     }
 
+    /// Whether the key's device takes requests now, as far as is known without asking it.
+    ///
+    /// # Errors
+    /// What a request would get.
+    pub fn admits(&self, key: &KeyRef) -> Result<(), SealError> {
+        self.routes.to(key)?.lanes.breaker.admit()
+    }
+
     async fn unwrap(
         &self,
+        route: &Route,
         kek: &Kek,
         context: &Context<'_>,
         key: &WrappedKey,
@@ -282,12 +300,7 @@ impl Sealer {
         let wrapped = key.wrapped_by(kek).ok_or(SealError::Rejected)?.clone();
         let slot = self.arena.take(envelope::DEK_SLOT_LEN).await?;
         let turn = (priority, context.flow());
-        self.lanes.unwrap(kek, wrapped, context.wrap_aad(kek), slot, turn).await
-    }
-
-    async fn enter(&self) -> Result<SemaphorePermit<'_>, SealError> {
-        let entered = tokio::time::timeout(self.lanes.deadline, self.room.acquire()).await;
-        entered.ok().and_then(Result::ok).ok_or_else(overloaded)
+        route.lanes.unwrap(kek, wrapped, context.wrap_aad(kek), slot, turn).await
     }
 }
 
@@ -295,13 +308,18 @@ fn overloaded() -> SealError {
     SealError::Busy { what: "guarded memory", retry_after: Duration::from_secs(1) }
 }
 
-/// Makes, destroys and inspects keys. Given by `daemon` to `vault`, `keys` and the command line only.
+/// Makes, destroys and inspects keys, each on the device that its [`KeyRef`] names. Given by `daemon` to
+/// `vault`, `keys` and the command line only.
 #[derive(Clone)]
 pub struct KeyAdmin {
-    lanes: Arc<Lanes>,
+    routes: Routes,
 }
 
 impl KeyAdmin {
+    pub(crate) const fn new(routes: Routes) -> Self {
+        Self { routes }
+    }
+
     /// Makes the planned key on the device and returns it pinned: with the fingerprint (public key,
     /// MAC or canary) that every later use checks. Making what is there already is a success, so a
     /// step repeated after a crash converges; a second object of one id is never made.
@@ -323,7 +341,7 @@ impl KeyAdmin {
         planned: &KeyRef,
         held: impl Send + 'static,
     ) -> Result<KeyRef, SealError> {
-        self.lanes.generate(planned, Box::new(held)).await
+        self.routes.to(planned)?.lanes.generate(planned, Box::new(held)).await
     }
 
     /// Destroys the key on the device. Destroying what is not there is a success.
@@ -331,7 +349,7 @@ impl KeyAdmin {
     /// # Errors
     /// See [`SealError`].
     pub async fn destroy(&self, key: &KeyRef) -> Result<(), SealError> {
-        self.lanes.destroy(key).await
+        self.routes.to(key)?.lanes.destroy(key).await
     }
 
     /// Reads the key's attributes back, checks that its id is unambiguous and its fingerprint the
@@ -340,7 +358,7 @@ impl KeyAdmin {
     /// # Errors
     /// [`SealError::KeyMissing`] if it is not there; a key that breaks rules is not an error here.
     pub async fn inspect(&self, key: &KeyRef) -> Result<KeyReport, SealError> {
-        self.lanes.inspect(key).await
+        self.routes.to(key)?.lanes.inspect(key).await
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use crate::seal::devices::{DeviceName, Routes};
 use crate::seal::driver::Driver;
 use crate::seal::guarded::Arena;
 use crate::seal::latch::Latch;
@@ -68,6 +69,8 @@ pub enum DeviceState {
 /// The device's status for `lacre status`, `/readyz` and metrics.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct DeviceStatus {
+    /// Its name in the configuration.
+    pub name: DeviceName,
     /// How it is.
     #[serde(flatten)]
     pub state: DeviceState,
@@ -143,10 +146,11 @@ pub enum UnlatchError {
 
 /// A started device.
 pub struct Device {
-    /// Uses keys.
+    /// Uses keys on this device.
     pub sealer: Sealer,
-    /// Makes and destroys keys.
+    /// Makes and destroys keys on this device.
     pub admin: KeyAdmin,
+    name: DeviceName,
     lanes: Arc<Lanes>,
     watch: Watch,
     address: String,
@@ -158,7 +162,17 @@ pub struct Device {
 /// # Errors
 /// [`StartError`] for what no waiting heals.
 pub fn start(config: &Config, arena: &Arena) -> Result<Device, StartError> {
-    let driver = driver(config, arena)?;
+    start_named(DeviceName::default(), config, arena, &pkcs11::Modules::default())
+}
+
+/// [`start`] for one of several, which share their `modules`.
+pub(crate) fn start_named(
+    name: DeviceName,
+    config: &Config,
+    arena: &Arena,
+    modules: &pkcs11::Modules,
+) -> Result<Device, StartError> {
+    let driver = driver(config, arena, modules)?;
     let address = driver.address();
     let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     let sizes = Sizes {
@@ -168,12 +182,14 @@ pub fn start(config: &Config, arena: &Arena) -> Result<Device, StartError> {
         deadline: config.deadline,
     };
     let threads = |error: std::io::Error| StartError::Threads { reason: error.to_string() };
-    let lanes = Lanes::start(driver, arena.clone(), &sizes).map_err(threads)?;
+    let lanes = Lanes::start(name.clone(), driver, arena.clone(), &sizes).map_err(threads)?;
     recovery::first_round(&lanes);
     let watch = Watch::start(&lanes).map_err(threads)?;
+    let routes = Routes::new(vec![(name.clone(), Arc::clone(&lanes))], arena);
     Ok(Device {
-        sealer: Sealer::new(Arc::clone(&lanes), arena.clone()),
-        admin: KeyAdmin { lanes: Arc::clone(&lanes) },
+        sealer: Sealer::new(routes.clone(), arena.clone()),
+        admin: KeyAdmin::new(routes),
+        name,
         lanes,
         watch,
         address,
@@ -181,14 +197,14 @@ pub fn start(config: &Config, arena: &Arena) -> Result<Device, StartError> {
 }
 
 /// The device that the configuration means, with its latch; loads the library and no more.
-fn driver(config: &Config, arena: &Arena) -> Result<Box<dyn Driver>, StartError> {
+fn driver(config: &Config, arena: &Arena, modules: &pkcs11::Modules) -> Result<Box<dyn Driver>, StartError> {
     let latch_dir = config.latch_dir.clone().unwrap_or_else(|| PathBuf::from("latch"));
     let latch = Latch::open(&latch_dir).map_err(|error| StartError::Latch {
         path: latch_dir.display().to_string(),
         reason: error.to_string(),
     })?;
     match (&config.pkcs11, &config.tpm) {
-        (Some(pkcs11), None) => pkcs11::load(pkcs11, latch, arena),
+        (Some(pkcs11), None) => pkcs11::load(pkcs11, latch, arena, modules),
         (None, Some(tpm)) => tpm::load(tpm, latch, arena),
         _ => Err(StartError::Selection("give one of [seal.pkcs11] and [seal.tpm]".to_owned())),
     }
@@ -202,7 +218,7 @@ fn driver(config: &Config, arena: &Arena) -> Result<Box<dyn Driver>, StartError>
 /// # Errors
 /// [`UnlatchError`]: the latch may be cleared already; no PIN was sent.
 pub fn unlatch(config: &Config, arena: &Arena, force: bool) -> Result<Option<String>, UnlatchError> {
-    let driver = driver(config, arena)?;
+    let driver = driver(config, arena, &pkcs11::Modules::default())?;
     let done = driver.unlatch(force);
     let serial = driver.known().serial;
     if let Err(problem) = driver.take_down() {
@@ -212,10 +228,20 @@ pub fn unlatch(config: &Config, arena: &Arena, force: bool) -> Result<Option<Str
 }
 
 impl Device {
+    /// Its name in the configuration.
+    pub const fn name(&self) -> &DeviceName {
+        &self.name
+    }
+
+    pub(crate) fn lanes(&self) -> Arc<Lanes> {
+        Arc::clone(&self.lanes)
+    }
+
     /// The present status; never waits for the device.
     pub fn status(&self) -> DeviceStatus {
         let known = self.lanes.driver.known();
         DeviceStatus {
+            name: self.name.clone(),
             state: self.lanes.breaker.device_state(),
             module: self.address.clone(),
             library: known.library,

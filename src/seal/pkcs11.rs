@@ -1,11 +1,13 @@
 //! The PKCS#11 device: any module that a vendor ships, driven by its token's label, serial or URI.
 //!
-//! `select` decides which module, token and PIN source are meant; `token` loads, logs in and recovers;
+//! `select` decides which module, token and PIN source are meant; `library` loads and initialises a module
+//! for all tokens in it; `token` finds one, logs in and recovers;
 //! `session` is the [`Backend`](crate::seal::backend::Backend); `objects` finds and checks keys;
 //! `wrap` chooses how DEKs are wrapped; `raw` is the C interface; `error` says what return values
 //! mean; `report` measures what the token can do. Read `hsm.md` of the project before changing any.
 
 mod error;
+mod library;
 mod objects;
 mod raw;
 mod report;
@@ -23,6 +25,8 @@ use crate::seal::backend::{Backend, BackendError};
 use crate::seal::driver::{Driver, Known, Problem};
 use crate::seal::guarded::Arena;
 use crate::seal::latch::Latch;
+
+pub(crate) use library::Modules;
 
 use select::Selection;
 use session::Session;
@@ -71,9 +75,15 @@ pub enum GcmIv {
     Device,
 }
 
-/// Loads the library that the configuration means. Initialises nothing and sends no PIN.
-pub(crate) fn load(config: &Config, latch: Latch, arena: &Arena) -> Result<Box<dyn Driver>, StartError> {
-    Ok(Box::new(Module(Token::load(Selection::new(config, arena)?, latch, arena)?)))
+/// Loads the library that the configuration means, unless `modules` has it. Initialises nothing and sends no
+/// PIN.
+pub(crate) fn load(
+    config: &Config,
+    latch: Latch,
+    arena: &Arena,
+    modules: &Modules,
+) -> Result<Box<dyn Driver>, StartError> {
+    Ok(Box::new(Module(Token::load(Selection::new(config, arena)?, latch, arena, modules)?)))
 }
 
 /// A token in a loaded library, as a driver.
