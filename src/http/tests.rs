@@ -11,12 +11,16 @@ use super::*;
 
 struct Daemon {
     problem: Option<&'static str>,
+    optional: Option<&'static str>,
     draining: bool,
 }
 
 impl Operations for Daemon {
     fn checks(&self) -> Vec<Check> {
-        vec![Check { name: "device", problem: self.problem.map(str::to_owned) }]
+        vec![
+            Check::needed("device", self.problem.map(str::to_owned)),
+            Check { name: "device/b".into(), problem: self.optional.map(str::to_owned), is_needed: false },
+        ]
     }
 
     fn is_draining(&self) -> bool {
@@ -53,7 +57,7 @@ async fn send(daemon: Daemon, request: TestRequest) -> (ServiceResponse<()>, Val
 }
 
 async fn ask(request: TestRequest) -> (ServiceResponse<()>, Value) {
-    send(Daemon { problem: None, draining: false }, request).await
+    send(Daemon { problem: None, optional: None, draining: false }, request).await
 }
 
 fn header_of(response: &ServiceResponse<()>, name: &str) -> String {
@@ -123,12 +127,18 @@ async fn nothing_under_v1_is_answered_without_the_gate() {
 
 #[actix_web::test]
 async fn readiness_names_the_failing_check_and_explains_it_on_request() {
-    let away = || Daemon { problem: Some("token not present"), draining: false };
+    let away = || Daemon { problem: Some("token not present"), optional: None, draining: false };
 
     let (response, body) = send(away(), TestRequest::get().uri("/readyz")).await;
     assert_eq!(response.status(), 503);
     assert_eq!(header_of(&response, "retry-after"), "1");
-    assert_eq!(body["checks"], json!([{ "name": "device", "ok": false }]));
+    let optional = |ok: bool| json!({ "name": "device/b", "ok": ok, "optional": true });
+    assert_eq!(body["checks"], json!([{ "name": "device", "ok": false }, optional(true)]));
+
+    let second = Daemon { problem: None, optional: Some("unplugged"), draining: false };
+    let (response, body) = send(second, TestRequest::get().uri("/readyz")).await;
+    assert_eq!(response.status(), 200, "nothing depends on it");
+    assert_eq!(body["checks"][1], optional(false));
 
     let (_, body) = send(away(), TestRequest::get().uri("/readyz?verbose")).await;
     assert_eq!(body["checks"][0]["reason"], "token not present");
@@ -140,7 +150,8 @@ async fn readiness_names_the_failing_check_and_explains_it_on_request() {
 #[actix_web::test]
 async fn connections_are_closed_while_the_daemon_drains() {
     let (response, _) =
-        send(Daemon { problem: None, draining: true }, TestRequest::get().uri("/livez")).await;
+        send(Daemon { problem: None, optional: None, draining: true }, TestRequest::get().uri("/livez"))
+            .await;
     assert!(!response.response().head().keep_alive());
     assert_eq!(response.status(), 200);
     assert_eq!(response.headers().get(header::RETRY_AFTER), None);

@@ -6,8 +6,6 @@
 //! call, and the token's own, so that its sessions are not closed below one. Other tokens may be in
 //! the same library (`library.rs`).
 
-#![expect(clippy::disallowed_types, reason = "sessions are opened here")]
-
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
