@@ -1,7 +1,7 @@
 //! The command line: one file per command, results on stdout, talk on stderr.
 //!
 //! Commands for users (`secrets`, `kek`, `audit`, `app`, `status`) speak HTTP with the daemon and
-//! nothing else. Commands for the host (`serve`, `dev`, `init`, `db`, `hsm`, `doctor`) read its
+//! nothing else. Commands for the host (`serve`, `dev`, `init`, `db`, `hsm`, `doctor`, `restore run`) read its
 //! configuration. Start at `Command`, then `client.rs` and `error.rs`, where the exit codes are.
 
 mod app;
@@ -23,6 +23,7 @@ mod logging;
 mod man;
 mod output;
 mod progress;
+mod restore;
 mod sealer;
 mod secrets;
 mod serve;
@@ -79,6 +80,8 @@ enum Command {
     App(app::Command),
     #[command(subcommand)]
     Hsm(hsm::Command),
+    #[command(subcommand)]
+    Restore(restore::Command),
     /// Print a completion script for a shell
     #[command(after_help = completion::HELP)]
     Completion(completion::Args),
@@ -151,6 +154,7 @@ async fn run(command: Command, context: &Context) -> Result<(), CliError> {
         Command::Audit(command) => audit::run(command, context).await,
         Command::App(command) => app::run(command, context).await,
         Command::Hsm(command) => hsm::run(&command, context),
+        Command::Restore(command) => restore::run(command, context).await,
         // Done without a runtime, in `dispatch`.
         Command::Db(command) => db::run(&command, context),
         Command::Completion(args) => completion::run(&args),

@@ -4,6 +4,7 @@
 //! a misspelt setting never means a silent default. Nothing secret is written here: PINs, client
 //! secrets and TLS keys are named by file or credential. Each module owns its own section's type.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use serde::Deserialize;
 use crate::db;
 use crate::http;
 use crate::ids::TenantId;
+use crate::seal::DeviceName;
 use crate::{seal, vault};
 
 /// Everything a daemon is told.
@@ -28,10 +30,16 @@ pub struct Config {
     pub server: ServerConfig,
     /// The database.
     pub database: DatabaseConfig,
-    /// The device. A daemon without one is refused at start; the command line works without.
+    /// The device named `default`. A daemon without any is refused at start; the command line works without.
     pub seal: Option<seal::DeviceConfig>,
     /// Whether the device is driven in a process of its own.
     pub sealer: seal::SealerConfig,
+    /// Further devices by name.
+    pub devices: BTreeMap<DeviceName, seal::DeviceConfig>,
+    /// On which devices new keys are made.
+    pub placement: Placement,
+    /// The second wrap of every record, under a KEK on another device.
+    pub backup: Option<BackupConfig>,
     /// Guarded memory.
     pub memory: seal::guarded::Options,
     /// Limits of the vault.
@@ -42,6 +50,24 @@ pub struct Config {
     pub audit: AuditConfig,
     /// Log output.
     pub log: LogConfig,
+}
+
+/// `[placement]`: on which device new keys are made. Keys that are there stay where they are.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Placement {
+    /// Key-encryption keys.
+    pub keks: DeviceName,
+    /// Signing and MAC keys.
+    pub signing_keys: DeviceName,
+}
+
+/// `[backup]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackupConfig {
+    /// The device that holds the backup KEK, and no other key.
+    pub device: DeviceName,
 }
 
 /// `[server]`: who can reach the daemon, and how.
@@ -198,6 +224,9 @@ impl Default for Config {
             database: DatabaseConfig::default(),
             seal: None,
             sealer: seal::SealerConfig::default(),
+            devices: BTreeMap::new(),
+            placement: Placement::default(),
+            backup: None,
             memory: seal::guarded::Options::default(),
             vault: vault::Config::default(),
             issuer: IssuerConfig::default(),
@@ -221,6 +250,16 @@ pub enum ConfigError {
     PlainHttp {
         /// The address.
         listen: SocketAddr,
+    },
+    /// Devices that are named and not there, or named twice.
+    #[error("{key} is `{device}`: {reason}")]
+    Device {
+        /// The key.
+        key: &'static str,
+        /// What it names.
+        device: DeviceName,
+        /// What is wrong with that.
+        reason: &'static str,
     },
     /// Rules for client certificates without an authority that could vouch for one.
     #[error("server.tls.client_rules need server.tls.client_ca")]
@@ -260,14 +299,14 @@ impl Config {
             .try_parsing(true)
             .source(environment);
         let mut config: Self = builder.add_source(variables).build()?.try_deserialize()?;
-        if let Some(seal) = &mut config.seal {
-            #[expect(clippy::disallowed_methods, reason = "this is where the environment is read")]
-            let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
-            if let Some(pkcs11) = &mut seal.pkcs11 {
+        #[expect(clippy::disallowed_methods, reason = "this is where the environment is read")]
+        let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+        for device in config.seal.iter_mut().chain(config.devices.values_mut()) {
+            if let Some(pkcs11) = &mut device.pkcs11 {
                 pkcs11.credentials_dir.clone_from(&credentials);
             }
-            if let Some(tpm) = &mut seal.tpm {
-                tpm.credentials_dir = credentials;
+            if let Some(tpm) = &mut device.tpm {
+                tpm.credentials_dir.clone_from(&credentials);
             }
         }
         config.check()?;
@@ -289,6 +328,7 @@ impl Config {
         {
             return Err(ConfigError::RulesWithoutAuthority);
         }
+        self.check_devices()?;
         let bounds = [
             ("vault.max_value_bytes", self.vault.max_value_bytes as u64, 1, 1 << 20, "1 to 1048576"),
             ("vault.wrap_budget", self.vault.wrap_budget, 1, 1 << 31, "1 to 2147483648"),
@@ -299,6 +339,47 @@ impl Config {
             Some((key, value, _, _, allowed)) => Err(ConfigError::OutOfRange { key, value, allowed }),
             None => Ok(()),
         }
+    }
+
+    fn check_devices(&self) -> Result<(), ConfigError> {
+        let fail = |key, device: &DeviceName, reason| {
+            Err(ConfigError::Device { key, device: device.clone(), reason })
+        };
+        if let Some(name) = self.devices.keys().find(|name| name.is_default()) {
+            return fail("devices", name, "the device of that name is the section [seal]");
+        }
+        if self.seal.is_none() && self.devices.is_empty() {
+            // The command line works without any.
+            return Ok(());
+        }
+        let is_there =
+            |name: &DeviceName| self.devices.contains_key(name) || (name.is_default() && self.seal.is_some());
+        let backup = self.backup.as_ref().map(|backup| ("backup.device", &backup.device));
+        let placement = &self.placement;
+        let placed =
+            [("placement.keks", &placement.keks), ("placement.signing_keys", &placement.signing_keys)];
+        for (key, device) in placed.into_iter().chain(backup) {
+            if !is_there(device) {
+                return fail(key, device, "no device of that name is configured");
+            }
+        }
+        match backup {
+            // One loss would take both wraps.
+            Some((key, device)) if placed.iter().any(|(_, placed)| *placed == device) => {
+                fail(key, device, "new keys are made on that device; a backup has to be on another one")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Every configured device by name, with the place of its PIN latch.
+    pub fn all_devices(&self) -> BTreeMap<DeviceName, seal::DeviceConfig> {
+        let default = self.seal.clone().map(|seal| (DeviceName::default(), seal));
+        let mut all: BTreeMap<_, _> = default.into_iter().chain(self.devices.clone()).collect();
+        for device in all.values_mut() {
+            device.latch_dir.get_or_insert_with(|| self.data_dir.join("latch"));
+        }
+        all
     }
 
     /// The database: the configured one, or `lacre.db` in the data directory.
@@ -410,6 +491,28 @@ mod tests {
 
         let tls = "[server]\nlisten = '0.0.0.0:8280'\ntls = { cert = 'a', key = 'b' }";
         assert!(load(tls, &[]).is_ok());
+    }
+
+    #[test]
+    fn devices_are_named_once_and_before_they_are_used() {
+        let seal = "[seal]\n[seal.pkcs11]\ntoken = 'a'\n";
+        let two = format!("{seal}[devices.b.pkcs11]\ntoken = 'b'\n");
+        let config = load(&format!("{two}[placement]\nsigning_keys = 'b'\n"), &[]).unwrap();
+        let names: Vec<_> = config.all_devices().into_keys().map(String::from).collect();
+        assert_eq!(names, ["b", "default"]);
+        assert!(config.placement.keks.is_default() && !config.placement.signing_keys.is_default());
+        assert!(load(&format!("{two}[backup]\ndevice = 'b'\n"), &[]).is_ok());
+
+        for (text, said) in [
+            (format!("{seal}[devices.default.pkcs11]\ntoken = 'b'\n"), "[seal]"),
+            (format!("{two}[placement]\nkeks = 'c'\n"), "placement.keks"),
+            (format!("{two}[placement]\nkeks = 'b'\n[backup]\ndevice = 'b'\n"), "backup.device"),
+            (format!("{two}[backup]\ndevice = 'default'\n"), "backup.device"),
+            (format!("{seal}[devices.B.pkcs11]\ntoken = 'b'\n"), "32 characters"),
+        ] {
+            let error = load(&text, &[]).unwrap_err().to_string();
+            assert!(error.contains(said), "{text}: {error}");
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod health;
 mod listen;
 mod metrics;
 mod notify;
+mod restore;
 mod services;
 mod tls;
 
@@ -27,6 +28,7 @@ use crate::identity::{Caller, ScopeSet};
 use crate::ids::ClientId;
 use crate::issuer::{AppKind, IssuerError, NewApp};
 
+pub use restore::{RestoreReport, restore};
 pub use services::{ProvisionError, Services, StartError};
 
 use health::Health;
@@ -59,6 +61,9 @@ pub enum RunError {
     /// The development environment could not be made.
     #[error(transparent)]
     Dev(#[from] dev::DevError),
+    /// New secrets cannot be kept.
+    #[error("the applications' new secrets cannot be written")]
+    Secrets(#[source] io::Error),
     /// The HTTP server or the signal handling failed.
     #[error("the server failed")]
     Server(#[source] io::Error),
@@ -130,8 +135,8 @@ async fn serve(
     tasks.spawn(attest::run(Arc::clone(&services), Arc::clone(&health), fatal));
     tasks.spawn(health::upkeep(Arc::clone(&services), Arc::clone(&health), gate));
     tasks.spawn(notify::watchdog());
-    let vault = services.vault.clone();
-    tasks.spawn(async move { vault.run_jobs().await });
+    let (vault, tenant) = (services.vault.clone(), services.config.tenant.clone());
+    tasks.spawn(async move { vault.run_jobs(&tenant).await });
 
     notify::started();
     let ended = listen::until_stopped(server, &health, certificates, keys_unfit, on_ready).await;

@@ -5,6 +5,7 @@
 //! under the same id. `kid` is the RFC 7638 thumbprint.
 
 mod jwk;
+mod lost;
 mod store;
 
 use std::collections::{HashMap, HashSet};
@@ -21,7 +22,7 @@ use crate::clock::Clock;
 use crate::db::{Db, DbError, Turn, TurnName};
 use crate::identity::Caller;
 use crate::ids::{SigningKeyId, TenantId};
-use crate::seal::{Alg, Faults, KeyAdmin, KeyId, KeyRef, KeySpec, SealError, Sealer};
+use crate::seal::{Alg, DeviceName, Faults, KeyAdmin, KeyId, KeyRef, KeySpec, SealError, Sealer};
 
 use store::{Key, Phase, Public};
 
@@ -85,7 +86,7 @@ impl AuditCode for KeysError {
             // A call whose end nobody knows is safe to repeat, as after an outage.
             Self::Seal(SealError::Unavailable { .. } | SealError::Unknown { .. }) => "device-unavailable",
             Self::Seal(SealError::Busy { .. }) => "busy",
-            Self::Seal(SealError::KeyMissing { .. }) => "key-missing",
+            Self::Seal(SealError::KeyMissing { .. } | SealError::NoDevice { .. }) => "key-missing",
             Self::Seal(SealError::KeyUnfit { .. }) => "key-unfit",
             Self::Seal(_) => "device-failed",
             Self::Db(error) => error.code(),
@@ -124,6 +125,8 @@ pub struct Parts {
     pub audit: AuditLog,
     /// Wall time.
     pub clock: Arc<dyn Clock>,
+    /// The device on which new keys are made.
+    pub placement: DeviceName,
 }
 
 /// The key that signs a tenant's tokens.
@@ -169,7 +172,9 @@ impl Keys {
         for purpose in Purpose::ALL {
             let key = self.current(tenant, purpose).await?;
             match self.inspect(tenant, purpose, &key).await {
-                Err(KeysError::Seal(SealError::KeyMissing { key })) => missing.push(key),
+                Err(KeysError::Seal(SealError::KeyMissing { key } | SealError::NoDevice { key, .. })) => {
+                    missing.push(key);
+                }
                 found => first_bad = first_bad.and(found),
             }
         }
@@ -189,6 +194,30 @@ impl Keys {
             }
         }
         Ok(true)
+    }
+
+    /// Whether a key of each purpose was ever made for the tenant, be it current or given up.
+    ///
+    /// # Errors
+    /// If the database cannot be read.
+    pub async fn were_made(&self, tenant: &TenantId) -> Result<bool, KeysError> {
+        let tenant = tenant.clone();
+        let query = move |conn: &mut _| {
+            for purpose in Purpose::ALL {
+                if !store::was_made(conn, &tenant, purpose)? {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        };
+        Ok(self.parts.db.read::<_, DbError, _>(query).await?)
+    }
+
+    /// The devices that hold the tenant's current keys, as far as they were asked for since the start.
+    pub fn devices(&self, tenant: &TenantId) -> Vec<DeviceName> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let of_tenant = known.iter().filter(|((owner, _), _)| owner == tenant);
+        of_tenant.map(|(_, key)| key.device.device().clone()).collect()
     }
 
     /// The key of that purpose, for a service that uses it through its own `Sealer`.
@@ -301,6 +330,7 @@ impl Keys {
         }
         let id = SigningKeyId::generate();
         let device = KeyRef::plan(purpose.spec()).map_err(|_| DbError::Unavailable(None))?;
+        let device = device.on(self.parts.placement.clone());
         let (row, now) = ((tenant.clone(), id.clone(), device.clone()), self.parts.clock.now());
         let insert = move |conn: &mut _| store::insert_planned(conn, &row.0, purpose, &row.1, &row.2, now);
         match self.parts.db.write(insert).await {
@@ -332,6 +362,7 @@ impl Keys {
         let event = Event::new(Action::KeyCreate, "key", planned.id.as_str())
             .detail("purpose", purpose.name())
             .detail("alg", purpose.alg_name())
+            .detail("device", planned.device.device().as_str())
             .detail("device_id", planned.device.id().to_string());
         let made = self.parts.audit.around(&caller, event, async |note| {
             // Repeating this after a crash finds the object that was made then.
@@ -377,6 +408,7 @@ impl Keys {
         }
         let event = Event::new(Action::KeyIncident, "key", key.id.as_str())
             .detail("purpose", purpose.name())
+            .detail("device", key.device.device().as_str())
             .detail("device_id", key.device.id().to_string());
         let caller = Caller::system("keys", tenant.clone());
         self.parts.audit.record_soon(&caller, event, Outcome::Failure(code));

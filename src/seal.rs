@@ -14,6 +14,7 @@ pub mod backend;
 mod child;
 mod context;
 mod device;
+mod devices;
 mod driver;
 mod envelope;
 mod faults;
@@ -41,6 +42,7 @@ pub use device::{
     Config as DeviceConfig, Device, DeviceState, DeviceStatus, SealerStatus, StartError, UnlatchError, start,
     unlatch,
 };
+pub use devices::{DeviceName, Devices};
 pub use envelope::{BadSealed, Sealed, WrappedKey};
 pub use faults::Faults;
 pub use guarded::{Arena, ArenaError, SecretBuf};
@@ -48,8 +50,8 @@ pub use key::{Alg, Fingerprint, Kek, KekId, KeyId, KeyRef, KeySpec, PublicKey, S
 
 use backend::BackendError;
 use child::Client;
+use devices::{Route, Routes};
 use guarded::Dek;
-use tokio::sync::{Semaphore, SemaphorePermit};
 use worker::{Lanes, Priority};
 
 /// A plain DEK lives no longer than this; the buffer itself enforces it (reliability.md, ME-8).
@@ -69,6 +71,14 @@ pub enum SealError {
     KeyMissing {
         /// The key that was asked for.
         key: KeyId,
+    },
+    /// No device of the name that the key's row says is configured here.
+    #[error("key {key} is on the device `{device}`, which is not configured")]
+    NoDevice {
+        /// The key that was asked for.
+        key: KeyId,
+        /// Where it is.
+        device: DeviceName,
     },
     /// The key is there and must not be used: two objects answer to its id, its fingerprint is
     /// another one, or its attributes were weakened.
@@ -171,28 +181,32 @@ pub(crate) enum Way {
 }
 
 impl Way {
-    fn deadline(&self) -> Duration {
+    pub(crate) fn deadline(&self) -> Duration {
         match self {
             Self::Lanes(lanes) => lanes.deadline,
             Self::Child(client) => client.deadline,
         }
     }
+
+    /// Whether the device takes requests now, as far as is known without asking it.
+    fn admit(&self) -> Result<(), SealError> {
+        match self {
+            Self::Lanes(lanes) => lanes.breaker.admit(),
+            Self::Child(client) => client.admit(),
+        }
+    }
 }
 
-/// Uses keys. Cheap to clone.
+/// Uses keys, each on the device that it is on. Cheap to clone.
 #[derive(Clone)]
 pub struct Sealer {
-    way: Way,
+    routes: Routes,
     arena: Arena,
-    /// Calls that may hold guarded buffers at the same time. Each needs two slots, so with half as
-    /// many calls as slots none waits for another that waits for it.
-    room: Arc<Semaphore>,
 }
 
 impl Sealer {
-    pub(crate) fn new(way: Way, arena: Arena) -> Self {
-        let room = Arc::new(Semaphore::new((arena.status().slots / 2).max(1)));
-        Self { way, arena, room }
+    pub(crate) const fn new(routes: Routes, arena: Arena) -> Self {
+        Self { routes, arena }
     }
 
     /// Seals `plaintext` for `context`: a fresh DEK encrypts it, `kek` wraps the DEK in the device.
@@ -205,10 +219,11 @@ impl Sealer {
         context: &Context<'_>,
         plaintext: &[u8],
     ) -> Result<Sealed, SealError> {
-        let _room = self.enter().await?;
+        let route = self.routes.to(&kek.key)?;
+        let _room = route.enter().await?;
         let mut body = self.arena.take(plaintext.len()).await?;
         body.with_mut(|bytes| bytes.copy_from_slice(plaintext));
-        self.seal_body(kek, context, body).await
+        seal_body(route, kek, context, body).await
     }
 
     /// As [`Sealer::seal`], for plaintext that is in guarded memory already.
@@ -221,8 +236,9 @@ impl Sealer {
         context: &Context<'_>,
         body: SecretBuf,
     ) -> Result<Sealed, SealError> {
-        let _room = self.enter().await?;
-        self.seal_body(kek, context, body).await
+        let route = self.routes.to(&kek.key)?;
+        let _room = route.enter().await?;
+        seal_body(route, kek, context, body).await
     }
 
     /// Opens what [`Sealer::seal`] made. `context` is what the caller asked for, never what the
@@ -231,7 +247,8 @@ impl Sealer {
     /// # Errors
     /// [`SealError::Rejected`] if anything about the value, its place or its KEK is not what it was.
     pub async fn open(&self, kek: &Kek, context: &Context<'_>, sealed: &Sealed) -> Result<Opened, SealError> {
-        let _room = self.enter().await?;
+        let route = self.routes.to(&kek.key)?;
+        let _room = route.enter().await?;
         let len = sealed.payload.ciphertext_len();
         if len > guarded::LARGEST {
             // Nothing that long was ever sealed.
@@ -241,15 +258,16 @@ impl Sealer {
             return Err(SealError::Rejected);
         }
         let plain = self.arena.take(len).await?;
-        match &self.way {
+        match &route.way {
             Way::Lanes(lanes) => open_here(lanes, kek, context, sealed, plain).await,
             Way::Child(client) => client.open(kek, context, sealed, plain).await,
         }
         .map(Opened)
     }
 
-    /// Wraps the DEK of a sealed value under another KEK version; the payload stays as it is.
-    /// Runs behind all foreground work.
+    /// Wraps the DEK of a sealed value under another KEK version, on the same device or on another one;
+    /// the payload stays as it is. Between the two calls the DEK is in guarded memory only. Runs behind
+    /// all foreground work.
     ///
     /// # Errors
     /// As [`Sealer::open`] for the old wrap and [`Sealer::seal`] for the new one.
@@ -260,17 +278,22 @@ impl Sealer {
         context: &Context<'_>,
         key: &WrappedKey,
     ) -> Result<WrappedKey, SealError> {
-        let _room = self.enter().await?;
+        let (source, target) = (self.routes.to(&from.key)?, self.routes.to(&to.key)?);
+        let _room = source.enter().await?;
         if key.wrapped_by(from).is_none() {
             return Err(SealError::Rejected);
         }
-        let lanes = match &self.way {
-            Way::Lanes(lanes) => lanes,
-            Way::Child(client) => return client.rewrap(from, to, context, key).await,
+        let (source, target) = match (&source.way, &target.way) {
+            (Way::Lanes(source), Way::Lanes(target)) => (source, target),
+            (Way::Child(client), Way::Child(other)) if Arc::ptr_eq(client, other) => {
+                return client.rewrap(from, to, context, key).await;
+            }
+            // A daemon with several devices drives them all itself (`Devices::start`).
+            _ => return Err(worker::mismatch("rewrap")),
         };
-        let dek = unwrap(lanes, from, context, key, Priority::Background).await?;
+        let dek = unwrap(source, from, context, key, Priority::Background).await?;
         let turn = (Priority::Background, context.flow());
-        let (wrapped, _dek) = lanes.wrap(to, dek, context.wrap_aad(to), false, turn).await?;
+        let (wrapped, _dek) = target.wrap(to, dek, context.wrap_aad(to), false, turn).await?;
         Ok(WrappedKey::new(to, wrapped))
     }
 
@@ -296,7 +319,7 @@ impl Sealer {
         alg: Alg,
         digest: Vec<u8>,
     ) -> Result<Signature, SealError> {
-        match &self.way {
+        match &self.routes.to(key)?.way {
             Way::Lanes(lanes) => lanes.sign(key, alg, digest).await,
             Way::Child(client) => client.sign(key, alg, &digest).await,
         }
@@ -307,7 +330,7 @@ impl Sealer {
     /// # Errors
     /// See [`SealError`].
     pub async fn mac(&self, key: &KeyRef, message: &[u8]) -> Result<[u8; 32], SealError> {
-        match &self.way {
+        match &self.routes.to(key)?.way {
             Way::Lanes(lanes) => lanes.mac(key, message).await,
             Way::Child(client) => client.mac(key, message).await,
         }
@@ -318,7 +341,7 @@ impl Sealer {
     /// # Errors
     /// See [`SealError`].
     pub async fn public_key(&self, key: &KeyRef) -> Result<PublicKey, SealError> {
-        match &self.way {
+        match &self.routes.to(key)?.way {
             Way::Lanes(lanes) => lanes.public_key(key).await,
             Way::Child(client) => client.public_key(key).await,
         }
@@ -332,21 +355,24 @@ impl Sealer {
         Ok(Opened(self.arena.random(len).await?))
     }
 
-    async fn seal_body(
-        &self,
-        kek: &Kek,
-        context: &Context<'_>,
-        body: SecretBuf,
-    ) -> Result<Sealed, SealError> {
-        match &self.way {
-            Way::Lanes(lanes) => seal_here(lanes, kek, context, body).await,
-            Way::Child(client) => client.seal(kek, context, body).await,
-        }
+    /// Whether the key's device takes requests now, as far as is known without asking it.
+    ///
+    /// # Errors
+    /// What a request would get.
+    pub fn admits(&self, key: &KeyRef) -> Result<(), SealError> {
+        self.routes.to(key)?.way.admit()
     }
+}
 
-    async fn enter(&self) -> Result<SemaphorePermit<'_>, SealError> {
-        let entered = tokio::time::timeout(self.way.deadline(), self.room.acquire()).await;
-        entered.ok().and_then(Result::ok).ok_or_else(overloaded)
+async fn seal_body(
+    route: &Route,
+    kek: &Kek,
+    context: &Context<'_>,
+    body: SecretBuf,
+) -> Result<Sealed, SealError> {
+    match &route.way {
+        Way::Lanes(lanes) => seal_here(lanes, kek, context, body).await,
+        Way::Child(client) => client.seal(kek, context, body).await,
     }
 }
 
@@ -405,13 +431,18 @@ fn overloaded() -> SealError {
     SealError::Busy { what: "guarded memory", retry_after: Duration::from_secs(1) }
 }
 
-/// Makes, destroys and inspects keys. Given by `daemon` to `vault`, `keys` and the command line only.
+/// Makes, destroys and inspects keys, each on the device that its [`KeyRef`] names. Given by `daemon` to
+/// `vault`, `keys` and the command line only.
 #[derive(Clone)]
 pub struct KeyAdmin {
-    way: Way,
+    routes: Routes,
 }
 
 impl KeyAdmin {
+    pub(crate) const fn new(routes: Routes) -> Self {
+        Self { routes }
+    }
+
     /// Makes the planned key on the device and returns it pinned: with the fingerprint (public key,
     /// MAC or canary) that every later use checks. Making what is there already is a success, so a
     /// step repeated after a crash converges; a second object of one id is never made.
@@ -433,7 +464,7 @@ impl KeyAdmin {
         planned: &KeyRef,
         held: impl Send + 'static,
     ) -> Result<KeyRef, SealError> {
-        match &self.way {
+        match &self.routes.to(planned)?.way {
             Way::Lanes(lanes) => lanes.generate(planned, Box::new(held)).await,
             Way::Child(client) => client.generate(planned, Box::new(held)).await,
         }
@@ -444,7 +475,7 @@ impl KeyAdmin {
     /// # Errors
     /// See [`SealError`].
     pub async fn destroy(&self, key: &KeyRef) -> Result<(), SealError> {
-        match &self.way {
+        match &self.routes.to(key)?.way {
             Way::Lanes(lanes) => lanes.destroy(key).await,
             Way::Child(client) => client.destroy(key).await,
         }
@@ -456,7 +487,7 @@ impl KeyAdmin {
     /// # Errors
     /// [`SealError::KeyMissing`] if it is not there; a key that breaks rules is not an error here.
     pub async fn inspect(&self, key: &KeyRef) -> Result<KeyReport, SealError> {
-        match &self.way {
+        match &self.routes.to(key)?.way {
             Way::Lanes(lanes) => lanes.inspect(key).await,
             Way::Child(client) => client.inspect(key).await,
         }

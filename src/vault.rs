@@ -11,12 +11,15 @@ mod external;
 mod idempotency;
 mod keyring;
 mod model;
+mod restore;
 mod rewrap;
 mod secrets;
 mod store;
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -29,7 +32,9 @@ use crate::seal::{KeyAdmin, KeyRef, SealError, Sealer};
 
 use keyring::Keyring;
 
+pub use crate::seal::DeviceName;
 pub use model::*;
+pub use restore::Restored;
 
 /// Why the vault refused, sorted by what the caller can do about it.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +87,9 @@ pub enum VaultError {
     /// The job has ended, so it cannot be cancelled.
     #[error("the job has already ended")]
     JobEnded,
+    /// The installation was restored and is in quarantine: what rotates keys waits for its release.
+    #[error("the installation is in quarantine after a restore")]
+    Quarantined,
     /// The sealing layer failed.
     #[error("sealing failed")]
     Seal(#[source] SealError),
@@ -108,10 +116,11 @@ impl AuditCode for VaultError {
             Self::DoesNotOpen => "does-not-open",
             Self::Forbidden(_) => "forbidden",
             Self::JobEnded => "job-ended",
+            Self::Quarantined => "quarantined",
             // A call whose end nobody knows is safe to repeat, as after an outage.
             Self::Seal(SealError::Unavailable { .. } | SealError::Unknown { .. }) => "device-unavailable",
             Self::Seal(SealError::Busy { .. }) => "busy",
-            Self::Seal(SealError::KeyMissing { .. }) => "key-missing",
+            Self::Seal(SealError::KeyMissing { .. } | SealError::NoDevice { .. }) => "key-missing",
             Self::Seal(SealError::KeyUnfit { .. }) => "key-unfit",
             Self::Seal(_) => "sealing-failed",
             Self::Audit(_) => "audit-unavailable",
@@ -147,7 +156,8 @@ impl Default for Config {
 ///
 /// Every call checks its scope first. Changes, releases and uses of keys run inside
 /// [`AuditLog::around`]; reads of metadata are not recorded in this version. Secrets are in
-/// `secrets.rs`, ciphertext that callers keep in `external.rs`, KEKs in `keyring.rs`, jobs in `rewrap.rs`.
+/// `secrets.rs`, ciphertext that callers keep in `external.rs`, KEKs in `keyring.rs`, jobs in `rewrap.rs`, the
+/// quarantine in `restore.rs`.
 #[derive(Clone)]
 pub struct Vault {
     inner: Arc<Inner>,
@@ -158,6 +168,8 @@ struct Inner {
     keyring: Keyring,
     /// A job was queued.
     job_queued: Notify,
+    /// Records that the last backup job could not wrap.
+    hopeless: AtomicU64,
 }
 
 /// What a vault is made of.
@@ -176,12 +188,19 @@ pub struct Parts {
     pub body_key: KeyRef,
     /// Limits.
     pub config: Config,
+    /// The devices that are configured.
+    pub devices: BTreeSet<DeviceName>,
+    /// The one on which new KEK versions are made.
+    pub placement: DeviceName,
+    /// The one that holds the backup KEK.
+    pub backup: Option<DeviceName>,
 }
 
 impl Vault {
     /// Makes the service. Does not touch the device.
     pub fn new(parts: Parts) -> Self {
-        Self { inner: Arc::new(Inner { parts, keyring: Keyring::default(), job_queued: Notify::new() }) }
+        let (keyring, job_queued, hopeless) = (Keyring::default(), Notify::new(), AtomicU64::new(0));
+        Self { inner: Arc::new(Inner { parts, keyring, job_queued, hopeless }) }
     }
 
     fn parts(&self) -> &Parts {
@@ -258,9 +277,9 @@ mod tests {
     /// Compiles, which is all it is for: the daemon and handlers run these on other threads.
     #[expect(dead_code, reason = "checked by the compiler, never called")]
     fn calls_can_move_between_threads(vault: &Vault, caller: &Caller, id: &SecretId, value: PlainValue) {
-        sent(vault.run_jobs());
+        sent(vault.run_jobs(&caller.tenant));
         sent(vault.provision(&caller.tenant));
-        sent(vault.rotate_kek(caller, None));
+        sent(vault.rotate_kek(caller, None, None));
         sent(vault.rewrap(caller, None));
         sent(vault.reveal(caller, id, None));
         sent(vault.replace(caller, id, Some(1), value));

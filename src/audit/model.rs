@@ -51,6 +51,16 @@ pub enum Action {
     JobCancel,
     /// A signing or MAC key was made.
     KeyCreate,
+    /// A signing or MAC key was given up: its device was lost.
+    KeyRetire,
+    /// An application got another secret, because the old one cannot be checked any more.
+    AppReissue,
+    /// A restore began, and with it the quarantine.
+    RestoreBegin,
+    /// A restore has done what it could.
+    RestoreEnd,
+    /// The quarantine was ended.
+    RestoreRelease,
     /// A stored value failed its integrity check.
     IntegrityIncident,
     /// A key on the device is missing or unfit.
@@ -63,7 +73,7 @@ pub enum Action {
 
 impl Action {
     /// Every action, for the documentation.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 32] = [
         Self::DaemonStart,
         Self::DaemonStop,
         Self::DbMigrate,
@@ -87,6 +97,11 @@ impl Action {
         Self::RewrapEnd,
         Self::JobCancel,
         Self::KeyCreate,
+        Self::KeyRetire,
+        Self::AppReissue,
+        Self::RestoreBegin,
+        Self::RestoreEnd,
+        Self::RestoreRelease,
         Self::IntegrityIncident,
         Self::KeyIncident,
         Self::AuditRead,
@@ -119,6 +134,11 @@ impl Action {
             Self::RewrapEnd => "rewrap.end",
             Self::JobCancel => "job.cancel",
             Self::KeyCreate => "key.create",
+            Self::KeyRetire => "key.retire",
+            Self::AppReissue => "app.reissue",
+            Self::RestoreBegin => "restore.begin",
+            Self::RestoreEnd => "restore.end",
+            Self::RestoreRelease => "restore.release",
             Self::IntegrityIncident => "incident.integrity",
             Self::KeyIncident => "incident.key",
             Self::AuditRead => "audit.read",

@@ -15,6 +15,7 @@ use super::global::{Context, Format};
 use super::local::Local;
 use super::{local, output};
 use crate::db::{OpenError, migrate};
+use crate::seal::DeviceName;
 
 /// The help's end.
 pub(crate) const HELP: &str = "EXAMPLES
@@ -97,24 +98,23 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), CliError> 
     }
 }
 
-/// Looks at everything, cheap things first, and returns the token's capabilities.
+/// Looks at everything, cheap things first, and returns the capabilities by device.
 async fn examine(local: &Local, args: &Args, context: &Context, findings: &mut Vec<Finding>) -> Value {
-    match &local.seal {
-        Some(device) => {
-            if let Some(pkcs11) = &device.pkcs11 {
-                findings.extend(files::module(pkcs11));
-                findings.push(files::pin(pkcs11, context));
-            }
-            if let Some(tpm) = &device.tpm {
-                findings.extend(files::tpm(tpm, context));
-            }
-            findings.push(files::latch(device, &local.data_dir));
+    for (name, device) in &local.devices {
+        let from = findings.len();
+        if let Some(pkcs11) = &device.pkcs11 {
+            findings.extend(files::module(pkcs11));
+            findings.push(files::pin(pkcs11, context));
         }
-        None => findings.push(Finding::fail(
-            "device",
-            "none is configured",
-            "add [seal.pkcs11] or [seal.tpm]; hsm-config has examples",
-        )),
+        if let Some(tpm) = &device.tpm {
+            findings.extend(files::tpm(tpm, context));
+        }
+        findings.push(files::latch(device, &local.data_dir));
+        name_device(name, &mut findings[from..]);
+    }
+    if local.devices.is_empty() {
+        let todo = "add [seal.pkcs11] or [seal.tpm]; hsm-config has examples";
+        findings.push(Finding::fail("device", "none is configured", todo));
     }
     findings.push(files::data_dir(&local.data_dir));
     findings.push(host::memlock(&local.memory));
@@ -127,9 +127,24 @@ async fn examine(local: &Local, args: &Args, context: &Context, findings: &mut V
         findings.push(Finding::warn("token", format!("not asked: {why}"), "run again without that"));
         return Value::Null;
     }
-    match &local.seal {
-        Some(config) => device::ask(config, &local.memory, findings).await,
-        None => Value::Null,
+    let mut capabilities = serde_json::Map::new();
+    for (name, config) in &local.devices {
+        let from = findings.len();
+        let report = device::ask(config, &local.memory, findings).await;
+        name_device(name, &mut findings[from..]);
+        if !report.is_null() {
+            capabilities.insert(name.to_string(), report);
+        }
+    }
+    capabilities.into()
+}
+
+/// Says of which device the findings are; the default one needs no name.
+fn name_device(name: &DeviceName, findings: &mut [Finding]) {
+    if !name.is_default() {
+        for finding in findings {
+            finding.found = format!("{name}: {}", finding.found);
+        }
     }
 }
 
@@ -158,7 +173,12 @@ fn database(local: &Local) -> Finding {
 
 fn print(format: Format, findings: &[Finding], capabilities: &Value) -> Result<(), CliError> {
     match format {
-        Format::Json => output::json(&json!({ "checks": findings, "capabilities": capabilities })),
+        // `capabilities` is from when there was one device.
+        Format::Json => output::json(&json!({
+            "checks": findings,
+            "capabilities": capabilities["default"],
+            "capabilities_by_device": capabilities,
+        })),
         Format::Ndjson => findings.iter().try_for_each(|finding| output::line(&json!(finding).to_string())),
         Format::Name => {
             let failed = findings.iter().filter(|finding| finding.level == Level::Fail);
@@ -166,11 +186,12 @@ fn print(format: Format, findings: &[Finding], capabilities: &Value) -> Result<(
         }
         Format::Table => {
             findings.iter().try_for_each(|finding| output::line(&row(finding)))?;
-            if capabilities.is_null() {
-                return Ok(());
+            for (name, report) in capabilities.as_object().into_iter().flatten() {
+                let of = if name == "default" { String::new() } else { format!(" of device {name}") };
+                output::line(&format!("\nThe token{of} can:"))?;
+                output::object(Format::Table, report, "")?;
             }
-            output::line("\nThe token can:")?;
-            output::object(Format::Table, capabilities, "")
+            Ok(())
         }
     }
 }

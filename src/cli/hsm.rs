@@ -11,7 +11,7 @@ use super::global::Context;
 #[cfg(feature = "tpm")]
 use super::input;
 use super::{local, output};
-use crate::seal::{self, Arena};
+use crate::seal::{self, Arena, DeviceName};
 
 /// The HSM itself
 #[derive(Subcommand)]
@@ -19,7 +19,7 @@ pub(crate) enum Command {
     /// Allow login again after a wrong PIN was replaced
     #[command(after_help = "EXAMPLES
   lacre hsm unlatch --config /etc/lacre/lacre.toml
-  lacre hsm unlatch --force
+  lacre hsm unlatch --device backup --force
 
 A wrong PIN stops all logins, because every further try brings the token nearer to its lock. Replace
 the PIN file first. --force allows one more try with the same PIN.")]
@@ -58,6 +58,8 @@ pub(crate) struct SealAuth {
     /// A new file for the sealed secret
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
+    #[command(flatten)]
+    on: On,
 }
 
 /// Arguments of `pcr-digest`.
@@ -70,6 +72,8 @@ pub(crate) struct PcrDigest {
     /// A new file for the 32 bytes
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
+    #[command(flatten)]
+    on: On,
 }
 
 /// Arguments of `unlatch`.
@@ -78,15 +82,42 @@ pub(crate) struct Unlatch {
     /// Also if the PIN is still the one that was refused
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    on: On,
+}
+
+/// Which device.
+#[derive(Args)]
+pub(crate) struct On {
+    /// The device, by its name in the configuration
+    #[arg(long, value_name = "NAME", default_value = "default", value_parser = device_name)]
+    device: DeviceName,
+}
+
+impl Command {
+    const fn device(&self) -> &DeviceName {
+        match self {
+            Self::Unlatch(args) => &args.on.device,
+            #[cfg(feature = "tpm")]
+            Self::SealAuth(args) => &args.on.device,
+            #[cfg(feature = "tpm")]
+            Self::PcrDigest(args) => &args.on.device,
+        }
+    }
+}
+
+/// Reads a device's name.
+pub(crate) fn device_name(text: &str) -> Result<DeviceName, &'static str> {
+    DeviceName::try_from(text.to_owned())
 }
 
 /// Runs the command.
 pub(crate) fn run(command: &Command, context: &Context) -> Result<(), CliError> {
     let mut parts = local::Local::of(&local::config(context)?)?;
-    let Some(config) = parts.seal else {
+    let Some(config) = parts.devices.remove(command.device()) else {
         return Err(CliError::usage(
-            "no device is configured",
-            "add [seal.pkcs11] or [seal.tpm] to the configuration",
+            format!("no device `{}` is configured", command.device()),
+            "see the sections [seal] and [devices.NAME] of the configuration",
         ));
     };
     match command {

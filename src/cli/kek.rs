@@ -2,12 +2,14 @@
 
 use clap::{Args, Subcommand, ValueEnum};
 use reqwest::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::client::{Client, Request, encode};
 use super::error::CliError;
 use super::global::Context;
+use super::hsm::device_name;
 use super::{output, progress};
+use crate::seal::DeviceName;
 
 /// Key-encryption keys: list, rotate, rewrap
 #[derive(Subcommand)]
@@ -20,8 +22,8 @@ pub(crate) enum Command {
     /// Make a new version in the HSM; new values are sealed under it at once
     #[command(after_help = "EXAMPLES
   lacre kek rotate
-  lacre kek rotate -o name")]
-    Rotate,
+  lacre kek rotate --device new-hsm")]
+    Rotate(Rotate),
     /// Move all records to the newest version
     #[command(after_help = "EXAMPLES
   lacre kek rewrap
@@ -50,6 +52,14 @@ pub(crate) enum Style {
     Json,
     /// Nothing.
     None,
+}
+
+/// Arguments of `rotate`.
+#[derive(Args)]
+pub(crate) struct Rotate {
+    /// Make the version on this device instead of the one that the configuration places KEKs on
+    #[arg(long, value_name = "NAME", value_parser = device_name)]
+    device: Option<DeviceName>,
 }
 
 /// Arguments of `rewrap`.
@@ -89,8 +99,12 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<(), CliEr
     let format = context.global.output;
     match command {
         Command::List => list(&client, context).await,
-        Command::Rotate => {
-            let kek = client.json(Request::new(Method::POST, "/v1/keks/rotate")).await?;
+        Command::Rotate(args) => {
+            let mut request = Request::new(Method::POST, "/v1/keks/rotate");
+            if let Some(device) = args.device {
+                request = request.json(json!({ "device": device }));
+            }
+            let kek = client.json(request).await?;
             context.note("older versions still open what they sealed; `lacre kek rewrap` moves it");
             output::object(format, &kek, "version")
         }
@@ -124,6 +138,8 @@ async fn list(client: &Client, context: &Context) -> Result<(), CliError> {
     let columns = [
         ("VERSION", "version"),
         ("STATE", "state"),
+        ("DEVICE", "device"),
+        ("ROLE", "role"),
         ("MECHANISM", "mechanism"),
         ("RECORDS", "records"),
         ("WRAPS", "wraps"),

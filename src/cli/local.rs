@@ -1,17 +1,18 @@
 //! What commands that work on the daemon's own host take from its configuration.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::error::CliError;
 use super::global::Context;
 use crate::config::Config;
 use crate::db::Url;
-use crate::seal::{DeviceConfig, guarded};
+use crate::seal::{DeviceConfig, DeviceName, guarded};
 
 /// Parts of the configuration.
 pub(crate) struct Local {
-    /// The device, if one is configured.
-    pub(crate) seal: Option<DeviceConfig>,
+    /// The configured devices, by name.
+    pub(crate) devices: BTreeMap<DeviceName, DeviceConfig>,
     /// Guarded memory.
     pub(crate) memory: guarded::Options,
     /// The database.
@@ -23,13 +24,9 @@ pub(crate) struct Local {
 impl Local {
     /// Takes the parts.
     pub(crate) fn of(config: &Config) -> Result<Self, CliError> {
-        // The daemon's latch, wherever this command runs.
-        let mut seal = config.seal.clone();
-        if let Some(seal) = &mut seal {
-            seal.latch_dir.get_or_insert_with(|| config.data_dir.join("latch"));
-        }
         Ok(Self {
-            seal,
+            // With the daemon's latch, wherever this command runs.
+            devices: config.all_devices(),
             memory: config.memory.clone(),
             database: config.database_url().map_err(|e| CliError::local("configuration", e))?,
             data_dir: config.data_dir.clone(),

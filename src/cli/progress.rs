@@ -66,14 +66,19 @@ fn detached(error: CliError, id: &str) -> CliError {
     }
 }
 
-enum Show {
+/// A job's progress on standard error.
+pub(crate) enum Show {
+    /// For people.
     Bar(ProgressBar),
+    /// For programs.
     Lines(Instant),
+    /// Not at all.
     Nothing,
 }
 
 impl Show {
-    fn new(style: Style, job: &Value) -> Self {
+    /// Begins.
+    pub(crate) fn new(style: Style, job: &Value) -> Self {
         match style {
             Style::None => Self::Nothing,
             Style::Auto if std::io::stderr().is_terminal() => Self::Bar(bar(job)),
@@ -81,7 +86,8 @@ impl Show {
         }
     }
 
-    fn update(&self, job: &Value) {
+    /// Shows the numbers of now.
+    pub(crate) fn update(&self, job: &Value) {
         let count = |member: &str| job[member].as_u64().unwrap_or(0);
         match self {
             Self::Bar(bar) => {
@@ -94,7 +100,8 @@ impl Show {
         }
     }
 
-    fn end(&self) {
+    /// Leaves the last state standing.
+    pub(crate) fn end(&self) {
         if let Self::Bar(bar) = self {
             bar.finish();
         }
@@ -103,7 +110,7 @@ impl Show {
 
 fn bar(job: &Value) -> ProgressBar {
     let bar = ProgressBar::new(job["total"].as_u64().unwrap_or(0));
-    let template = "rewrap [{bar:30}] {pos}/{len}  {per_sec}  ETA {eta}  {msg}";
+    let template = "records [{bar:30}] {pos}/{len}  {per_sec}  ETA {eta}  {msg}";
     // The template is a constant; were it wrong, the default bar would do.
     bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
     bar

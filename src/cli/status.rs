@@ -43,6 +43,11 @@ pub(crate) async fn run(context: &Context) -> Result<(), CliError> {
         }
         Err(error) => return Err(error),
     };
+    if let Some(since) = details["quarantined_at"].as_str() {
+        context.note(&format!(
+            "QUARANTINE since {since}: restored, nothing scheduled runs; `lacre restore release` ends it"
+        ));
+    }
     print(context.global.output, ready, &checks, &details)?;
     if ready { Ok(()) } else { Err(CliError::NotUsable { addr: client.addr().to_owned() }) }
 }

@@ -71,13 +71,13 @@ pub(super) async fn run(
             Err(_) => {}
         }
         let is_fit = last.0.is_none() && last.1.is_empty();
-        let failures = services.device.status().key_failures;
+        let failures = services.devices.key_failures();
         let looked = Instant::now();
         // Requests go on to meet a key that is known to be bad: then not at each of them.
         let pause = if is_fit { AGAIN_WHILE_FAILING } else { AGAIN_WHILE_BAD };
         while looked.elapsed() < wait {
             tokio::time::sleep(AGAIN_WHILE_FAILING.min(wait)).await;
-            if looked.elapsed() >= pause && services.device.status().key_failures != failures {
+            if looked.elapsed() >= pause && services.devices.key_failures() != failures {
                 break;
             }
         }

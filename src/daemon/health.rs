@@ -11,9 +11,10 @@ use tokio::sync::watch;
 
 use super::metrics::Metrics;
 use super::services::Services;
+use crate::clock::Timestamp;
 use crate::http::{Check, Gate, Operations};
 use crate::identity::Caller;
-use crate::seal::DeviceState;
+use crate::seal::{DeviceState, DeviceStatus};
 
 const UPKEEP: Duration = Duration::from_secs(5);
 /// In beats of the upkeep: counting all records is not for every beat.
@@ -30,6 +31,8 @@ pub(super) struct Health {
     missing: RwLock<Vec<String>>,
     /// What the last look at the schema found.
     schema: RwLock<Option<String>>,
+    /// Since when there is a quarantine, when it was last asked for.
+    quarantine: RwLock<Option<Timestamp>>,
     ready: watch::Sender<bool>,
     metrics: Metrics,
 }
@@ -43,6 +46,7 @@ impl Health {
             keys: RwLock::new(Some("not looked at yet".to_owned())),
             missing: RwLock::default(),
             schema: RwLock::default(),
+            quarantine: RwLock::default(),
             ready: watch::Sender::new(false),
             metrics: Metrics::install(),
         }
@@ -71,15 +75,38 @@ impl Health {
     }
 
     fn refresh(&self) {
-        let is_ready = self.checks().iter().all(|check| check.problem.is_none());
+        let is_ready = self.checks().iter().all(Check::is_passed);
         self.ready.send_replace(is_ready);
     }
 
-    fn device_problem(&self) -> Option<String> {
-        match self.services.device.status().state {
-            DeviceState::Ready => None,
-            DeviceState::Away(reason) | DeviceState::Stopped(reason) => Some(reason),
+    /// Takes note of whether there is a quarantine.
+    fn quarantined(&self, since: Option<Timestamp>) {
+        let before =
+            std::mem::replace(&mut *self.quarantine.write().unwrap_or_else(PoisonError::into_inner), since);
+        match (before, since) {
+            (None, Some(since)) => {
+                tracing::warn!(%since, "QUARANTINE after a restore: nothing scheduled runs");
+            }
+            (Some(_), None) => tracing::info!("the quarantine was ended"),
+            _ => {}
         }
+    }
+
+    /// One check for each device. The daemon is not ready without those that seal, sign or will make the
+    /// next key; one that only holds old versions or backups fails its own users.
+    fn device_checks(&self) -> impl Iterator<Item = Check> {
+        let Services { config, keys, vault, devices, .. } = &*self.services;
+        let mut needed = vec![config.placement.keks.clone(), config.placement.signing_keys.clone()];
+        needed.extend(keys.devices(&config.tenant));
+        needed.extend(vault.sealing_device(&config.tenant));
+        devices.status().into_iter().map(move |DeviceStatus { name, state, .. }| Check {
+            is_needed: needed.contains(&name),
+            name: if name.is_default() { "device".into() } else { format!("device/{name}").into() },
+            problem: match state {
+                DeviceState::Ready => None,
+                DeviceState::Away(reason) | DeviceState::Stopped(reason) => Some(reason),
+            },
+        })
     }
 }
 
@@ -89,15 +116,22 @@ impl Operations for Health {
         let schema = self.schema.read().unwrap_or_else(PoisonError::into_inner).clone();
         let audit = self.services.audit.is_refusing().then(|| "the audit log takes no records".to_owned());
         let draining = self.is_draining().then(|| "the daemon is stopping".to_owned());
-        vec![
-            Check { name: "database", problem: self.services.db.status().problem },
+        let mut checks = vec![
+            Check::needed("database", self.services.db.status().problem),
             // A database with pending or unknown migrations is not opened at all; it may be migrated later.
-            Check { name: "migrations", problem: schema },
-            Check { name: "audit", problem: audit },
-            Check { name: "device", problem: self.device_problem() },
-            Check { name: "keys", problem: keys },
-            Check { name: "serving", problem: draining },
-        ]
+            Check::needed("migrations", schema),
+            Check::needed("audit", audit),
+        ];
+        checks.extend(self.device_checks());
+        checks.extend([Check::needed("keys", keys), Check::needed("serving", draining)]);
+        // Values are served in quarantine: it is shown, and keeps nobody away.
+        let quarantine = *self.quarantine.read().unwrap_or_else(PoisonError::into_inner);
+        checks.extend(quarantine.map(|since| Check {
+            name: "quarantine".into(),
+            problem: Some(format!("restored at {since}; `lacre restore release` ends it")),
+            is_needed: false,
+        }));
+        checks
     }
 
     fn is_draining(&self) -> bool {
@@ -106,13 +140,15 @@ impl Operations for Health {
 
     fn status(&self) -> Value {
         let checks = self.checks();
-        let failing = checks.iter().filter_map(|check| Some((check.name, check.problem.as_ref()?)));
+        let failing = checks.iter().filter_map(|check| Some((check.name.as_ref(), check.problem.as_ref()?)));
+        let devices = self.services.devices.status();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
-            "ready": checks.iter().all(|check| check.problem.is_none()),
+            "ready": checks.iter().all(Check::is_passed),
             "failing": failing.collect::<std::collections::BTreeMap<_, _>>(),
             "uptime_seconds": self.started.elapsed().as_secs(),
-            "device": self.services.device.status(),
+            "device": devices.iter().find(|device| device.name.is_default()),
+            "devices": devices,
             "missing_keys": *self.missing.read().unwrap_or_else(PoisonError::into_inner),
             "memory": self.services.arena.status(),
             "process": crate::process::hardening(),
@@ -121,13 +157,14 @@ impl Operations for Health {
     }
 
     fn metrics(&self) -> String {
-        let is_ready = self.checks().iter().all(|check| check.problem.is_none());
+        let is_ready = self.checks().iter().all(Check::is_passed);
+        let quarantine = *self.quarantine.read().unwrap_or_else(PoisonError::into_inner);
         let missing = self.missing.read().unwrap_or_else(PoisonError::into_inner).len();
         self.metrics.set_state(
-            is_ready,
+            (is_ready, quarantine.is_some()),
             missing,
             &self.services.arena.status(),
-            &self.services.device.status(),
+            &self.services.devices.status(),
         );
         self.metrics.render()
     }
@@ -139,6 +176,10 @@ pub(super) async fn upkeep(services: Arc<Services>, health: Arc<Health>, gate: A
     for beat in 0_u64.. {
         gate.forget_idle();
         health.metrics.upkeep();
+        match services.vault.quarantined_at().await {
+            Ok(since) => health.quarantined(since),
+            Err(error) => tracing::debug!(%error, "whether there is a quarantine is not known now"),
+        }
         health.refresh();
         if beat.is_multiple_of(FIGURES_EVERY) {
             let schema = services.db.schema_problem().await;

@@ -49,15 +49,26 @@ impl Metrics {
         self.handle.run_upkeep();
     }
 
-    pub(super) fn set_state(&self, is_ready: bool, missing: usize, memory: &Memory, device: &DeviceStatus) {
+    pub(super) fn set_state(
+        &self,
+        (is_ready, is_quarantined): (bool, bool),
+        missing: usize,
+        memory: &Memory,
+        devices: &[DeviceStatus],
+    ) {
         gauge!("lacre_hsm_keys_missing").set(as_figure(missing as u64));
         gauge!("lacre_ready").set(f64::from(u8::from(is_ready)));
-        gauge!("lacre_hsm_up").set(f64::from(u8::from(device.state == DeviceState::Ready)));
+        gauge!("lacre_quarantine").set(f64::from(u8::from(is_quarantined)));
         gauge!("lacre_guard_slots", "state" => "free").set(as_figure(memory.free as u64));
         let used = memory.slots.saturating_sub(memory.free);
         gauge!("lacre_guard_slots", "state" => "used").set(as_figure(used as u64));
-        for (lane, queued) in ["fast", "slow", "admin"].into_iter().zip(device.queued) {
-            gauge!("lacre_hsm_queue", "lane" => lane).set(as_figure(queued as u64));
+        for device in devices {
+            let name = || device.name.to_string();
+            let is_up = device.state == DeviceState::Ready;
+            gauge!("lacre_hsm_up", "device" => name()).set(f64::from(u8::from(is_up)));
+            for (lane, queued) in ["fast", "slow", "admin"].into_iter().zip(device.queued) {
+                gauge!("lacre_hsm_queue", "device" => name(), "lane" => lane).set(as_figure(queued as u64));
+            }
         }
         self.process.collect();
     }
@@ -75,6 +86,9 @@ impl Metrics {
         }
         last.clone_from(figures);
         gauge!("lacre_jobs_open").set(as_figure(figures.open_jobs));
+        if let Some(count) = figures.without_backup {
+            gauge!("lacre_records_without_backup").set(as_figure(count));
+        }
     }
 
     pub(super) fn render(&self) -> String {
@@ -100,6 +114,8 @@ fn describe() {
     describe_gauge!("lacre_secrets", "Stored secrets by kind.");
     describe_gauge!("lacre_wrapped_by_kek_version", "Stored records by the KEK version that wraps them.");
     describe_gauge!("lacre_jobs_open", "Jobs that have not ended.");
+    describe_gauge!("lacre_records_without_backup", "Stored records without a wrap under the backup KEK.");
+    describe_gauge!("lacre_quarantine", "1 while the installation is in quarantine after a restore.");
     describe_gauge!("lacre_build_info", "Always 1; the version is a label.");
 }
 
@@ -121,6 +137,7 @@ mod tests {
             secrets: BTreeMap::from([(kind, 3)]),
             records_by_kek_version: BTreeMap::from([(version, 3)]),
             open_jobs: 0,
+            without_backup: None,
         };
         metrics::with_local_recorder(&recorder, || {
             metrics.set_figures(&figures("opaque", 1));

@@ -12,7 +12,7 @@ use crate::http::Gate;
 use crate::identity::Caller;
 use crate::issuer::{self, Issuer};
 use crate::keys::{self, Keys, KeysError, Purpose};
-use crate::seal::{self, Arena, ArenaError, Device, KeyId, SealError, Surroundings};
+use crate::seal::{self, Arena, ArenaError, DeviceName, Devices, KeyId, SealError, Surroundings};
 use crate::vault::{self, Vault, VaultError};
 
 /// Everything a running daemon has.
@@ -23,8 +23,8 @@ pub struct Services {
     pub db: Db,
     /// Guarded memory.
     pub arena: Arena,
-    /// The device.
-    pub device: Device,
+    /// The devices.
+    pub devices: Devices,
     /// The audit log.
     pub audit: AuditLog,
     /// Signing and MAC keys.
@@ -43,6 +43,17 @@ pub enum StartError {
     /// No device is configured.
     #[error("no device is configured: the section [seal.pkcs11] is missing")]
     NoDevice,
+    /// A device that is needed now does not answer.
+    #[error("the device `{device}` does not answer: {reason}")]
+    Away {
+        /// Its name.
+        device: DeviceName,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Keys were given up for new ones that are not made yet.
+    #[error("a restore was interrupted: run `lacre restore run` again")]
+    RestoreUnfinished,
     /// Keys were never made for this database.
     #[error("this installation has no keys yet: run `lacre init` first")]
     NotInitialised,
@@ -99,7 +110,7 @@ pub struct Missing {
 struct Ground {
     db: Db,
     arena: Arena,
-    device: Device,
+    devices: Devices,
     audit: AuditLog,
     keys: Keys,
     clock: Arc<dyn Clock>,
@@ -107,26 +118,28 @@ struct Ground {
 
 impl Ground {
     async fn open(config: &Config) -> Result<Self, StartError> {
-        let seal = config.seal.as_ref().ok_or(StartError::NoDevice)?;
+        let configs = config.all_devices();
+        if configs.is_empty() {
+            return Err(StartError::NoDevice);
+        }
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let arena = Arena::new(&config.memory)?;
         let options = OpenOptions { connections: config.database.connections, migrate: false };
         let db = Db::open(&config.database_url()?, &options)?;
         let audit_options = AuditOptions { deadline: config.audit.deadline };
         let audit = AuditLog::open(db.clone(), Arc::clone(&clock), audit_options).await?;
-        let mut seal = seal.clone();
-        seal.latch_dir.get_or_insert_with(|| config.data_dir.join("latch"));
         let json = config.log.format == LogFormat::Json;
         let surroundings = Surroundings::new(&config.memory, &config.log.level, json);
-        let device = seal::launch(&config.sealer, &seal, &surroundings, &arena)?;
+        let devices = Devices::start(&configs, &config.sealer, &surroundings, &arena)?;
         let keys = Keys::new(keys::Parts {
             db: db.clone(),
-            sealer: device.sealer.clone(),
-            admin: device.admin.clone(),
+            sealer: devices.sealer.clone(),
+            admin: devices.admin.clone(),
             audit: audit.clone(),
             clock: Arc::clone(&clock),
+            placement: config.placement.signing_keys.clone(),
         });
-        Ok(Self { db, arena, device, audit, keys, clock })
+        Ok(Self { db, arena, devices, audit, keys, clock })
     }
 
     async fn build(self, config: Config) -> Result<Services, StartError> {
@@ -134,12 +147,15 @@ impl Ground {
         let body_key = body_key.map_err(StartError::Keys)?;
         let vault = Vault::new(vault::Parts {
             db: self.db.clone(),
-            sealer: self.device.sealer.clone(),
-            admin: self.device.admin.clone(),
+            sealer: self.devices.sealer.clone(),
+            admin: self.devices.admin.clone(),
             audit: self.audit.clone(),
             clock: Arc::clone(&self.clock),
             body_key,
             config: config.vault.clone(),
+            devices: config.all_devices().into_keys().collect(),
+            placement: config.placement.keks.clone(),
+            backup: config.backup.as_ref().map(|backup| backup.device.clone()),
         });
         let issuer = Issuer::new(issuer::Parts {
             db: self.db.clone(),
@@ -152,8 +168,8 @@ impl Ground {
                 token_lifetime: config.issuer.token_lifetime,
             },
         });
-        let Self { db, arena, device, audit, keys, clock } = self;
-        Ok(Services { config, db, arena, device, audit, keys, vault, issuer, clock })
+        let Self { db, arena, devices, audit, keys, clock } = self;
+        Ok(Services { config, db, arena, devices, audit, keys, vault, issuer, clock })
     }
 }
 
@@ -166,6 +182,22 @@ impl Services {
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let ground = Ground::open(&config).await?;
         if !ground.keys.are_made(&config.tenant).await.map_err(StartError::Keys)? {
+            let were_made = ground.keys.were_made(&config.tenant).await.map_err(StartError::Keys)?;
+            return Err(if were_made { StartError::RestoreUnfinished } else { StartError::NotInitialised });
+        }
+        ground.build(config).await
+    }
+
+    /// Opens an installation of which devices may be lost. Makes no key, unless an earlier restore was
+    /// interrupted.
+    ///
+    /// # Errors
+    /// [`StartError::NotInitialised`] if `lacre init` never ran on this database.
+    pub async fn open_for_restore(config: Config) -> Result<Self, StartError> {
+        let ground = Ground::open(&config).await?;
+        // A restore that was killed has given up keys whose successors are not made yet.
+        let was_made = ground.keys.were_made(&config.tenant).await.map_err(StartError::Keys)?;
+        if !was_made {
             return Err(StartError::NotInitialised);
         }
         ground.build(config).await
@@ -231,7 +263,7 @@ impl Services {
     /// Ends in order: what was accepted is recorded before device and database go.
     pub async fn close(&self) {
         self.audit.close().await;
-        self.device.close();
+        self.devices.close();
         self.db.close();
     }
 }

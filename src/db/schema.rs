@@ -1,5 +1,5 @@
 //! The tables as diesel sees them: kept by hand, equal on both engines (a test compares).
-//! Owners: vault (`tenants`, `keks`, `secrets`, `secret_versions`, `jobs`, `idempotency_keys`), audit
+//! Owners: vault (`tenants`, `keks`, `secrets`, `secret_versions`, `jobs`, `idempotency_keys`, `installation`), audit
 //! (`audit_head`, `audit_records`), keys (`signing_keys`), issuer (`applications`),
 //! this module (`turns`).
 
@@ -20,6 +20,8 @@ diesel::table! {
         created_at -> BigInt,
         activated_at -> Nullable<BigInt>,
         destroyed_at -> Nullable<BigInt>,
+        device -> Text,
+        role -> Text,
     }
 }
 
@@ -51,6 +53,8 @@ diesel::table! {
         ciphertext -> Binary,
         tag -> Binary,
         created_at -> BigInt,
+        backup_dek -> Nullable<Binary>,
+        backup_kek -> BigInt,
     }
 }
 
@@ -112,7 +116,12 @@ diesel::table! {
         state -> Text,
         created_at -> BigInt,
         activated_at -> Nullable<BigInt>,
+        device -> Text,
     }
+}
+
+diesel::table! {
+    installation (id) { id -> BigInt, quarantined_at -> Nullable<BigInt>, }
 }
 
 diesel::table! {

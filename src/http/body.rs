@@ -38,6 +38,36 @@ impl JsonBody {
     }
 }
 
+/// A JSON body, or none at all, which stands for `{}`.
+pub(super) struct OptionalBody(Option<JsonBody>);
+
+impl OptionalBody {
+    /// # Errors
+    /// As [`JsonBody::parse`].
+    pub(super) fn parse<'a, T: Deserialize<'a> + Default>(&'a self) -> Result<T, Problem> {
+        self.0.as_ref().map_or_else(|| Ok(T::default()), JsonBody::parse)
+    }
+}
+
+impl FromRequest for OptionalBody {
+    type Error = Problem;
+    type Future = LocalBoxFuture<'static, Result<Self, Problem>>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let accepted = check_media_type(request);
+        let body = Bytes::from_request(request, payload);
+        Box::pin(async move {
+            let body =
+                body.await.map_err(|error| Problem::of_status(error.as_response_error().status_code()))?;
+            if body.is_empty() {
+                return Ok(Self(None));
+            }
+            accepted?;
+            Ok(Self(Some(JsonBody(body))))
+        })
+    }
+}
+
 fn explain(error: &serde_json::Error) -> Problem {
     let place = format!("line {}, column {}", error.line(), error.column());
     match error.classify() {

@@ -52,6 +52,7 @@ pub(super) fn routes(max_value_bytes: usize, cfg: &mut ServiceConfig) {
         .service(web::resource("/keks/rewrap").post(keks::rewrap))
         .service(web::resource("/jobs/{id}").get(keks::job))
         .service(web::resource("/jobs/{id}/cancel").post(keks::cancel))
+        .service(web::resource("/restore/release").post(keks::release))
         .service(web::resource("/datakeys").post(crypto::data_key))
         .service(web::resource("/seal").app_data(batch()).post(crypto::seal))
         .service(web::resource("/open").app_data(PayloadConfig::new(SEALED_BODY)).post(crypto::open))

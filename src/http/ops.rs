@@ -1,6 +1,8 @@
 //! `/livez`, `/readyz`, `/metrics`: how the daemon is. What there is to know comes through
 //! [`Operations`], because this layer knows neither the device nor the database.
 
+use std::borrow::Cow;
+
 use actix_web::http::header::{self, ContentType};
 use actix_web::web::{self, Data, Query, ServiceConfig};
 use actix_web::{HttpRequest, HttpResponse};
@@ -26,9 +28,23 @@ pub trait Operations: Send + Sync {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
     /// `database`, `device`, `keys`, ...
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// What is wrong; `None` is good.
     pub problem: Option<String>,
+    /// Whether the daemon is not ready while it fails. Others are shown, and decide nothing.
+    pub is_needed: bool,
+}
+
+impl Check {
+    /// One that readiness depends on.
+    pub const fn needed(name: &'static str, problem: Option<String>) -> Self {
+        Self { name: Cow::Borrowed(name), problem, is_needed: true }
+    }
+
+    /// Whether it stands in the way of readiness.
+    pub const fn is_passed(&self) -> bool {
+        self.problem.is_none() || !self.is_needed
+    }
 }
 
 /// Who may read `/metrics` (`[server] metrics`).
@@ -60,11 +76,17 @@ struct ReadyQuery {
 
 async fn ready(daemon: Data<dyn Operations>, query: Query<ReadyQuery>) -> HttpResponse {
     let checks = daemon.checks();
-    let is_ready = checks.iter().all(|check| check.problem.is_none());
+    let is_ready = checks.iter().all(Check::is_passed);
     // Reasons are for operators; what a load balancer asks for shows names only.
-    let shown = checks.iter().map(|check| match &check.problem {
-        Some(reason) if query.verbose.is_some() => json!({"name": check.name, "ok": false, "reason": reason}),
-        problem => json!({ "name": check.name, "ok": problem.is_none() }),
+    let shown = checks.iter().map(|check| {
+        let mut shown = json!({ "name": check.name, "ok": check.problem.is_none() });
+        if !check.is_needed {
+            shown["optional"] = true.into();
+        }
+        if let Some(reason) = check.problem.as_ref().filter(|_| query.verbose.is_some()) {
+            shown["reason"] = reason.as_str().into();
+        }
+        shown
     });
     let body = json!({ "ready": is_ready, "checks": shown.collect::<Vec<_>>() });
     let mut response = if is_ready { HttpResponse::Ok() } else { HttpResponse::ServiceUnavailable() };

@@ -32,6 +32,7 @@ pub(super) enum Code {
     NameTaken,
     IdempotencyInFlight,
     JobEnded,
+    Quarantined,
     Expired,
     VersionConflict,
     TooLarge,
@@ -52,7 +53,7 @@ pub(super) enum Code {
 
 impl Code {
     #[cfg(test)]
-    pub(super) const ALL: [Self; 25] = [
+    pub(super) const ALL: [Self; 26] = [
         Self::Malformed,
         Self::Unauthenticated,
         Self::InvalidToken,
@@ -62,6 +63,7 @@ impl Code {
         Self::NameTaken,
         Self::IdempotencyInFlight,
         Self::JobEnded,
+        Self::Quarantined,
         Self::Expired,
         Self::VersionConflict,
         Self::TooLarge,
@@ -96,6 +98,7 @@ impl Code {
                 (StatusCode::CONFLICT, "idempotency-in-flight", "The first request is not done yet")
             }
             Self::JobEnded => (StatusCode::CONFLICT, "job-ended", "The job has ended"),
+            Self::Quarantined => (StatusCode::CONFLICT, "quarantined", "Not before the restore is released"),
             Self::Expired => (StatusCode::GONE, "expired", "The secret has expired"),
             Self::VersionConflict => {
                 (StatusCode::PRECONDITION_FAILED, "version-conflict", "The secret has changed")
@@ -340,6 +343,7 @@ impl From<VaultError> for Problem {
             VaultError::DoesNotOpen => Code::DoesNotOpen,
             VaultError::IdempotencyInFlight => Code::IdempotencyInFlight,
             VaultError::JobEnded => Code::JobEnded,
+            VaultError::Quarantined => Code::Quarantined,
         };
         let text = error.to_string();
         if code.status().is_server_error() {

@@ -15,12 +15,16 @@ use crate::seal::guarded::Options;
 
 struct Daemon {
     problem: Option<&'static str>,
+    optional: Option<&'static str>,
     draining: bool,
 }
 
 impl Operations for Daemon {
     fn checks(&self) -> Vec<Check> {
-        vec![Check { name: "device", problem: self.problem.map(str::to_owned) }]
+        vec![
+            Check::needed("device", self.problem.map(str::to_owned)),
+            Check { name: "device/b".into(), problem: self.optional.map(str::to_owned), is_needed: false },
+        ]
     }
 
     fn is_draining(&self) -> bool {
@@ -57,7 +61,7 @@ async fn send(daemon: Daemon, request: TestRequest) -> (ServiceResponse<()>, Val
 }
 
 async fn ask(request: TestRequest) -> (ServiceResponse<()>, Value) {
-    send(Daemon { problem: None, draining: false }, request).await
+    send(Daemon { problem: None, optional: None, draining: false }, request).await
 }
 
 fn header_of(response: &ServiceResponse<()>, name: &str) -> String {
@@ -127,12 +131,18 @@ async fn nothing_under_v1_is_answered_without_the_gate() {
 
 #[actix_web::test]
 async fn readiness_names_the_failing_check_and_explains_it_on_request() {
-    let away = || Daemon { problem: Some("token not present"), draining: false };
+    let away = || Daemon { problem: Some("token not present"), optional: None, draining: false };
 
     let (response, body) = send(away(), TestRequest::get().uri("/readyz")).await;
     assert_eq!(response.status(), 503);
     assert_eq!(header_of(&response, "retry-after"), "1");
-    assert_eq!(body["checks"], json!([{ "name": "device", "ok": false }]));
+    let optional = |ok: bool| json!({ "name": "device/b", "ok": ok, "optional": true });
+    assert_eq!(body["checks"], json!([{ "name": "device", "ok": false }, optional(true)]));
+
+    let second = Daemon { problem: None, optional: Some("unplugged"), draining: false };
+    let (response, body) = send(second, TestRequest::get().uri("/readyz")).await;
+    assert_eq!(response.status(), 200, "nothing depends on it");
+    assert_eq!(body["checks"][1], optional(false));
 
     let (_, body) = send(away(), TestRequest::get().uri("/readyz?verbose")).await;
     assert_eq!(body["checks"][0]["reason"], "token not present");
@@ -144,7 +154,8 @@ async fn readiness_names_the_failing_check_and_explains_it_on_request() {
 #[actix_web::test]
 async fn connections_are_closed_while_the_daemon_drains() {
     let (response, _) =
-        send(Daemon { problem: None, draining: true }, TestRequest::get().uri("/livez")).await;
+        send(Daemon { problem: None, optional: None, draining: true }, TestRequest::get().uri("/livez"))
+            .await;
     assert!(!response.response().head().keep_alive());
     assert_eq!(response.status(), 200);
     assert_eq!(response.headers().get(header::RETRY_AFTER), None);
@@ -183,7 +194,7 @@ impl FromRequest for Panicking {
 async fn a_panic_is_a_500_wipes_what_was_live_and_leaves_the_rest_alone() {
     let options = Options { slots: 1, allow_unlocked: true, ..Options::default() };
     let arena = Arena::new(&options).unwrap();
-    let daemon: Arc<dyn Operations> = Arc::new(Daemon { problem: None, draining: false });
+    let daemon: Arc<dyn Operations> = Arc::new(Daemon { problem: None, optional: None, draining: false });
     let app = App::new()
         .app_data(Data::new(arena.clone()))
         .app_data(Data::from(daemon))

@@ -86,6 +86,39 @@ impl Issuer {
         Ok(app.info)
     }
 
+    /// Gives an application a new secret, because the key that authenticated the old one was lost: for
+    /// `lacre restore`. `false` if the secret is its own already.
+    ///
+    /// # Errors
+    /// [`IssuerError::Forbidden`] for everybody but the daemon itself; [`IssuerError::NotFound`].
+    pub async fn reissue(
+        &self,
+        caller: &Caller,
+        id: &ClientId,
+        secret: &SecretString,
+    ) -> Result<bool, IssuerError> {
+        if !matches!(caller.principal, Principal::System(_)) {
+            return Err(MissingScope(Scope::AppsAdmin).into());
+        }
+        let wanted = id.clone();
+        let found = self.inner.db.read(move |conn| store::find(conn, &wanted)).await?;
+        let mut app = found.filter(|app| app.tenant == caller.tenant).ok_or(IssuerError::NotFound)?;
+        let text = secret.expose_secret().as_bytes();
+        let secret_mac = self.inner.keys.mac_client_secret(&caller.tenant, id.as_str(), text).await?;
+        if app.secret_mac == secret_mac {
+            return Ok(false);
+        }
+        app.secret_mac = secret_mac;
+        let event = Event::new(Action::AppReissue, "application", id.as_str());
+        let written = self.inner.audit.around(caller, event, async |_| {
+            let found = self.inner.db.write(move |conn| store::update(conn, &app)).await?;
+            found.then_some(()).ok_or(IssuerError::NotFound)
+        });
+        written.await?;
+        self.inner.clients.forget(id);
+        Ok(true)
+    }
+
     /// The tenant's applications.
     ///
     /// # Errors

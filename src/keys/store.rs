@@ -8,7 +8,7 @@ use crate::db::schema::signing_keys;
 use crate::db::{Conn, DbError};
 use crate::ids::{SigningKeyId, TenantId};
 use crate::keys::{Purpose, TOKEN_ALG, jwk};
-use crate::seal::{KeyRef, PublicKey};
+use crate::seal::{DeviceName, KeyRef, PublicKey};
 use crate::with_conn;
 
 /// A tenant's current key of a purpose.
@@ -44,7 +44,7 @@ impl Public {
     }
 }
 
-type Row = (String, Vec<u8>, Option<String>, Option<String>, String);
+type Row = (String, Vec<u8>, Option<String>, Option<String>, String, String);
 
 /// The tenant's planned or active key of that purpose.
 pub(super) fn current(conn: &mut Conn, tenant: &TenantId, purpose: Purpose) -> Result<Option<Key>, DbError> {
@@ -58,14 +58,18 @@ pub(super) fn current(conn: &mut Conn, tenant: &TenantId, purpose: Purpose) -> R
             signing_keys::kid,
             signing_keys::jwk,
             signing_keys::state,
+            signing_keys::device,
         ));
     let row: Option<Row> = with_conn!(conn, |c| query.first(c).optional())?;
     row.map(|row| read(&row, purpose).ok_or_else(|| DbError::impossible("signing_keys", &row.0))).transpose()
 }
 
-fn read((id, device, kid, jwk, state): &Row, purpose: Purpose) -> Option<Key> {
+fn read((id, key_ref, kid, jwk, state, device): &Row, purpose: Purpose) -> Option<Key> {
     let id = SigningKeyId::parse(id).ok()?;
-    let device = KeyRef::from_bytes(device).filter(|key| key.spec() == purpose.spec())?;
+    let device = KeyRef::from_bytes(key_ref)?.on(DeviceName::parse(device)?);
+    if device.spec() != purpose.spec() {
+        return None;
+    }
     let phase = match (state.as_str(), kid, jwk) {
         ("planned", None, None) => Phase::Planned,
         ("active", Some(kid), Some(jwk)) => {
@@ -103,9 +107,45 @@ pub(super) fn insert_planned(
         signing_keys::key_ref.eq(key.to_bytes()),
         signing_keys::state.eq("planned"),
         signing_keys::created_at.eq(now.as_micros()),
+        signing_keys::device.eq(key.device().as_str()),
     );
     with_conn!(conn, |c| diesel::insert_into(signing_keys::table).values(row).execute(c))?;
     Ok(())
+}
+
+/// Gives up a key that was lost with its device; its row stays. `false` if it is not current any more.
+pub(super) fn retire(conn: &mut Conn, id: &SigningKeyId) -> Result<bool, DbError> {
+    let current = signing_keys::table
+        .filter(signing_keys::id.eq(id.as_str()))
+        .filter(signing_keys::state.eq_any(["planned", "active"]));
+    let retired = signing_keys::state.eq("retired");
+    Ok(with_conn!(conn, |c| diesel::update(current).set(retired).execute(c))? == 1)
+}
+
+/// Whether the tenant has, or had, a key of that purpose that was made.
+pub(super) fn was_made(conn: &mut Conn, tenant: &TenantId, purpose: Purpose) -> Result<bool, DbError> {
+    let query = signing_keys::table
+        .filter(signing_keys::tenant_id.eq(tenant.as_str()))
+        .filter(signing_keys::purpose.eq(purpose.name()))
+        .filter(signing_keys::state.eq_any(["active", "retired"]))
+        .select(signing_keys::id);
+    let found: Option<String> = with_conn!(conn, |c| query.first(c).optional())?;
+    Ok(found.is_some())
+}
+
+/// When the tenant's current key of that purpose came into use.
+pub(super) fn activated_at(
+    conn: &mut Conn,
+    tenant: &TenantId,
+    purpose: Purpose,
+) -> Result<Option<Timestamp>, DbError> {
+    let query = signing_keys::table
+        .filter(signing_keys::tenant_id.eq(tenant.as_str()))
+        .filter(signing_keys::purpose.eq(purpose.name()))
+        .filter(signing_keys::state.eq("active"))
+        .select(signing_keys::activated_at);
+    let at: Option<Option<i64>> = with_conn!(conn, |c| query.first(c).optional())?;
+    Ok(at.flatten().map(Timestamp::from_micros))
 }
 
 /// Takes a planned key into use. Does nothing if another daemon has done it already.
@@ -134,12 +174,12 @@ pub(super) fn activate(
 mod tests {
     use diesel::RunQueryDsl;
 
-    use super::{Phase, Public, activate, current, insert_planned};
+    use super::{Phase, Public, activate, current, insert_planned, retire};
     use crate::clock::Timestamp;
     use crate::db::{Conn, Db, DbError, OpenOptions, Url};
     use crate::ids::{SigningKeyId, TenantId};
     use crate::keys::Purpose;
-    use crate::seal::{Fingerprint, KeyRef, KeySpec, PublicKey};
+    use crate::seal::{DeviceName, Fingerprint, KeyRef, KeySpec, PublicKey};
     use crate::with_conn;
 
     const NOW: Timestamp = Timestamp::from_micros(1);
@@ -189,6 +229,24 @@ mod tests {
 
             let again = insert_planned(conn, tenant, Purpose::Jwt, &SigningKeyId::generate(), &key, NOW);
             assert!(matches!(again, Err(DbError::Duplicate)));
+            Ok(())
+        };
+        trial(work).await;
+    }
+
+    #[tokio::test]
+    async fn a_key_keeps_its_device_and_a_lost_one_makes_room_for_another() {
+        let work = |conn: &mut Conn, tenant: &TenantId| {
+            let b = DeviceName::parse("b").unwrap();
+            let (id, key) = (SigningKeyId::generate(), KeyRef::plan(Purpose::Jwt.spec()).unwrap());
+            insert_planned(conn, tenant, Purpose::Jwt, &id, &key, NOW)?;
+            assert!(current(conn, tenant, Purpose::Jwt)?.unwrap().device.device().is_default());
+
+            assert!(retire(conn, &id)? && !retire(conn, &id)?);
+            assert!(current(conn, tenant, Purpose::Jwt)?.is_none());
+            let (id, key) = (SigningKeyId::generate(), key.on(b.clone()));
+            insert_planned(conn, tenant, Purpose::Jwt, &id, &key, NOW)?;
+            assert_eq!(*current(conn, tenant, Purpose::Jwt)?.unwrap().device.device(), b);
             Ok(())
         };
         trial(work).await;

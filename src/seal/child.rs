@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::seal::StartError;
 use crate::seal::device::{Config, Device, DeviceState, DeviceStatus, SealerStatus};
+use crate::seal::devices::DeviceName;
 use crate::seal::guarded::{Arena, Options};
 use crate::seal::pin::TypedPin;
 use crate::seal::{device, pkcs11};
@@ -110,11 +111,13 @@ pub fn launch(
 ) -> Result<Device, StartError> {
     match sealer.mode {
         Mode::Thread => device::start(config, arena),
-        Mode::Process => start(sealer, config, surroundings, arena),
+        Mode::Process => start(DeviceName::default(), sealer, config, surroundings, arena),
     }
 }
 
-fn start(
+/// [`launch`] in the process, for the device of that name.
+pub(crate) fn start(
+    name: DeviceName,
     sealer: &SealerConfig,
     config: &Config,
     surroundings: &Surroundings,
@@ -148,7 +151,7 @@ fn start(
         Ok(Ok(())) => {}
         Err(_) => tracing::warn!("The sealer process is not ready yet, the start goes on without it"),
     }
-    Ok(Device::of_child(client, supervisor, arena))
+    Ok(Device::of_child(name, client, supervisor, arena))
 }
 
 fn credentials_dir(config: &Config) -> Option<PathBuf> {

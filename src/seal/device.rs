@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::seal::child::{Client, Supervisor};
+use crate::seal::devices::{DeviceName, Routes};
 use crate::seal::driver::Driver;
 use crate::seal::guarded::{self, Arena};
 use crate::seal::latch::Latch;
@@ -86,6 +87,8 @@ pub struct SealerStatus {
 /// The device's status for `lacre status`, `/readyz` and metrics.
 #[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct DeviceStatus {
+    /// Its name in the configuration.
+    pub name: DeviceName,
     /// How it is.
     #[serde(flatten)]
     pub state: DeviceState,
@@ -173,10 +176,11 @@ pub enum UnlatchError {
 
 /// A started device.
 pub struct Device {
-    /// Uses keys.
+    /// Uses keys on this device.
     pub sealer: Sealer,
-    /// Makes and destroys keys.
+    /// Makes and destroys keys on this device.
     pub admin: KeyAdmin,
+    name: DeviceName,
     driven: Driven,
 }
 
@@ -194,7 +198,17 @@ enum Driven {
 /// # Errors
 /// [`StartError`] for what no waiting heals.
 pub fn start(config: &Config, arena: &Arena) -> Result<Device, StartError> {
-    let driver = driver(config, arena)?;
+    start_named(DeviceName::default(), config, arena, &pkcs11::Modules::default())
+}
+
+/// [`start`] for one of several, which share their `modules`.
+pub(crate) fn start_named(
+    name: DeviceName,
+    config: &Config,
+    arena: &Arena,
+    modules: &pkcs11::Modules,
+) -> Result<Device, StartError> {
+    let driver = driver(config, arena, modules)?;
     let address = driver.address();
     let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     let sizes = Sizes {
@@ -204,13 +218,15 @@ pub fn start(config: &Config, arena: &Arena) -> Result<Device, StartError> {
         deadline: config.deadline,
     };
     let threads = |error: std::io::Error| StartError::Threads { reason: error.to_string() };
-    let lanes = Lanes::start(driver, arena.clone(), &sizes).map_err(threads)?;
+    let lanes = Lanes::start(name.clone(), driver, arena.clone(), &sizes).map_err(threads)?;
     recovery::first_round(&lanes);
     let watch = Watch::start(&lanes).map_err(threads)?;
     let way = Way::Lanes(Arc::clone(&lanes));
+    let routes = Routes::new(vec![(name.clone(), way)], arena);
     Ok(Device {
-        sealer: Sealer::new(way.clone(), arena.clone()),
-        admin: KeyAdmin { way },
+        sealer: Sealer::new(routes.clone(), arena.clone()),
+        admin: KeyAdmin::new(routes),
+        name,
         driven: Driven::Here { lanes, watch, address, without_evidence: without_evidence(config) },
     })
 }
@@ -221,14 +237,14 @@ fn without_evidence(config: &Config) -> Vec<String> {
 }
 
 /// The device that the configuration means, with its latch; loads the library and no more.
-fn driver(config: &Config, arena: &Arena) -> Result<Box<dyn Driver>, StartError> {
+fn driver(config: &Config, arena: &Arena, modules: &pkcs11::Modules) -> Result<Box<dyn Driver>, StartError> {
     let latch_dir = config.latch_dir.clone().unwrap_or_else(|| PathBuf::from("latch"));
     let latch = Latch::open(&latch_dir).map_err(|error| StartError::Latch {
         path: latch_dir.display().to_string(),
         reason: error.to_string(),
     })?;
     match (&config.pkcs11, &config.tpm) {
-        (Some(pkcs11), None) => pkcs11::load(pkcs11, latch, arena),
+        (Some(pkcs11), None) => pkcs11::load(pkcs11, latch, arena, modules),
         (None, Some(tpm)) => tpm::load(tpm, latch, arena),
         _ => Err(StartError::Selection("give one of [seal.pkcs11] and [seal.tpm]".to_owned())),
     }
@@ -242,7 +258,7 @@ fn driver(config: &Config, arena: &Arena) -> Result<Box<dyn Driver>, StartError>
 /// # Errors
 /// [`UnlatchError`]: the latch may be cleared already; no PIN was sent.
 pub fn unlatch(config: &Config, arena: &Arena, force: bool) -> Result<Option<String>, UnlatchError> {
-    let driver = driver(config, arena)?;
+    let driver = driver(config, arena, &pkcs11::Modules::default())?;
     let done = driver.unlatch(force);
     let serial = driver.known().serial;
     if let Err(problem) = driver.take_down() {
@@ -253,12 +269,31 @@ pub fn unlatch(config: &Config, arena: &Arena, force: bool) -> Result<Option<Str
 
 impl Device {
     /// A device in the sealer process.
-    pub(crate) fn of_child(client: Arc<Client>, supervisor: Supervisor, arena: &Arena) -> Self {
-        let way = Way::Child(Arc::clone(&client));
+    pub(crate) fn of_child(
+        name: DeviceName,
+        client: Arc<Client>,
+        supervisor: Supervisor,
+        arena: &Arena,
+    ) -> Self {
+        let routes = Routes::new(vec![(name.clone(), Way::Child(Arc::clone(&client)))], arena);
         Self {
-            sealer: Sealer::new(way.clone(), arena.clone()),
-            admin: KeyAdmin { way },
+            sealer: Sealer::new(routes.clone(), arena.clone()),
+            admin: KeyAdmin::new(routes),
+            name,
             driven: Driven::There { client, supervisor },
+        }
+    }
+
+    /// Its name in the configuration.
+    pub const fn name(&self) -> &DeviceName {
+        &self.name
+    }
+
+    /// How calls get to it.
+    pub(crate) fn way(&self) -> Way {
+        match &self.driven {
+            Driven::Here { lanes, .. } => Way::Lanes(Arc::clone(lanes)),
+            Driven::There { client, .. } => Way::Child(Arc::clone(client)),
         }
     }
 
@@ -266,10 +301,13 @@ impl Device {
     pub fn status(&self) -> DeviceStatus {
         let (lanes, address, without_evidence) = match &self.driven {
             Driven::Here { lanes, address, without_evidence, .. } => (lanes, address, without_evidence),
-            Driven::There { client, .. } => return client.status(),
+            Driven::There { client, .. } => {
+                return DeviceStatus { name: self.name.clone(), ..client.status() };
+            }
         };
         let known = lanes.driver.known();
         DeviceStatus {
+            name: self.name.clone(),
             state: lanes.breaker.device_state(),
             module: address.clone(),
             library: known.library,

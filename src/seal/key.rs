@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256, Sha384};
 
+use crate::seal::devices::DeviceName;
+
 /// A device object's id: 16 random bytes, chosen and recorded before the key is made (`CKA_ID`).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KeyId([u8; 16]);
@@ -352,15 +354,29 @@ pub struct KeyRef {
     pub(crate) spec: KeySpec,
     /// Shared, because every request clones the key it uses.
     pub(crate) pin: Arc<Pin>,
+    /// Where it is. Kept beside the bytes, not in them: a column that can be searched.
+    device: DeviceName,
 }
 
 impl KeyRef {
-    /// Names a key that is to be made. Record it before calling `KeyAdmin::generate`.
+    /// Names a key that is to be made, on the default device. Record it before calling `KeyAdmin::generate`.
     ///
     /// # Errors
     /// If the operating system has no randomness to give.
     pub fn plan(spec: KeySpec) -> Result<Self, getrandom::Error> {
-        Ok(Self { id: KeyId(random_bytes()?), spec, pin: Arc::new(Pin::Planned) })
+        let device = DeviceName::default();
+        Ok(Self { id: KeyId(random_bytes()?), spec, pin: Arc::new(Pin::Planned), device })
+    }
+
+    /// The same key on that device.
+    #[must_use]
+    pub fn on(self, device: DeviceName) -> Self {
+        Self { device, ..self }
+    }
+
+    /// The device that it is on.
+    pub const fn device(&self) -> &DeviceName {
+        &self.device
     }
 
     /// The device object's id.
@@ -401,10 +417,10 @@ impl KeyRef {
     }
 
     pub(crate) fn pinned(&self, pin: Pin) -> Self {
-        Self { id: self.id, spec: self.spec, pin: Arc::new(pin) }
+        Self { id: self.id, spec: self.spec, pin: Arc::new(pin), device: self.device.clone() }
     }
 
-    /// The form in which the layers above keep it: version, spec, id, pin.
+    /// The form in which the layers above keep it: version, spec, id, pin. The device is kept beside it.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut out = vec![1, self.spec.code()];
         out.extend_from_slice(&self.id.0);
@@ -430,7 +446,7 @@ impl KeyRef {
         out
     }
 
-    /// Reads [`KeyRef::to_bytes`]; `None` if the bytes are anything else.
+    /// Reads [`KeyRef::to_bytes`], for the default device; `None` if the bytes are anything else.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let [1, spec, rest @ ..] = bytes else { return None };
         let (id, rest) = rest.split_at_checked(16)?;
@@ -464,7 +480,8 @@ impl KeyRef {
             }
             _ => return None,
         };
-        Some(Self { id, spec: KeySpec::from_code(*spec)?, pin: Arc::new(pin) })
+        let (spec, device) = (KeySpec::from_code(*spec)?, DeviceName::default());
+        Some(Self { id, spec, pin: Arc::new(pin), device })
     }
 }
 

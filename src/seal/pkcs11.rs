@@ -1,12 +1,14 @@
 //! The PKCS#11 device: any module that a vendor ships, driven by its token's label, serial or URI.
 //!
-//! `select` decides which module, token and PIN source are meant; `token` loads, logs in and recovers;
+//! `select` decides which module, token and PIN source are meant; `library` loads and initialises a module
+//! for all tokens in it; `token` finds one, logs in and recovers;
 //! `session` is the [`Backend`](crate::seal::backend::Backend); `parts` says what a key consists of,
 //! `objects` makes and finds it, `custody` checks it; `wrap` wraps DEKs, `probe` chooses how; `raw` is
 //! the C interface; `error` says what return values mean; `report` measures what the token can do. Read `hsm.md` of the project before changing any.
 
 mod custody;
 mod error;
+mod library;
 mod objects;
 mod parts;
 mod probe;
@@ -28,6 +30,7 @@ use crate::seal::guarded::Arena;
 use crate::seal::latch::Latch;
 
 pub use crate::seal::pin::TypedPin;
+pub(crate) use library::Modules;
 
 use select::Selection;
 use session::Session;
@@ -87,9 +90,15 @@ pub enum GcmIv {
     Device,
 }
 
-/// Loads the library that the configuration means. Initialises nothing and sends no PIN.
-pub(crate) fn load(config: &Config, latch: Latch, arena: &Arena) -> Result<Box<dyn Driver>, StartError> {
-    Ok(Box::new(Module(Token::load(Selection::new(config, arena)?, latch, arena)?)))
+/// Loads the library that the configuration means, unless `modules` has it. Initialises nothing and sends no
+/// PIN.
+pub(crate) fn load(
+    config: &Config,
+    latch: Latch,
+    arena: &Arena,
+    modules: &Modules,
+) -> Result<Box<dyn Driver>, StartError> {
+    Ok(Box::new(Module(Token::load(Selection::new(config, arena)?, latch, arena, modules)?)))
 }
 
 /// Asks for the PIN where the configuration says so; `None` where the PIN comes from elsewhere.

@@ -392,7 +392,9 @@ mod tests {
         let options = Options { slots: 4, allow_unlocked: true, ..Options::default() };
         let arena = Arena::new(&options).unwrap();
         let sizes = Sizes { fast: 1, slow: 1, queue: 8, deadline: Duration::from_secs(2) };
-        let lanes = Lanes::start(Box::new(Faulty::default()), arena, &sizes).unwrap();
+        let lanes =
+            Lanes::start(crate::seal::DeviceName::default(), Box::new(Faulty::default()), arena, &sizes)
+                .unwrap();
         let watch = Watch::start(&lanes).unwrap();
         let key = KeyRef::plan(KeySpec::HmacSha256).unwrap();
 

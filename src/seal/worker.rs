@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
 use crate::seal::backend::{Backend, BackendError};
+use crate::seal::devices::DeviceName;
 use crate::seal::driver::Driver;
 use crate::seal::guarded::{Arena, SecretBuf};
 use crate::seal::key::{Alg, Kek, KeyRef, PublicKey, Signature, WrappedDek};
@@ -119,6 +120,7 @@ pub(crate) struct Counters {
 
 /// The three lanes of one device.
 pub(crate) struct Lanes {
+    device: DeviceName,
     pub(crate) driver: Box<dyn Driver>,
     pub(crate) arena: Arena,
     pub(crate) breaker: Breaker,
@@ -140,7 +142,12 @@ pub(crate) struct Sizes {
 
 impl Lanes {
     /// Makes the lanes and starts their threads.
-    pub(crate) fn start(driver: Box<dyn Driver>, arena: Arena, sizes: &Sizes) -> std::io::Result<Arc<Self>> {
+    pub(crate) fn start(
+        device: DeviceName,
+        driver: Box<dyn Driver>,
+        arena: Arena,
+        sizes: &Sizes,
+    ) -> std::io::Result<Arc<Self>> {
         let lane = |name, width: usize, read_write| {
             let queue = Queue::new(sizes.queue, (width / 2).max(1));
             Arc::new(Lane {
@@ -152,6 +159,7 @@ impl Lanes {
             })
         };
         let lanes = Arc::new(Self {
+            device,
             driver,
             arena,
             breaker: Breaker::default(),
@@ -271,9 +279,12 @@ impl Lanes {
             _ => Err(late()),
         };
         let outcome = if result.is_ok() { "ok" } else { "error" };
-        metrics::counter!("lacre_hsm_operations_total", "op" => operation, "result" => outcome).increment(1);
-        metrics::histogram!("lacre_hsm_operation_duration_seconds", "op" => operation)
-            .record(started.elapsed().as_secs_f64());
+        let took = started.elapsed().as_secs_f64();
+        let device = || metrics::SharedString::from_shared(self.device.shared());
+        metrics::counter!("lacre_hsm_operations_total", "device" => device(), "op" => operation, "result" => outcome)
+            .increment(1);
+        metrics::histogram!("lacre_hsm_operation_duration_seconds", "device" => device(), "op" => operation)
+            .record(took);
         result
     }
 

@@ -17,10 +17,10 @@ use crate::audit::{Action, AuditCode, Event, Outcome};
 use crate::db::{DbError, Turn, TurnName};
 use crate::identity::{Caller, Scope};
 use crate::ids::TenantId;
-use crate::seal::{Faults, Kek, KekId, KeyId, KeyRef, KeySpec, SealError, WrappedKey};
+use crate::seal::{DeviceName, Faults, Kek, KekId, KeyId, KeyRef, KeySpec, SealError, WrappedKey};
 
 use super::idempotency::Request;
-use super::model::{IdempotencyKey, KekInfo, KekState};
+use super::model::{IdempotencyKey, KekInfo, KekRole, KekState};
 use super::store::keks::{self, KekRecord};
 use super::store::{self, IdempotencyRow};
 use super::{Vault, VaultError, check};
@@ -40,21 +40,22 @@ struct Ring {
 
 impl Ring {
     /// Whether a version has to be made: one is planned, or none seals.
-    fn is_unfinished(&self) -> bool {
-        let planned = |record: &KekRecord| record.state == KekState::Planned;
-        self.records.iter().any(planned) || self.active().is_none()
+    fn is_unfinished(&self, role: KekRole) -> bool {
+        let planned = |record: &KekRecord| record.role == role && record.state == KekState::Planned;
+        self.records.iter().any(planned) || self.active(role).is_none()
     }
 
-    /// The version that seals: the newest active one.
-    fn active(&self) -> Option<&Kek> {
-        self.records.iter().rev().find(|record| record.state == KekState::Active).map(|record| &record.kek)
+    /// The version that wraps in that role: the newest active one.
+    fn active(&self, role: KekRole) -> Option<&Kek> {
+        let wraps = |record: &&KekRecord| record.role == role && record.state == KekState::Active;
+        self.records.iter().rev().find(wraps).map(|record| &record.kek)
     }
 
-    /// A version that may open. Looked up among the tenant's own only.
-    fn opening(&self, id: KekId, version: u32) -> Option<&Kek> {
+    /// A version that may open what that role wraps. Looked up among the tenant's own only.
+    fn opening(&self, role: KekRole, id: KekId, version: u32) -> Option<&Kek> {
         let opens = |state| matches!(state, KekState::Active | KekState::Retired);
         let found = self.records.iter().find(|record| record.kek.id == id && record.kek.version == version);
-        found.filter(|record| opens(record.state)).map(|record| &record.kek)
+        found.filter(|record| record.role == role && opens(record.state)).map(|record| &record.kek)
     }
 }
 
@@ -69,7 +70,7 @@ struct Grant {
 #[derive(Default)]
 pub(super) struct Keyring {
     rings: RwLock<HashMap<TenantId, Arc<Ring>>>,
-    grants: Mutex<HashMap<TenantId, Grant>>,
+    grants: Mutex<HashMap<(TenantId, KekRole), Grant>>,
     /// What the last look found wrong, so that each fault is one incident.
     faults: Faults,
     /// Keys that the last whole look did not find on the device.
@@ -82,9 +83,9 @@ pub(super) struct Keyring {
 
 impl Keyring {
     /// Takes one wrap out of what is reserved under `version`.
-    fn take(&self, tenant: &TenantId, version: u32) -> bool {
+    fn take(&self, tenant: &TenantId, role: KekRole, version: u32) -> bool {
         let mut grants = self.grants.lock().unwrap_or_else(PoisonError::into_inner);
-        match grants.get_mut(tenant) {
+        match grants.get_mut(&(tenant.clone(), role)) {
             Some(grant) if grant.version == version && grant.left > 0 => {
                 grant.left -= 1;
                 true
@@ -93,8 +94,8 @@ impl Keyring {
         }
     }
 
-    fn grant(&self, tenant: &TenantId, grant: Grant) {
-        self.grants.lock().unwrap_or_else(PoisonError::into_inner).insert(tenant.clone(), grant);
+    fn grant(&self, tenant: &TenantId, role: KekRole, grant: Grant) {
+        self.grants.lock().unwrap_or_else(PoisonError::into_inner).insert((tenant.clone(), role), grant);
     }
 
     fn cached(&self, tenant: &TenantId) -> Option<Arc<Ring>> {
@@ -119,24 +120,44 @@ fn block(budget: u64) -> u64 {
 impl Vault {
     /// The KEK that seals, with one wrap counted against its budget.
     pub(super) async fn kek_for_sealing(&self, tenant: &TenantId) -> Result<Kek, VaultError> {
+        self.kek_for_wrapping(tenant, KekRole::Main).await
+    }
+
+    /// The KEK that wraps in that role, with one wrap counted against its budget.
+    pub(super) async fn kek_for_wrapping(&self, tenant: &TenantId, role: KekRole) -> Result<Kek, VaultError> {
         loop {
-            let kek = self.active_kek(tenant).await?;
-            if self.inner.keyring.take(tenant, kek.version) {
+            let kek = self.active_kek(tenant, role).await?;
+            if self.inner.keyring.take(tenant, role, kek.version) {
                 return Ok(kek);
             }
             let reserving = self.inner.keyring.reserving.lock().await;
             // Who waited for the lock finds what its holder has reserved.
-            let kek = self.active_kek(tenant).await?;
-            if self.inner.keyring.take(tenant, kek.version) {
+            let kek = self.active_kek(tenant, role).await?;
+            if self.inner.keyring.take(tenant, role, kek.version) {
                 return Ok(kek);
             }
-            let reserved = self.reserve(tenant, kek.version).await?;
+            let reserved = self.reserve(tenant, role, kek.version).await?;
             // Not held while a version is made: whoever waits for that waits with all others, not after them.
             drop(reserving);
             if !reserved {
-                self.outgrow(tenant, kek.version).await?;
+                self.outgrow(tenant, role, kek.version).await?;
             }
         }
+    }
+
+    /// The device on which the tenant's values are sealed, as far as is known without asking.
+    pub fn sealing_device(&self, tenant: &TenantId) -> Option<DeviceName> {
+        let ring = self.inner.keyring.cached(tenant)?;
+        ring.active(KekRole::Main).map(|kek| kek.key.device().clone())
+    }
+
+    /// The version that wraps in that role, without a wrap.
+    pub(super) async fn active_in(
+        &self,
+        tenant: &TenantId,
+        role: KekRole,
+    ) -> Result<Option<Kek>, VaultError> {
+        Ok(self.ring(tenant).await?.active(role).cloned())
     }
 
     /// The KEK version that a wrapped DEK names, if it is the tenant's own and may open.
@@ -145,17 +166,26 @@ impl Vault {
         tenant: &TenantId,
         key: &WrappedKey,
     ) -> Result<Option<Kek>, VaultError> {
+        self.kek_that_wrapped(tenant, KekRole::Main, key).await
+    }
+
+    /// The same for what that role wraps.
+    pub(super) async fn kek_that_wrapped(
+        &self,
+        tenant: &TenantId,
+        role: KekRole,
+        key: &WrappedKey,
+    ) -> Result<Option<Kek>, VaultError> {
         let (id, version) = (key.kek_id(), key.kek_version());
-        if let Some(kek) = self.ring(tenant).await?.opening(id, version) {
+        if let Some(kek) = self.ring(tenant).await?.opening(role, id, version) {
             return Ok(Some(kek.clone()));
         }
         // Another daemon may have made it a moment ago.
-        Ok(self.reload(tenant).await?.opening(id, version).cloned())
+        Ok(self.reload(tenant).await?.opening(role, id, version).cloned())
     }
 
-    async fn active_kek(&self, tenant: &TenantId) -> Result<Kek, VaultError> {
-        let ring = self.ring(tenant).await?;
-        ring.active().cloned().ok_or(VaultError::NotFound("key-encryption key"))
+    async fn active_kek(&self, tenant: &TenantId, role: KekRole) -> Result<Kek, VaultError> {
+        self.active_in(tenant, role).await?.ok_or(VaultError::NotFound("key-encryption key"))
     }
 
     async fn ring(&self, tenant: &TenantId) -> Result<Arc<Ring>, VaultError> {
@@ -175,48 +205,62 @@ impl Vault {
     }
 
     /// Reserves a block of wraps; `false` if the budget does not allow it or the version is not active any more.
-    async fn reserve(&self, tenant: &TenantId, version: u32) -> Result<bool, VaultError> {
+    async fn reserve(&self, tenant: &TenantId, role: KekRole, version: u32) -> Result<bool, VaultError> {
         let budget = budget(self.parts().config.wrap_budget);
         let left = block(budget);
         let owner = tenant.clone();
         let work = move |conn: &mut _| keks::reserve(conn, &owner, version, left, budget);
         let reserved = self.parts().db.write::<_, DbError, _>(work).await?;
         if reserved {
-            self.inner.keyring.grant(tenant, Grant { version, left });
+            self.inner.keyring.grant(tenant, role, Grant { version, left });
         }
         Ok(reserved)
     }
 
     /// Makes the next version because `version` has used up its budget, unless that has happened already.
-    async fn outgrow(&self, tenant: &TenantId, version: u32) -> Result<(), VaultError> {
+    async fn outgrow(&self, tenant: &TenantId, role: KekRole, version: u32) -> Result<(), VaultError> {
         // One asks for the turn, and the others find what it made.
         let outgrowing = tokio::time::timeout(OUTGROWING, self.inner.keyring.outgrowing.lock()).await;
         let _outgrowing = outgrowing.map_err(|_| DbError::Taken("making a KEK version"))?;
-        if self.is_outgrown(tenant, version).await? {
+        if self.is_outgrown(tenant, role, version).await? {
             return Ok(());
         }
         let turn = Arc::new(self.parts().db.turn(TurnName::DeviceKeys).await?);
-        if self.is_outgrown(tenant, version).await? {
+        if self.is_outgrown(tenant, role, version).await? {
             return Ok(());
         }
-        self.make_unasked(tenant, "wrap-budget", &turn).await
+        self.refuse_in_quarantine().await?;
+        self.make_unasked(tenant, role, "wrap-budget", &turn).await
     }
 
-    async fn is_outgrown(&self, tenant: &TenantId, version: u32) -> Result<bool, VaultError> {
-        Ok(self.reload(tenant).await?.active().is_some_and(|active| active.version != version))
+    async fn is_outgrown(&self, tenant: &TenantId, role: KekRole, version: u32) -> Result<bool, VaultError> {
+        Ok(self.reload(tenant).await?.active(role).is_some_and(|active| active.version != version))
+    }
+
+    /// Where a new version of that role is made.
+    fn placement(&self, role: KekRole) -> Result<&DeviceName, VaultError> {
+        match role {
+            KekRole::Main => Ok(&self.parts().placement),
+            KekRole::Backup => self.parts().backup.as_ref().ok_or(VaultError::NotFound("backup device")),
+        }
     }
 
     /// Makes a version that nobody asked for, and records why.
-    async fn make_unasked(
+    pub(super) async fn make_unasked(
         &self,
         tenant: &TenantId,
+        role: KekRole,
         reason: &'static str,
         turn: &Arc<Turn>,
     ) -> Result<(), VaultError> {
         let system = Caller::system("vault", tenant.clone());
-        let event = Event::new(Action::KekRotate, "kek", tenant.as_str()).detail("reason", reason);
+        let device = self.placement(role)?;
+        let event = Event::new(Action::KekRotate, "kek", tenant.as_str())
+            .detail("reason", reason)
+            .detail("role", role.name())
+            .detail("device", device.as_str());
         let work = |note: crate::audit::Note| async move {
-            let kek = self.make_version(tenant, &Request::Plain, turn).await?;
+            let kek = self.make_version(tenant, (role, device), &Request::Plain, turn).await?;
             note.add("kek_version", kek.version.to_string());
             Ok(())
         };
@@ -231,28 +275,29 @@ impl Vault {
     async fn make_version(
         &self,
         tenant: &TenantId,
+        (role, device): (KekRole, &DeviceName),
         request: &Request,
         turn: &Arc<Turn>,
     ) -> Result<Kek, VaultError> {
         let parts = self.parts();
         let (owner, now) = (tenant.clone(), parts.clock.now());
         let kek_id = KekId::generate().map_err(no_randomness)?;
-        let key = KeyRef::plan(KeySpec::Kek).map_err(no_randomness)?;
-        let plan = move |conn: &mut _| keks::plan(conn, &owner, kek_id, &key, now);
+        let key = KeyRef::plan(KeySpec::Kek).map_err(no_randomness)?.on(device.clone());
+        let plan = move |conn: &mut _| keks::plan(conn, &owner, role, kek_id, &key, now);
         let planned = match parts.db.write::<_, DbError, _>(plan).await {
             // Another daemon planned at the same moment: its plan is as good, and so is what it made of it.
-            Err(DbError::Duplicate) => match self.planned(tenant).await? {
+            Err(DbError::Duplicate) => match self.planned(tenant, role).await? {
                 Some(planned) => planned,
-                None => return self.active_kek(tenant).await,
+                None => return self.active_kek(tenant, role).await,
             },
             result => result?,
         };
         let pinned = parts.admin.generate_holding(&planned.key, Arc::clone(turn)).await;
         let pinned = pinned.map_err(VaultError::Seal)?;
-        let (owner, now, key, version) = (tenant.clone(), parts.clock.now(), pinned, planned.version);
-        let row: Option<IdempotencyRow> = request.row(&version.to_string());
+        let (owner, now, key, plan) = (tenant.clone(), parts.clock.now(), pinned, planned.clone());
+        let row: Option<IdempotencyRow> = request.row(&planned.version.to_string());
         let activate = move |conn: &mut _| -> Result<bool, VaultError> {
-            let activated = keks::activate(conn, &owner, version, &key, now)?;
+            let activated = keks::activate(conn, &owner, role, &plan, &key, now)?;
             if let Some(row) = &row {
                 store::claim_key(conn, row, now)?;
             }
@@ -260,18 +305,22 @@ impl Vault {
         };
         parts.db.write(activate).await?;
         let ring = self.reload(tenant).await?;
-        ring.opening(planned.id, version).cloned().ok_or(VaultError::NotFound("key-encryption key"))
+        ring.opening(role, planned.id, planned.version)
+            .cloned()
+            .ok_or(VaultError::NotFound("key-encryption key"))
     }
 
-    async fn planned(&self, tenant: &TenantId) -> Result<Option<Kek>, VaultError> {
+    async fn planned(&self, tenant: &TenantId, role: KekRole) -> Result<Option<Kek>, VaultError> {
         let ring = self.reload(tenant).await?;
-        let planned = ring.records.iter().find(|record| record.state == KekState::Planned);
+        let is_planned = |record: &&KekRecord| record.role == role && record.state == KekState::Planned;
+        let planned = ring.records.iter().find(is_planned);
         Ok(planned.map(|record| record.kek.clone()))
     }
 
     /// Makes the tenant and its first KEK where they are missing, finishes planned KEKs, and inspects
     /// every live KEK on the device (attributes, ambiguity, fingerprint). Repeatable. Returns the keys that are
-    /// not on the device any more: only what needs them fails.
+    /// not on their device any more: only what needs them fails. Versions that do not wrap are looked at where
+    /// their device answers. In quarantine nothing is made.
     ///
     /// # Errors
     /// [`VaultError::Seal`] with `KeyUnfit` names a key that must not be used.
@@ -279,15 +328,14 @@ impl Vault {
         let (owner, now) = (tenant.clone(), self.parts().clock.now());
         let work = move |conn: &mut _| store::ensure_tenant(conn, &owner, now);
         self.parts().db.write::<_, DbError, _>(work).await?;
-        if self.reload(tenant).await?.is_unfinished() {
-            match self.finish_version(tenant).await {
+        self.reload(tenant).await?;
+        for role in [KekRole::Main, KekRole::Backup] {
+            match self.finish_version(tenant, role).await {
                 // What was planned and cannot be made takes nothing from what is there.
-                Err(error) if self.ring(tenant).await?.active().is_some() => {
+                Err(error) if role == KekRole::Backup || self.ring(tenant).await?.active(role).is_some() => {
                     let error = &error as &dyn std::error::Error;
-                    tracing::warn!(
-                        error,
-                        "a planned KEK version cannot be made now; the present one goes on"
-                    );
+                    let role = role.name();
+                    tracing::warn!(error, role, "a KEK version cannot be made now; what is there goes on");
                 }
                 finished => finished?,
             }
@@ -297,8 +345,13 @@ impl Vault {
         let (mut first_bad, mut missing) = (Ok(()), Vec::new());
         for record in &self.reload(tenant).await?.records {
             if matches!(record.state, KekState::Active | KekState::Retired) {
+                let seals = record.state == KekState::Active && record.role == KekRole::Main;
                 match self.inspect(&system, &record.kek).await {
-                    Err(VaultError::Seal(SealError::KeyMissing { key })) => missing.push(key),
+                    Err(VaultError::Seal(
+                        SealError::KeyMissing { key } | SealError::NoDevice { key, .. },
+                    )) => missing.push(key),
+                    // Its device is away, which is said elsewhere; who needs the key is told so.
+                    Err(VaultError::Seal(error)) if !seals && error.retry_after().is_some() => {}
                     found => first_bad = first_bad.and(found),
                 }
             }
@@ -308,13 +361,29 @@ impl Vault {
         Ok(missing)
     }
 
-    async fn finish_version(&self, tenant: &TenantId) -> Result<(), VaultError> {
+    async fn finish_version(&self, tenant: &TenantId, role: KekRole) -> Result<(), VaultError> {
+        if !self.lacks_version(tenant, role).await? || self.quarantined_at().await?.is_some() {
+            return Ok(());
+        }
         let turn = Arc::new(self.parts().db.turn(TurnName::DeviceKeys).await?);
         // Once more: whose turn it was before may have finished it.
-        if self.reload(tenant).await?.is_unfinished() {
-            self.make_unasked(tenant, "provision", &turn).await?;
+        self.reload(tenant).await?;
+        if self.lacks_version(tenant, role).await? {
+            self.make_unasked(tenant, role, "provision", &turn).await?;
         }
         Ok(())
+    }
+
+    /// A backup KEK also has to be on the device that is configured for it now.
+    async fn lacks_version(&self, tenant: &TenantId, role: KekRole) -> Result<bool, VaultError> {
+        let ring = self.ring(tenant).await?;
+        Ok(match (role, &self.parts().backup) {
+            (KekRole::Main, _) => ring.is_unfinished(role),
+            (KekRole::Backup, None) => false,
+            (KekRole::Backup, Some(device)) => {
+                ring.is_unfinished(role) || ring.active(role).is_some_and(|kek| kek.key.device() != device)
+            }
+        })
     }
 
     async fn inspect(&self, system: &Caller, kek: &Kek) -> Result<(), VaultError> {
@@ -333,6 +402,7 @@ impl Vault {
             let event = Event::new(Action::KeyIncident, "key", kek.id.to_string())
                 .detail("purpose", "kek")
                 .detail("version", kek.version.to_string())
+                .detail("device", kek.key.device().as_str())
                 .detail("device_id", kek.key.id().to_string());
             self.parts().audit.record_soon(system, event, Outcome::Failure(code));
         }
@@ -346,11 +416,14 @@ impl Vault {
     pub async fn keks(&self, caller: &Caller) -> Result<Vec<KekInfo>, VaultError> {
         caller.require(Scope::KeysAdmin)?;
         let tenant = caller.tenant.clone();
-        let query = move |conn: &mut _| Ok((keks::load(conn, &tenant)?, keks::records(conn, &tenant)?));
-        let (records, counts) = self.parts().db.read::<_, DbError, _>(query).await?;
+        let query = move |conn: &mut _| {
+            Ok((keks::load(conn, &tenant)?, keks::records(conn, &tenant)?, keks::backups(conn, &tenant)?))
+        };
+        let (records, counts, backups) = self.parts().db.read::<_, DbError, _>(query).await?;
         let budget = budget(self.parts().config.wrap_budget);
         let missing = self.inner.keyring.missing.read().unwrap_or_else(PoisonError::into_inner);
         let info = |record: &KekRecord| {
+            let counts = if record.role == KekRole::Main { &counts } else { &backups };
             let records = counts.get(&record.kek.version).copied().unwrap_or(0);
             let is_missing = missing.contains(&record.kek.key.id());
             KekInfo {
@@ -361,19 +434,25 @@ impl Vault {
         Ok(records.iter().rev().map(info).collect())
     }
 
-    /// Makes a new KEK version, which seals from now on.
+    /// Makes a new KEK version, which seals from now on: on `device`, or where new ones are placed.
     ///
     /// # Errors
-    /// Those of idempotency keys, or what the device, the log and the database say.
+    /// [`VaultError::Invalid`] for a device that is not there or that holds backups;
+    /// [`VaultError::Quarantined`]; those of idempotency keys, or what the device, the log and the database say.
     pub async fn rotate_kek(
         &self,
         caller: &Caller,
+        device: Option<DeviceName>,
         idempotency: Option<IdempotencyKey>,
     ) -> Result<KekInfo, VaultError> {
-        let event = Event::new(Action::KekRotate, "kek", caller.tenant.as_str());
+        let device = &device.unwrap_or_else(|| self.parts().placement.clone());
+        let event =
+            Event::new(Action::KekRotate, "kek", caller.tenant.as_str()).detail("device", device.as_str());
         let version = self
             .audited(caller, Scope::KeysAdmin, event, |note| async move {
                 check::idempotency(idempotency.as_ref())?;
+                self.check_device(device)?;
+                self.refuse_in_quarantine().await?;
                 // Asked in its turn: of two equal requests at once, the second finds the first one's result.
                 let turn = Arc::new(self.parts().db.turn(TurnName::DeviceKeys).await?);
                 let version =
@@ -382,7 +461,10 @@ impl Vault {
                             note.add("repeated", version.as_str());
                             version.parse().map_err(|_| DbError::impossible("idempotency_keys", &version))?
                         }
-                        request => self.make_version(&caller.tenant, &request, &turn).await?.version,
+                        request => {
+                            let place = (KekRole::Main, device);
+                            self.make_version(&caller.tenant, place, &request, &turn).await?.version
+                        }
                     };
                 note.add("kek_version", version.to_string());
                 Ok(version)
@@ -393,11 +475,26 @@ impl Vault {
     }
 }
 
+impl Vault {
+    fn check_device(&self, device: &DeviceName) -> Result<(), VaultError> {
+        let reason = if !self.parts().devices.contains(device) {
+            "no device of that name is configured"
+        } else if self.parts().backup.as_ref() == Some(device) {
+            "that device holds the backup KEK; one loss would take both wraps"
+        } else {
+            return Ok(());
+        };
+        Err(VaultError::Invalid { field: "device", reason: reason.to_owned() })
+    }
+}
+
 fn info(record: &KekRecord, records: u64, wrap_budget: u64) -> KekInfo {
     KekInfo {
         kek_id: record.kek.id.to_string(),
         version: record.kek.version,
         key_id: record.kek.key.id().to_string(),
+        device: record.kek.key.device().clone(),
+        role: record.role,
         mechanism: record.kek.mechanism_name(),
         state: record.state,
         wraps: record.wraps_reserved,
@@ -423,12 +520,13 @@ mod tests {
     use crate::clock::Timestamp;
     use crate::ids::TenantId;
     use crate::seal::{Kek, KekId, KeyRef, KeySpec};
-    use crate::vault::model::KekState;
+    use crate::vault::model::{KekRole, KekState};
     use crate::vault::store::keks::KekRecord;
 
     fn ring(id: KekId, states: &[KekState]) -> Ring {
         let record = |(version, state): (u32, &KekState)| KekRecord {
             kek: Kek { id, version, key: KeyRef::plan(KeySpec::Kek).unwrap() },
+            role: KekRole::Main,
             state: *state,
             wraps_reserved: 0,
             created_at: Timestamp::from_micros(0),
@@ -443,21 +541,23 @@ mod tests {
         let (id, other) = (KekId::generate().unwrap(), KekId::generate().unwrap());
         let ring = ring(id, &[Destroyed, Retired, Active, Planned]);
 
-        assert_eq!(ring.active().map(|kek| kek.version), Some(3));
-        let opens = |version| ring.opening(id, version).is_some();
+        assert_eq!(ring.active(KekRole::Main).map(|kek| kek.version), Some(3));
+        let opens = |version| ring.opening(KekRole::Main, id, version).is_some();
         assert_eq!([1, 2, 3, 4, 5].map(opens), [false, true, true, false, false]);
-        assert!(ring.opening(other, 3).is_none());
+        assert!(ring.opening(KekRole::Main, other, 3).is_none());
+        assert!(ring.active(KekRole::Backup).is_none() && ring.opening(KekRole::Backup, id, 3).is_none());
     }
 
     #[test]
     fn a_reservation_is_spent_once_and_under_its_version_only() {
         let (keyring, tenant) = (Keyring::default(), TenantId::parse("t").unwrap());
-        keyring.grant(&tenant, Grant { version: 2, left: 2 });
+        let main = KekRole::Main;
+        keyring.grant(&tenant, main, Grant { version: 2, left: 2 });
 
-        assert!(!keyring.take(&tenant, 1));
-        assert!(keyring.take(&tenant, 2) && keyring.take(&tenant, 2));
-        assert!(!keyring.take(&tenant, 2));
-        assert!(!keyring.take(&TenantId::parse("u").unwrap(), 2));
+        assert!(!keyring.take(&tenant, main, 1) && !keyring.take(&tenant, KekRole::Backup, 2));
+        assert!(keyring.take(&tenant, main, 2) && keyring.take(&tenant, main, 2));
+        assert!(!keyring.take(&tenant, main, 2));
+        assert!(!keyring.take(&TenantId::parse("u").unwrap(), main, 2));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 
 use crate::clock::Timestamp;
 use crate::ids::{JobId, SecretId};
-use crate::seal::Opened;
+use crate::seal::{DeviceName, Opened};
 
 /// What a secret is; decides how its value is checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -225,6 +225,31 @@ impl KekState {
     }
 }
 
+/// What a KEK version wraps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KekRole {
+    /// What is in use.
+    Main,
+    /// Second wraps, on a device of its own.
+    Backup,
+}
+
+impl KekRole {
+    /// The name in API and database.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Main => "main",
+            Self::Backup => "backup",
+        }
+    }
+
+    /// The role of that name.
+    pub fn parse(name: &str) -> Option<Self> {
+        [Self::Main, Self::Backup].into_iter().find(|role| role.name() == name)
+    }
+}
+
 /// A KEK version as the API shows it.
 #[derive(Clone, Debug)]
 pub struct KekInfo {
@@ -234,6 +259,10 @@ pub struct KekInfo {
     pub version: u32,
     /// The device object's id, in hex.
     pub key_id: String,
+    /// The device that it is on.
+    pub device: DeviceName,
+    /// What it wraps.
+    pub role: KekRole,
     /// How it wraps (`A256GCM`, ...); empty while planned.
     pub mechanism: &'static str,
     /// Its state.
@@ -242,7 +271,7 @@ pub struct KekInfo {
     pub wraps: u64,
     /// How many wraps it may make.
     pub wrap_budget: u64,
-    /// How many stored records it wraps now.
+    /// How many stored records it wraps now, in its role.
     pub records: u64,
     /// When it was planned.
     pub created_at: Timestamp,
@@ -291,13 +320,41 @@ impl JobState {
     }
 }
 
+/// What a job does with records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum JobKind {
+    /// Moves them to the newest KEK version.
+    Rewrap,
+    /// Gives them a second wrap under the backup KEK.
+    Backup,
+    /// Moves them to the newest KEK version, by their second wrap where they have one.
+    Restore,
+}
+
+impl JobKind {
+    /// The name in API and database.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Rewrap => "rewrap",
+            Self::Backup => "backup",
+            Self::Restore => "restore",
+        }
+    }
+
+    /// The kind of that name.
+    pub fn parse(name: &str) -> Option<Self> {
+        [Self::Rewrap, Self::Backup, Self::Restore].into_iter().find(|kind| kind.name() == name)
+    }
+}
+
 /// A job as the API shows it.
 #[derive(Clone, Debug)]
 pub struct JobInfo {
     /// Its id.
     pub id: JobId,
-    /// `rewrap`.
-    pub kind: &'static str,
+    /// What it does.
+    pub kind: JobKind,
     /// Its state.
     pub state: JobState,
     /// The KEK version it moves records to.
@@ -361,4 +418,6 @@ pub struct Figures {
     pub records_by_kek_version: BTreeMap<u32, u64>,
     /// Jobs that have not ended.
     pub open_jobs: u64,
+    /// Records without a wrap under the newest backup KEK; `None` if there is none.
+    pub without_backup: Option<u64>,
 }

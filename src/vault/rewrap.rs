@@ -1,10 +1,13 @@
-//! Jobs that move records to the newest KEK version, in the background, a batch at a time.
+//! Jobs that wrap records' DEKs anew, in the background, a batch at a time: under the newest KEK version
+//! (`rewrap`, also from one device to another), under the backup KEK (`backup`), or from there under the
+//! newest version (`restore`).
 //!
 //! A daemon takes a job for as long as its lease lives. Every batch is one transaction: the new
 //! wraps, each in the place of exactly the old one that was read, with the job's progress and lease.
 //! A crash loses at most the batch at hand. A record that does not open is counted and passed over;
 //! a device that does not answer is waited for.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
@@ -13,13 +16,14 @@ use crate::audit::{Action, AuditCode, Event, Outcome};
 use crate::clock::Timestamp;
 use crate::db::{DbError, Engine};
 use crate::identity::{Caller, Scope};
+use crate::ids::TenantId;
 use crate::ids::{JobId, RequestId};
-use crate::seal::{SealError, WrappedKey};
+use crate::seal::{Kek, SealError, WrappedKey};
 
 use super::idempotency::Request;
-use super::model::{IdempotencyKey, JobInfo, JobState};
+use super::model::{IdempotencyKey, JobInfo, JobKind, JobState, KekRole};
 use super::store::jobs::{self, Claimed, Job};
-use super::store::keks::{self, Position, ToRewrap};
+use super::store::records::{self, Position, ToRewrap};
 use super::{Vault, VaultError, check, secrets, store};
 
 /// Records per transaction.
@@ -28,6 +32,8 @@ const BATCH: i64 = 64;
 const AT_ONCE: usize = 4;
 /// How often jobs of other daemons that died are looked for.
 const POLL: Duration = Duration::from_secs(2);
+/// How often a restore tells how far it is.
+const TELL_EVERY: Duration = Duration::from_millis(500);
 /// How often expired idempotency keys are deleted.
 const PURGE_EVERY: u32 = 300;
 /// Longest pause before the device is tried again.
@@ -82,6 +88,7 @@ impl Vault {
         let job = self
             .audited(caller, Scope::KeysAdmin, event, |note| async move {
                 check::idempotency(idempotency.as_ref())?;
+                self.refuse_in_quarantine().await?;
                 let operation = Action::RewrapStart.name();
                 let job = match self.request(caller, operation, idempotency.as_ref()).await? {
                     Request::Repeated(id) => self.found_job(caller, &id).await,
@@ -105,9 +112,38 @@ impl Vault {
     }
 
     async fn queue_rewrap(&self, caller: &Caller, request: &Request) -> Result<JobInfo, VaultError> {
-        let (tenant, id, now) = (caller.tenant.clone(), JobId::generate(), self.parts().clock.now());
+        self.queue_job(&caller.tenant, JobKind::Rewrap, request).await
+    }
+
+    pub(super) async fn queue_job(
+        &self,
+        tenant: &TenantId,
+        kind: JobKind,
+        request: &Request,
+    ) -> Result<JobInfo, VaultError> {
+        let (tenant, id, now) = (tenant.clone(), JobId::generate(), self.parts().clock.now());
         let row = request.row(id.as_str());
-        self.parts().db.write(move |conn| jobs::queue_rewrap(conn, &tenant, &id, row, now)).await
+        self.parts().db.write(move |conn| jobs::queue(conn, &tenant, kind, &id, row, now)).await
+    }
+
+    /// Queues the backup job if records lack their second wrap and its device takes requests.
+    async fn queue_backup(&self, tenant: &TenantId) -> Result<(), VaultError> {
+        if self.parts().backup.is_none() || self.quarantined_at().await?.is_some() {
+            return Ok(());
+        }
+        let Some(kek) = self.active_in(tenant, KekRole::Backup).await? else { return Ok(()) };
+        if self.parts().sealer.admits(&kek.key).is_err() {
+            // The lag is in the metrics; the next round asks again.
+            return Ok(());
+        }
+        let (owner, target) = (tenant.clone(), (KekRole::Backup, kek.version));
+        let count = move |conn: &mut _| records::remaining(conn, &owner, target);
+        let lacking = self.parts().db.read::<_, DbError, _>(count).await?;
+        // What could not be wrapped is tried again seldom, and not every two seconds.
+        if lacking > self.inner.hopeless.load(Ordering::Relaxed) {
+            self.queue_job(tenant, JobKind::Backup, &Request::Plain).await?;
+        }
+        Ok(())
     }
 
     async fn found_job(&self, caller: &Caller, id: &str) -> Result<JobInfo, VaultError> {
@@ -139,21 +175,21 @@ impl Vault {
         .await
     }
 
-    /// Goes on with jobs that a crash or stop interrupted, and takes new ones. Runs until the process ends.
-    pub async fn run_jobs(&self) {
+    /// Goes on with jobs that a crash or stop interrupted, takes new ones, and keeps the tenant's records
+    /// backed up. Runs until the process ends.
+    pub async fn run_jobs(&self, tenant: &TenantId) {
         let owner = RequestId::generate().as_str().to_owned();
         let mut rounds = 0_u32;
-        // SQLite is locked by this daemon, so whoever held a lease is gone: no need to wait for its end.
-        if self.parts().db.engine() == Engine::Sqlite
-            && let Err(error) = self.parts().db.write::<_, DbError, _>(jobs::end_leases).await
-        {
-            tracing::warn!(%error, "interrupted jobs go on when their lease ends");
-        }
+        self.end_leases().await;
         loop {
-            while let Some(job) = self.claim_job(&owner).await {
-                self.work_on(job).await;
+            if let Err(error) = self.queue_backup(tenant).await {
+                tracing::debug!(%error, "no look at the backups now");
+            }
+            while let Some(mut job) = self.claim_job(&owner).await {
+                self.work_on(&mut job).await;
             }
             if rounds.is_multiple_of(PURGE_EVERY) {
+                self.inner.hopeless.store(0, Ordering::Relaxed);
                 let now = self.parts().clock.now();
                 let purge = move |conn: &mut _| store::purge_keys(conn, now);
                 if let Err(error) = self.parts().db.write::<_, DbError, _>(purge).await {
@@ -163,6 +199,51 @@ impl Vault {
             rounds = rounds.wrapping_add(1);
             // Either way the table is asked: a notification only makes it sooner.
             let _ = tokio::time::timeout(POLL, self.inner.job_queued.notified()).await;
+        }
+    }
+
+    /// SQLite is locked by this process, so whoever held a lease is gone: no need to wait for its end.
+    async fn end_leases(&self) {
+        if self.parts().db.engine() == Engine::Sqlite
+            && let Err(error) = self.parts().db.write::<_, DbError, _>(jobs::end_leases).await
+        {
+            tracing::warn!(%error, "interrupted jobs go on when their lease ends");
+        }
+    }
+
+    /// Works on the tenant's restore job until it has ended, telling how far it is. For `lacre restore`,
+    /// which runs while no daemon does; killed, it or a daemon goes on where it was.
+    pub(super) async fn run_restore(
+        &self,
+        tenant: &TenantId,
+        id: &JobId,
+        tell: impl Fn(&JobInfo),
+    ) -> Result<JobInfo, VaultError> {
+        let owner = RequestId::generate().as_str().to_owned();
+        self.end_leases().await;
+        let caller = Caller::system("restore", tenant.clone());
+        let find = || async {
+            let (tenant, id) = (caller.tenant.clone(), id.clone());
+            let job =
+                self.parts().db.read::<_, DbError, _>(move |conn| jobs::find(conn, &tenant, &id)).await?;
+            job.map(|job| job.info).ok_or(VaultError::NotFound("job"))
+        };
+        loop {
+            let job = find().await?;
+            tell(&job);
+            if job.state.has_ended() {
+                return Ok(job);
+            }
+            match self.claim_job(&owner).await {
+                Some(mut job) => {
+                    let mut work = std::pin::pin!(self.work_on(&mut job));
+                    while tokio::time::timeout(TELL_EVERY, &mut work).await.is_err() {
+                        tell(&find().await?);
+                    }
+                }
+                // On PostgreSQL another process may be at it.
+                None => tokio::time::sleep(POLL).await,
+            }
         }
     }
 
@@ -191,10 +272,10 @@ impl Vault {
     }
 
     /// Moves batch after batch until the job has ended or its lease is gone.
-    async fn work_on(&self, mut job: Job) {
+    async fn work_on(&self, job: &mut Job) {
         let mut failures = 0;
         while job.info.state == JobState::Running {
-            match self.step(&mut job).await {
+            match self.step(job).await {
                 Ok(true) => failures = 0,
                 // Cancelled, or another daemon has it.
                 Ok(false) => return,
@@ -204,22 +285,41 @@ impl Vault {
                         VaultError::Seal(error) => error.retry_after(),
                         _ => None,
                     };
-                    tracing::warn!(job = %job.info.id, code = error.audit_code(), "rewrap waits");
+                    tracing::warn!(job = %job.info.id, code = error.audit_code(), "a job waits");
+                    if job.info.kind == JobKind::Backup && asked.is_some() {
+                        // Its device may be away for days, and other jobs must not wait for it.
+                        return self.put_off(job, error.audit_code()).await;
+                    }
                     tokio::time::sleep(pause(failures, asked)).await;
                     // A sign of life; the database may be what does not answer, then the lease runs on.
-                    if matches!(self.save(&job).await, Ok(false)) {
+                    if matches!(self.save(job).await, Ok(false)) {
                         return;
                     }
                 }
             }
         }
-        self.record_end(&job).await;
+        if job.info.kind == JobKind::Backup {
+            // Made again every few seconds while values come in: the log would be full of it.
+            self.inner.hopeless.store(job.info.failed, Ordering::Relaxed);
+        } else {
+            self.record_end(job).await;
+        }
+    }
+
+    /// Ends a backup job that cannot go on; another one is queued when its device is back.
+    async fn put_off(&self, job: &mut Job, code: &'static str) {
+        job.info.state = JobState::Failed;
+        job.info.last_error = Some(code.to_owned());
+        if let Err(error) = self.save(job).await {
+            tracing::debug!(%error, "the job's lease runs out instead");
+        }
     }
 
     /// One batch, or the decision at the end of a pass. `false`: the lease is gone.
     async fn step(&self, job: &mut Job) -> Result<bool, VaultError> {
         let (tenant, target, position) = (job.tenant.clone(), job.info.target_version, job.position.clone());
-        let query = move |conn: &mut _| keks::to_rewrap(conn, &tenant, target, &position, BATCH);
+        let target = (job.info.kind.writes(), target);
+        let query = move |conn: &mut _| records::to_rewrap(conn, &tenant, target, &position, BATCH);
         let batch = self.parts().db.read::<_, DbError, _>(query).await?;
         let Some(last) = batch.last() else { return self.end_pass(job).await };
         let mut next = job.clone();
@@ -252,16 +352,11 @@ impl Vault {
             self.incident(&system, id, None).await;
             return Ok(Moved::Not("integrity"));
         };
-        let wrapped = WrappedKey::from_bytes(&record.wrapped_dek).ok();
-        let from = match &wrapped {
-            Some(wrapped) => self.kek_for_opening(&job.tenant, wrapped).await?,
-            None => None,
-        };
-        let (Some(wrapped), Some(from)) = (wrapped, from) else {
+        let Some((wrapped, from)) = self.source(job, &record).await? else {
             self.incident(&system, id, Some(version)).await;
             return Ok(Moved::Not("integrity"));
         };
-        let to = self.kek_for_sealing(&job.tenant).await?;
+        let to = self.kek_for_wrapping(&job.tenant, job.info.kind.writes()).await?;
         let context = secrets::context(job.tenant.as_str(), id, version);
         match self.parts().sealer.rewrap(&from, &to, &context, &wrapped).await {
             Ok(new) => Ok(Moved::To(record, new)),
@@ -269,10 +364,23 @@ impl Vault {
                 self.incident(&system, id, Some(version)).await;
                 Ok(Moved::Not("integrity"))
             }
-            Err(SealError::KeyMissing { .. }) => Ok(Moved::Not("key-missing")),
+            Err(SealError::KeyMissing { .. } | SealError::NoDevice { .. }) => Ok(Moved::Not("key-missing")),
             Err(SealError::KeyUnfit { .. }) => Ok(Moved::Not("key-unfit")),
             Err(error) => Err(VaultError::Seal(error)),
         }
+    }
+
+    /// The wrap that the DEK is taken from, and the KEK version that made it; `None` if the row names none
+    /// of the tenant's. A restore takes the second wrap; a record that has none may be under a KEK that
+    /// was not lost.
+    async fn source(&self, job: &Job, record: &ToRewrap) -> Result<Option<(WrappedKey, Kek)>, VaultError> {
+        let (role, bytes) = match (&record.backup_dek, job.info.kind) {
+            (Some(backup), JobKind::Restore) => (KekRole::Backup, backup),
+            _ => (KekRole::Main, &record.wrapped_dek),
+        };
+        let Ok(wrapped) = WrappedKey::from_bytes(bytes) else { return Ok(None) };
+        let kek = self.kek_that_wrapped(&job.tenant, role, &wrapped).await?;
+        Ok(kek.map(|kek| (wrapped, kek)))
     }
 
     /// Stores a batch and the job's progress together; `None` if the lease is gone, and then nothing is stored.
@@ -285,7 +393,8 @@ impl Vault {
         let work = move |conn: &mut _| {
             for (old, new) in &moved {
                 // A record that was deleted or replaced meanwhile is nobody's loss.
-                if keks::swap_wrap(conn, &job.tenant, old, &new.to_bytes(), new.kek_version())? {
+                let (role, version) = (job.info.kind.writes(), new.kek_version());
+                if records::swap_wrap(conn, &job.tenant, role, old, &new.to_bytes(), version)? {
                     job.info.done += 1;
                 }
             }
@@ -299,8 +408,8 @@ impl Vault {
     }
 
     async fn end_pass(&self, job: &mut Job) -> Result<bool, VaultError> {
-        let (tenant, target) = (job.tenant.clone(), job.info.target_version);
-        let count = move |conn: &mut _| keks::remaining(conn, &tenant, target);
+        let (tenant, target) = (job.tenant.clone(), (job.info.kind.writes(), job.info.target_version));
+        let count = move |conn: &mut _| records::remaining(conn, &tenant, target);
         let remaining = self.parts().db.read::<_, DbError, _>(count).await?;
         let mut next = job.clone();
         match after_pass(job.info.done.saturating_sub(job.done_before), remaining, job.info.failed) {
@@ -324,6 +433,7 @@ impl Vault {
     async fn record_end(&self, job: &Job) {
         let system = Caller::system("rewrap", job.tenant.clone());
         let event = Event::new(Action::RewrapEnd, "job", job.info.id.as_str())
+            .detail("kind", job.info.kind.name())
             .detail("target_version", job.info.target_version.to_string())
             .detail("done", job.info.done.to_string())
             .detail("failed", job.info.failed.to_string());

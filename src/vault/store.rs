@@ -2,6 +2,8 @@
 
 pub(super) mod jobs;
 pub(super) mod keks;
+pub(super) mod records;
+pub(super) mod restore;
 #[cfg(test)]
 mod tests;
 
@@ -17,7 +19,7 @@ use crate::seal::Sealed;
 use crate::with_conn;
 
 use super::VaultError;
-use super::model::{Encoding, Figures, JobState, ListFilter, SecretInfo, SecretKind, VersionInfo};
+use super::model::{Encoding, Figures, JobState, KekRole, ListFilter, SecretInfo, SecretKind, VersionInfo};
 
 /// A number from the database that cannot be negative.
 pub(super) fn unsigned(table: &'static str, id: &str, number: i64) -> Result<u64, DbError> {
@@ -404,6 +406,9 @@ pub(super) fn figures(conn: &mut Conn, tenant: &TenantId) -> Result<Figures, DbE
         *figures.secrets.entry(kind).or_default() += unsigned("secrets", kind, count)?;
     }
     figures.records_by_kek_version = keks::records(conn, tenant)?;
+    if let Some(target) = keks::active_version(conn, tenant, KekRole::Backup)? {
+        figures.without_backup = Some(records::remaining(conn, tenant, (KekRole::Backup, target))?);
+    }
     let open = [JobState::Queued.name(), JobState::Running.name()];
     let jobs =
         j::table.filter(j::tenant_id.eq(tenant.as_str()).and(j::state.eq_any(open))).select(count_star());

@@ -204,7 +204,7 @@ async fn metrics_and_readiness_tell_what_operators_need_and_nobodys_names() {
         "lacre_http_requests_total",
         "lacre_http_request_duration_seconds",
         "lacre_ready 1",
-        "lacre_hsm_up 1",
+        "lacre_hsm_up{device=\"default\"} 1",
         "lacre_guard_slots",
         "lacre_build_info",
     ] {

@@ -44,6 +44,7 @@ fn routes(id: &str) -> Vec<(Method, String, Value, &'static str, u16)> {
         (post.clone(), "/v1/keks/rewrap".to_owned(), none(), "keys:admin", 202),
         (get.clone(), job.to_owned(), none(), "keys:admin", 404),
         (post.clone(), format!("{job}/cancel"), none(), "keys:admin", 404),
+        (post.clone(), "/v1/restore/release".to_owned(), none(), "keys:admin", 200),
         (post.clone(), "/v1/datakeys".to_owned(), json!({ "context": "c" }), "crypto:use", 200),
         (post.clone(), "/v1/seal".to_owned(), json!({ "context": "c", "value": "v" }), "crypto:use", 200),
         (post.clone(), "/v1/open".to_owned(), json!({ "context": "c", "sealed": "AAAA" }), "crypto:use", 422),

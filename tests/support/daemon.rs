@@ -100,7 +100,7 @@ impl TestDaemon {
 
     /// Makes schema, keys and an application in the configured database, and puts the application's
     /// credentials where `lacre dev` had put those of its own database.
-    fn initialise(&self) {
+    pub fn initialise(&self) {
         let secret = self.dir().join("init.secret");
         let run = |args: &[&str]| {
             let mut command = self.command_of(args);

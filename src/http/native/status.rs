@@ -23,6 +23,10 @@ pub(super) async fn status(
     body["tenant"] = json!(caller.tenant);
     body["audit"] =
         json!(log.head().await.ok().map(|head| json!({ "seq": head.seq, "hash": hex::encode(head.hash) })));
+    match vault.quarantined_at().await {
+        Ok(since) => body["quarantined_at"] = json!(since.map(|since| since.to_rfc3339())),
+        Err(error) => tracing::warn!(%error, "whether there is a quarantine is not known now"),
+    }
     match vault.figures(&caller).await {
         Ok(figures) => body["vault"] = json!(figures),
         // A status must not fail because of what it reports on.

@@ -250,6 +250,15 @@ impl Client {
         status
     }
 
+    /// Whether there is a process that could be asked, and a device that it found well.
+    pub(crate) fn admit(&self) -> Result<(), SealError> {
+        self.link()?;
+        match self.status().state {
+            DeviceState::Ready => Ok(()),
+            DeviceState::Away(reason) | DeviceState::Stopped(reason) => Err(unavailable(&reason)),
+        }
+    }
+
     fn link(&self) -> Result<Arc<Link>, SealError> {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
         match &state.link {
@@ -418,7 +427,8 @@ impl Client {
         if (made.id(), made.spec()) != (planned.id(), planned.spec()) {
             return self.read(Err(Garbled("another key than the planned one")));
         }
-        Ok(made)
+        // The process knows its one device by no name.
+        Ok(made.on(planned.device().clone()))
     }
 
     pub(crate) async fn destroy(&self, key: &KeyRef) -> Result<(), SealError> {

@@ -69,7 +69,10 @@ impl From<SealError> for WireError {
     fn from(error: SealError) -> Self {
         match error {
             SealError::Rejected => Self::Rejected,
-            SealError::KeyMissing { key } => Self::KeyMissing { key: key.to_string() },
+            // The process drives one device and is asked for keys of that one only.
+            SealError::KeyMissing { key } | SealError::NoDevice { key, .. } => {
+                Self::KeyMissing { key: key.to_string() }
+            }
             SealError::KeyUnfit { key, reason } => Self::KeyUnfit { key: key.to_string(), reason },
             SealError::Unavailable { retry_after, reason } => {
                 Self::Unavailable { millis: millis(retry_after), reason }

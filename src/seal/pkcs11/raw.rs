@@ -236,6 +236,11 @@ impl Raw {
         call!(self, C_Login(session, CKU_USER, pin.as_ptr().cast_mut(), len(pin)))
     }
 
+    /// Also logs out: login lives as long as a session of the application with that token.
+    pub(super) fn close_all_sessions(&self, slot: CK_SLOT_ID) -> Result<(), Fail> {
+        call!(self, C_CloseAllSessions(slot))
+    }
+
     pub(super) fn mechanisms(&self, slot: CK_SLOT_ID) -> Result<Vec<CK_MECHANISM_TYPE>, Fail> {
         let mut count: CK_ULONG = 0;
         call!(self, C_GetMechanismList(slot, ptr::null_mut(), &raw mut count))?;

@@ -1,20 +1,15 @@
-//! One token in one module: loaded once, found by serial or label, logged in once, and brought back
-//! after it was away.
+//! One token in one module: found by serial or label, logged in once, and brought back after it was away.
 //!
 //! Login belongs to the application, not to a session, so one idle anchor session keeps it and all
 //! others find themselves logged in (PKCS #11 v3.1, section 5.6.8). Every call into the module runs
-//! under the read half of one lock; initialising the library again takes the write half, so it never
-//! happens below a running call.
-
-#![expect(clippy::disallowed_types, reason = "the module is loaded and initialised here")]
+//! under the read halves of two locks: the library's, so that it is not finalised below a running
+//! call, and the token's own, so that its sessions are not closed below one. Other tokens may be in
+//! the same library (`library.rs`).
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
-use cryptoki::context::Pkcs11;
-use cryptoki::error::Error;
 use cryptoki::session::Session as RawSession;
 use cryptoki::slot::Slot;
 
@@ -25,17 +20,18 @@ use crate::seal::guarded::{Arena, SecretBuf};
 use crate::seal::key::{KeyId, WrapMechanism};
 use crate::seal::latch::{Held, Latch};
 use crate::seal::pkcs11::error::{fail, pin_problem};
+use crate::seal::pkcs11::library::{Inside, Library, Modules, brief, exclusive};
 use crate::seal::pkcs11::raw::{Raw, TokenInfo};
 use crate::seal::pkcs11::select::Selection;
 
 const CKR_USER_ALREADY_LOGGED_IN: u64 = 0x100;
-/// How long recovery waits for running calls to leave the module before it gives up for this round.
-const QUIET_WAIT: Duration = Duration::from_secs(3);
 
-/// The library while it is initialised and the token in it.
+/// The token while it is in use.
 pub(super) struct Loaded {
-    pkcs11: Pkcs11,
-    /// The epoch in which this began. Sessions of earlier ones belong to a library that was finalised.
+    /// Which initialisation of the library this belongs to.
+    generation: u64,
+    /// The epoch in which this began. Sessions of earlier ones were closed, or belong to a library that was
+    /// finalised.
     since: u64,
     pub(super) slot: Slot,
     pub(super) info: TokenInfo,
@@ -46,8 +42,11 @@ pub(super) struct Loaded {
 /// The token.
 pub(crate) struct Token {
     pub(super) selection: Selection,
-    pub(super) raw: Raw,
+    pub(super) raw: Arc<Raw>,
     pub(super) arena: Arena,
+    library: Arc<Library>,
+    /// Its number among the tokens of the library.
+    seat: usize,
     latch: Latch,
     loaded: RwLock<Option<Loaded>>,
     known: Mutex<Known>,
@@ -64,13 +63,21 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Token {
-    /// Loads the library. Initialises nothing and sends no PIN.
-    pub(crate) fn load(selection: Selection, latch: Latch, arena: &Arena) -> Result<Arc<Self>, StartError> {
-        let raw = Raw::load(&selection.module)
+    /// Loads the library, or joins those who have. Initialises nothing and sends no PIN.
+    pub(crate) fn load(
+        selection: Selection,
+        latch: Latch,
+        arena: &Arena,
+        modules: &Modules,
+    ) -> Result<Arc<Self>, StartError> {
+        let library = modules
+            .load(&selection.module, selection.init_parameters.as_deref())
             .map_err(|reason| StartError::Module { path: selection.module.display().to_string(), reason })?;
         Ok(Arc::new(Self {
             selection,
-            raw,
+            raw: Arc::clone(&library.raw),
+            seat: library.seat(),
+            library,
             arena: arena.clone(),
             latch,
             loaded: RwLock::new(None),
@@ -99,103 +106,123 @@ impl Token {
         self.epoch.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Enters the module for one call; `None` while it is not initialised.
+    /// Enters the module for one call; an error while the token is not in use, or if the library was
+    /// initialised anew since.
     pub(super) fn enter(&self) -> Result<Entered<'_>, BackendError> {
-        let guard = self.loaded.read().unwrap_or_else(PoisonError::into_inner);
-        if guard.is_none() {
-            return Err(BackendError::Away { function: "C_Initialize", code: 0 });
+        let away = BackendError::Away { function: "C_Initialize", code: 0 };
+        let Some(library) = self.library.enter() else { return Err(away) };
+        let token = self.loaded.read().unwrap_or_else(PoisonError::into_inner);
+        match token.as_ref() {
+            None => Err(away),
+            Some(loaded) if loaded.generation != library.generation() => {
+                Err(BackendError::SessionLost { function: "C_Initialize", code: 0 })
+            }
+            Some(_) => Ok(Entered { token, library }),
         }
-        Ok(Entered(guard))
     }
 
     /// Initialises the library where needed, finds the token, checks its identity and logs in.
     pub(crate) fn bring_up(&self) -> Result<(), Problem> {
+        self.library.note_try(self.seat);
         self.load_once()?;
         let entered = self.enter().map_err(|error| Problem::Away(error.to_string()))?;
-        self.login(&entered)
-    }
-
-    fn load_once(&self) -> Result<(), Problem> {
-        if self.loaded.read().unwrap_or_else(PoisonError::into_inner).is_none() {
-            let mut place = self.exclusive()?;
-            if place.is_none() {
-                *place = Some(self.initialise()?);
-            }
-        }
+        self.login(&entered)?;
+        self.library.forget_reloads(self.seat);
         Ok(())
     }
 
+    fn load_once(&self) -> Result<(), Problem> {
+        let is_current = |loaded: &Option<Loaded>, inside: &Inside<'_>| {
+            loaded.as_ref().is_some_and(|loaded| loaded.generation == inside.generation())
+        };
+        let inside = self.library.ensure()?;
+        if is_current(&self.loaded.read().unwrap_or_else(PoisonError::into_inner), &inside) {
+            return Ok(());
+        }
+        let mut place = exclusive(&self.loaded)?;
+        if is_current(&place, &inside) {
+            return Ok(());
+        }
+        if let Some(Loaded { anchor, .. }) = place.take() {
+            self.bump_epoch();
+            // Of a library that was finalised: its number may be another session's by now.
+            if let Some(anchor) = anchor.into_inner().unwrap_or_else(PoisonError::into_inner) {
+                std::mem::forget(anchor);
+            }
+        }
+        match self.find(&inside) {
+            Ok(loaded) => {
+                *place = Some(loaded);
+                self.library.take_seat(self.seat, true);
+                Ok(())
+            }
+            Err(problem) => {
+                self.library.take_seat(self.seat, false);
+                drop(inside);
+                // Left initialised, some modules would remember "token absent" (krill#761). Where it cannot
+                // be finalised now, the next round tries again.
+                let _ = self.library.finalise(self.seat, false);
+                Err(problem)
+            }
+        }
+    }
+
     /// The last step of recovery: finalises the library and brings everything up anew. While a call
-    /// hangs inside the module that is not possible, and what is possible without it is done.
+    /// hangs inside the module, or another token in it is well, what is possible without that is done.
     pub(crate) fn reinitialise(&self) -> Result<(), Problem> {
-        if let Err(problem) = self.take_down() {
+        self.library.note_try(self.seat);
+        if let Err(problem) = self.leave(self.library.may_reload(self.seat)) {
             tracing::debug!(?problem, "PKCS#11 module not initialised again");
         }
         self.bring_up()
     }
 
-    /// Logs out by closing all sessions and finalises the library.
+    /// Logs out by closing all sessions, and finalises the library after its last token.
     pub(crate) fn take_down(&self) -> Result<(), Problem> {
-        let mut place = self.exclusive()?;
+        self.leave(false)
+    }
+
+    fn leave(&self, reload: bool) -> Result<(), Problem> {
+        let mut place = exclusive(&self.loaded)?;
         self.bump_epoch();
         lock(&self.passed).clear();
         if let Some(loaded) = place.take() {
-            drop(loaded.anchor);
-            // A library that cannot be finalised is initialised again all the same; "already
-            // initialised" is a success there.
-            if let Err(error) = loaded.pkcs11.finalize() {
-                tracing::debug!(error = &error as &dyn std::error::Error, "C_Finalize failed");
+            self.library.take_seat(self.seat, false);
+            let anchor = loaded.anchor.into_inner().unwrap_or_else(PoisonError::into_inner);
+            match self.library.enter() {
+                Some(inside) if inside.generation() == loaded.generation => {
+                    drop(anchor);
+                    // The threads' sessions too, which finalising would close: what they hold is void from
+                    // here on.
+                    if self.library.is_shared(self.seat)
+                        && let Err(error) = self.raw.close_all_sessions(loaded.slot.id())
+                    {
+                        tracing::debug!(function = error.function, code = error.code, "sessions not closed");
+                    }
+                }
+                // As in `load_once`.
+                _ => std::mem::forget(anchor),
             }
         }
-        Ok(())
+        self.library.finalise(self.seat, reload).map(drop)
     }
 
-    /// Waits, for a bounded time, until no call is inside the module. A hung call means no.
-    fn exclusive(&self) -> Result<RwLockWriteGuard<'_, Option<Loaded>>, Problem> {
-        let until = Instant::now() + QUIET_WAIT;
-        loop {
-            match self.loaded.try_write() {
-                Ok(guard) => return Ok(guard),
-                Err(std::sync::TryLockError::Poisoned(poisoned)) => return Ok(poisoned.into_inner()),
-                Err(std::sync::TryLockError::WouldBlock) if Instant::now() < until => {
-                    std::thread::sleep(Duration::from_millis(2));
-                }
-                Err(std::sync::TryLockError::WouldBlock) => {
-                    return Err(Problem::Away("a call hangs inside the module".to_owned()));
-                }
-            }
-        }
-    }
-
-    fn initialise(&self) -> Result<Loaded, Problem> {
-        let away = |error: Error| Problem::Away(format!("PKCS#11 module: {}", brief(&error)));
-        let pkcs11 = Pkcs11::new(&self.selection.module).map_err(away)?;
-        // Not by cryptoki, which cannot hand over what NSS wants.
-        let initialised = self.raw.initialize(self.selection.init_parameters.as_deref());
-        initialised.map_err(|fail| {
-            Problem::Away(format!("PKCS#11 module: {} returned {:#x}", fail.function, fail.code))
-        })?;
-        let found = self.find_token(&pkcs11);
-        let (slot, info) = match found {
-            Ok(found) => found,
-            Err(problem) => {
-                // Left initialised, some modules would remember "token absent" (krill#761).
-                let _ = pkcs11.finalize();
-                return Err(problem);
-            }
-        };
-        let library = pkcs11.get_library_info().map_or_else(
+    fn find(&self, inside: &Inside<'_>) -> Result<Loaded, Problem> {
+        let (slot, info) = self.find_token(inside)?;
+        let library = inside.pkcs11().get_library_info().map_or_else(
             |_| String::new(),
             |info| format!("{} {}", info.library_description().trim(), info.library_version()),
         );
         *lock(&self.known) =
             Known { library, label: info.label.clone(), serial: info.serial.clone(), notice: None };
-        Ok(Loaded { pkcs11, since: self.epoch(), slot, info, anchor: Mutex::new(None) })
+        let (generation, since) = (inside.generation(), self.epoch());
+        Ok(Loaded { generation, since, slot, info, anchor: Mutex::new(None) })
     }
 
     /// The one token that the selection means; slot numbers are not looked at.
-    fn find_token(&self, pkcs11: &Pkcs11) -> Result<(Slot, TokenInfo), Problem> {
-        let slots = pkcs11
+    fn find_token(&self, inside: &Inside<'_>) -> Result<(Slot, TokenInfo), Problem> {
+        let slots = inside
+            .pkcs11()
             .get_slots_with_token()
             .map_err(|error| Problem::Away(format!("no slot list: {}", brief(&error))))?;
         let selection = &self.selection;
@@ -243,6 +270,10 @@ impl Token {
 
     /// Opens a session that is logged in, or says why there is none.
     pub(super) fn open_session(self: &Arc<Self>, read_write: bool) -> Result<OwnSession, BackendError> {
+        if matches!(self.enter(), Err(BackendError::SessionLost { .. })) {
+            // Another token had the library initialised anew.
+            self.load_once()?;
+        }
         let entered = self.enter()?;
         let epoch = self.epoch();
         let session = entered.open(read_write)?;
@@ -371,26 +402,21 @@ fn latch_problem(error: &std::io::Error) -> Problem {
     Problem::Stopped(format!("the PIN latch cannot be used, so no PIN is sent: {error}"))
 }
 
-/// cryptoki's texts quote whole paragraphs of the standard; the name is enough.
-fn brief(error: &Error) -> String {
-    match error {
-        Error::Pkcs11(rv, function) => format!("{function:?} returned {rv:?}"),
-        other => other.to_string(),
-    }
+/// Proof that the token is in use, in an initialised library, and stays so while this value lives.
+pub(super) struct Entered<'a> {
+    token: RwLockReadGuard<'a, Option<Loaded>>,
+    library: Inside<'a>,
 }
-
-/// Proof that the library is initialised and stays so while this value lives.
-pub(super) struct Entered<'a>(RwLockReadGuard<'a, Option<Loaded>>);
 
 impl Entered<'_> {
     pub(super) fn loaded(&self) -> &Loaded {
         #[expect(clippy::expect_used, reason = "enter() made this value from a checked option")]
-        self.0.as_ref().expect("entered only while loaded")
+        self.token.as_ref().expect("entered only while loaded")
     }
 
     pub(super) fn open(&self, read_write: bool) -> Result<RawSession, BackendError> {
-        let Loaded { pkcs11, slot, .. } = self.loaded();
-        let opened = if read_write { pkcs11.open_rw_session(*slot) } else { pkcs11.open_ro_session(*slot) };
+        let (slot, pkcs11) = (self.loaded().slot, self.library.pkcs11());
+        let opened = if read_write { pkcs11.open_rw_session(slot) } else { pkcs11.open_ro_session(slot) };
         opened.map_err(|error| fail("C_OpenSession", &error).into())
     }
 }

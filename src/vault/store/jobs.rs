@@ -3,18 +3,17 @@
 
 use diesel::prelude::*;
 
-use super::keks::{Position, active_version, remaining};
+use super::keks::active_version;
+use super::records::{Position, remaining};
+use super::restore;
 use super::{IdempotencyRow, claim_key, signed, unsigned};
 use crate::clock::Timestamp;
 use crate::db::schema::jobs;
 use crate::db::{Conn, DbError};
 use crate::ids::{JobId, TenantId};
 use crate::vault::VaultError;
-use crate::vault::model::{JobInfo, JobState};
+use crate::vault::model::{JobInfo, JobKind, JobState};
 use crate::with_conn;
-
-/// The only kind there is.
-const REWRAP: &str = "rewrap";
 
 #[derive(Queryable, Selectable, Insertable)]
 #[diesel(table_name = jobs)]
@@ -53,13 +52,10 @@ impl TryFrom<Row> for Job {
     fn try_from(row: Row) -> Result<Self, DbError> {
         let impossible = || DbError::impossible("jobs", &row.id);
         let count = |number| unsigned("jobs", &row.id, number);
-        if row.kind != REWRAP {
-            return Err(impossible());
-        }
         Ok(Self {
             info: JobInfo {
                 id: JobId::parse(&row.id).map_err(|_| impossible())?,
-                kind: REWRAP,
+                kind: JobKind::parse(&row.kind).ok_or_else(impossible)?,
                 state: JobState::parse(&row.state).ok_or_else(impossible)?,
                 target_version: u32::try_from(row.target).map_err(|_| impossible())?,
                 total: count(row.total)?,
@@ -77,19 +73,22 @@ impl TryFrom<Row> for Job {
     }
 }
 
-/// Queues a rewrap to the version that seals now. An open job to that version is returned instead
-/// of a second one.
-pub(in crate::vault) fn queue_rewrap(
+/// Queues a job to the version that wraps now. An open job of that kind to that version is returned
+/// instead of a second one. Of backup jobs a tenant has one row, which is queued again and again.
+pub(in crate::vault) fn queue(
     conn: &mut Conn,
     tenant: &TenantId,
+    kind: JobKind,
     id: &JobId,
     idempotency: Option<IdempotencyRow>,
     now: Timestamp,
 ) -> Result<JobInfo, VaultError> {
-    let target = active_version(conn, tenant)?.ok_or(VaultError::NotFound("key-encryption key"))?;
+    let role = kind.writes();
+    let target = active_version(conn, tenant, role)?.ok_or(VaultError::NotFound("key-encryption key"))?;
     let open = jobs::table
         .filter(jobs::tenant_id.eq(tenant.as_str()).and(jobs::target.eq(i64::from(target))))
         .filter(jobs::state.eq_any([JobState::Queued.name(), JobState::Running.name()]))
+        .filter(jobs::kind.eq(kind.name()))
         .order(jobs::id);
     let open: Option<Row> = with_conn!(&mut *conn, |c| open.select(Row::as_select()).first(c).optional())
         .map_err(DbError::from)?;
@@ -105,10 +104,10 @@ pub(in crate::vault) fn queue_rewrap(
     let row = Row {
         id: id.clone(),
         tenant_id: tenant.as_str().to_owned(),
-        kind: REWRAP.to_owned(),
+        kind: kind.name().to_owned(),
         state: JobState::Queued.name().to_owned(),
         target: i64::from(target),
-        total: signed(remaining(conn, tenant, target)?),
+        total: signed(remaining(conn, tenant, (role, target))?),
         done: 0,
         failed: 0,
         position: String::new(),
@@ -119,6 +118,10 @@ pub(in crate::vault) fn queue_rewrap(
         created_at: now.as_micros(),
         updated_at: now.as_micros(),
     };
+    if kind == JobKind::Backup {
+        let before = jobs::table.filter(jobs::tenant_id.eq(tenant.as_str()).and(jobs::kind.eq(kind.name())));
+        with_conn!(&mut *conn, |c| diesel::delete(before).execute(c)).map_err(DbError::from)?;
+    }
     let insert = diesel::insert_into(jobs::table).values(row);
     with_conn!(&mut *conn, |c| insert.execute(c)).map_err(DbError::from)?;
     let id = JobId::parse(&id).map_err(|_| DbError::impossible("jobs", &id))?;
@@ -174,7 +177,12 @@ pub(in crate::vault) fn claim(
 ) -> Result<Option<Claimed>, DbError> {
     let waits = jobs::state.eq(JobState::Queued.name());
     let lost = jobs::state.eq(JobState::Running.name()).and(jobs::lease_until.lt(now.as_micros()));
-    let query = jobs::table.filter(waits.or(lost)).order(jobs::id).limit(1);
+    // Nothing goes on by itself in quarantine but the restore.
+    let kinds: &[&str] = match restore::quarantined_at(conn)? {
+        Some(_) => &[JobKind::Restore.name()],
+        None => &[JobKind::Restore.name(), JobKind::Rewrap.name(), JobKind::Backup.name()],
+    };
+    let query = jobs::table.filter(waits.or(lost)).filter(jobs::kind.eq_any(kinds)).order(jobs::id).limit(1);
     let Some(row): Option<Row> =
         with_conn!(&mut *conn, |c| query.select(Row::as_select()).first(c).optional())?
     else {

@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use super::keks::Position;
-use super::{IdempotencyRow, NewVersion, StoredVersion, jobs, keks};
+use super::records::Position;
+use super::{IdempotencyRow, NewVersion, StoredVersion, jobs, keks, records, restore};
 use crate::clock::Timestamp;
 use crate::db::{Conn, Db, DbError, OpenOptions, Url};
 use crate::ids::{JobId, SecretId, TenantId};
-use crate::seal::{KekId, KeyRef, KeySpec};
+use crate::seal::{DeviceName, KekId, KeyRef, KeySpec};
 use crate::vault::VaultError;
-use crate::vault::model::{Encoding, JobState, KekState, ListFilter, SecretInfo, SecretKind};
+use crate::vault::model::{
+    Encoding, JobKind, JobState, KekRole, KekState, ListFilter, SecretInfo, SecretKind,
+};
 
 #[path = "../../../tests/support/postgres.rs"]
 mod postgres;
@@ -101,10 +103,10 @@ impl Store {
         let tenant = self.tenant.clone();
         let (kek_id, key) = (KekId::generate().unwrap(), KeyRef::plan(KeySpec::Kek).unwrap());
         let work = move |conn: &mut Conn| -> Result<u32, VaultError> {
-            let planned = keks::plan(conn, &tenant, kek_id, &key, NOW)?;
+            let planned = keks::plan(conn, &tenant, KekRole::Main, kek_id, &key, NOW)?;
             let pinned = pinned(&planned.key);
-            assert!(keks::activate(conn, &tenant, planned.version, &pinned, NOW)?);
-            assert!(!keks::activate(conn, &tenant, planned.version, &pinned, NOW)?);
+            assert!(keks::activate(conn, &tenant, KekRole::Main, &planned, &pinned, NOW)?);
+            assert!(!keks::activate(conn, &tenant, KekRole::Main, &planned, &pinned, NOW)?);
             Ok(planned.version)
         };
         self.write(work).await.unwrap()
@@ -112,7 +114,7 @@ impl Store {
 
     async fn queue(&self) -> Result<crate::vault::model::JobInfo, VaultError> {
         let (tenant, id) = (self.tenant.clone(), JobId::generate());
-        self.write(move |conn| jobs::queue_rewrap(conn, &tenant, &id, None, NOW)).await
+        self.write(move |conn| jobs::queue(conn, &tenant, JobKind::Rewrap, &id, None, NOW)).await
     }
 
     async fn claim(&self, now: Timestamp, until: Timestamp) -> Option<jobs::Job> {
@@ -302,7 +304,10 @@ async fn one_version_seals_and_older_ones_are_retired() {
         assert_eq!(states, [KekState::Retired, KekState::Active]);
         assert_eq!(records[0].kek.id, records[1].kek.id);
         assert_ne!(records[0].kek.key.id(), records[1].kek.key.id());
-        assert_eq!(store.read(keks::active_version).await, Some(2));
+        assert_eq!(
+            store.read(|conn, tenant| keks::active_version(conn, tenant, KekRole::Main)).await,
+            Some(2)
+        );
     }
 }
 
@@ -312,11 +317,11 @@ async fn a_plan_that_was_interrupted_is_taken_up_again() {
         let plan = || {
             let tenant = store.tenant.clone();
             let (kek_id, key) = (KekId::generate().unwrap(), KeyRef::plan(KeySpec::Kek).unwrap());
-            store.write(move |conn| Ok(keks::plan(conn, &tenant, kek_id, &key, NOW)?))
+            store.write(move |conn| Ok(keks::plan(conn, &tenant, KekRole::Main, kek_id, &key, NOW)?))
         };
 
         assert_eq!(plan().await.unwrap(), plan().await.unwrap());
-        assert_eq!(store.read(keks::active_version).await, None);
+        assert_eq!(store.read(|conn, tenant| keks::active_version(conn, tenant, KekRole::Main)).await, None);
     }
 }
 
@@ -348,7 +353,7 @@ async fn records_are_walked_in_order_and_moved_once() {
             store.replace(&id, 1, version(2, 2)).await.unwrap();
         }
         let batch = |position: Position| {
-            store.read(move |conn, tenant| keks::to_rewrap(conn, tenant, 3, &position, 4))
+            store.read(move |conn, tenant| records::to_rewrap(conn, tenant, (KekRole::Main, 3), &position, 4))
         };
 
         let first = batch(Position::default()).await;
@@ -361,11 +366,11 @@ async fn records_are_walked_in_order_and_moved_once() {
 
         let swap = || {
             let (tenant, old) = (store.tenant.clone(), first[0].clone());
-            store.write(move |conn| Ok(keks::swap_wrap(conn, &tenant, &old, b"new", 3)?))
+            store.write(move |conn| Ok(records::swap_wrap(conn, &tenant, KekRole::Main, &old, b"new", 3)?))
         };
         assert!(swap().await.unwrap());
         assert!(!swap().await.unwrap());
-        assert_eq!(store.read(|conn, tenant| keks::remaining(conn, tenant, 3)).await, 5);
+        assert_eq!(store.read(|conn, tenant| records::remaining(conn, tenant, (KekRole::Main, 3))).await, 5);
         assert_eq!(store.read(keks::records).await, BTreeMap::from([(1, 2), (2, 3), (3, 1)]));
     }
 }
@@ -434,5 +439,114 @@ async fn figures_count_what_is_there() {
         assert_eq!(figures.secrets, BTreeMap::from([("password", 2)]));
         assert_eq!(figures.records_by_kek_version, BTreeMap::from([(1, 2)]));
         assert_eq!(figures.open_jobs, 1);
+    }
+}
+
+#[tokio::test]
+async fn a_plan_for_another_device_gives_way_and_is_never_activated() {
+    for store in Store::both().await {
+        let b = DeviceName::parse("b").unwrap();
+        let plan = |device: DeviceName| {
+            let tenant = store.tenant.clone();
+            let key = KeyRef::plan(KeySpec::Kek).unwrap().on(device);
+            let kek_id = KekId::generate().unwrap();
+            store.write(move |conn| Ok(keks::plan(conn, &tenant, KekRole::Main, kek_id, &key, NOW)?))
+        };
+        let activate = |planned: &crate::seal::Kek| {
+            let (tenant, planned) = (store.tenant.clone(), planned.clone());
+            let key = pinned(&planned.key);
+            store.write(move |conn| Ok(keks::activate(conn, &tenant, KekRole::Main, &planned, &key, NOW)?))
+        };
+        let first = plan(DeviceName::default()).await.unwrap();
+        let second = plan(b.clone()).await.unwrap();
+
+        assert_eq!((first.version, second.version), (1, 1));
+        assert!(!activate(&first).await.unwrap());
+        assert!(activate(&second).await.unwrap());
+        let records = store.read(keks::load).await;
+        assert_eq!(*records[0].kek.key.device(), b);
+        assert_eq!(records[0].kek.key.id(), second.key.id());
+    }
+}
+
+#[tokio::test]
+async fn roles_are_numbered_together_and_retire_their_own() {
+    for store in Store::both().await {
+        assert_eq!(store.make_kek().await, 1);
+        let backup = {
+            let tenant = store.tenant.clone();
+            let (kek_id, key) = (KekId::generate().unwrap(), KeyRef::plan(KeySpec::Kek).unwrap());
+            store.write(move |conn| -> Result<u32, VaultError> {
+                let planned = keks::plan(conn, &tenant, KekRole::Backup, kek_id, &key, NOW)?;
+                let key = pinned(&planned.key);
+                assert!(keks::activate(conn, &tenant, KekRole::Backup, &planned, &key, NOW)?);
+                Ok(planned.version)
+            })
+        };
+        assert_eq!(backup.await.unwrap(), 2);
+        assert_eq!(store.make_kek().await, 3);
+
+        let records = store.read(keks::load).await;
+        let states: Vec<_> = records.iter().map(|record| record.state).collect();
+        assert_eq!(states, [KekState::Retired, KekState::Active, KekState::Active]);
+        let id = records[0].kek.id;
+        assert!(records.iter().all(|record| record.kek.id == id));
+        let active = |role| store.read(move |conn, tenant| keks::active_version(conn, tenant, role));
+        assert_eq!((active(KekRole::Main).await, active(KekRole::Backup).await), (Some(3), Some(2)));
+    }
+}
+
+#[tokio::test]
+async fn in_quarantine_only_a_restore_is_taken_up() {
+    for store in Store::both().await {
+        store.make_kek().await;
+        store.queue().await.unwrap();
+        let since = store.write(|conn| Ok(restore::begin(conn, NOW)?)).await.unwrap();
+        let again = store
+            .write(move |conn| Ok(restore::begin(conn, since.plus(std::time::Duration::from_secs(9)))?))
+            .await;
+        assert_eq!(again.unwrap(), since, "the first begin stands");
+        assert!(store.claim(NOW, NOW).await.is_none());
+
+        let (tenant, id) = (store.tenant.clone(), JobId::generate());
+        let queue = move |conn: &mut Conn| jobs::queue(conn, &tenant, JobKind::Restore, &id, None, NOW);
+        store.write(queue).await.unwrap();
+        let until = NOW.plus(std::time::Duration::from_secs(60));
+        assert_eq!(store.claim(NOW, until).await.unwrap().info.kind, JobKind::Restore);
+
+        assert!(store.write(|conn| Ok(restore::release(conn)?)).await.unwrap());
+        assert!(!store.write(|conn| Ok(restore::release(conn)?)).await.unwrap());
+        assert_eq!(store.claim(NOW, until).await.unwrap().info.kind, JobKind::Rewrap);
+    }
+}
+
+#[tokio::test]
+async fn a_backup_is_written_beside_the_wrap_and_goes_with_the_record() {
+    for store in Store::both().await {
+        store.insert("kept").await.unwrap();
+        let todo = || {
+            store.read(|conn, tenant| {
+                records::to_rewrap(conn, tenant, (KekRole::Backup, 9), &Position::default(), 4)
+            })
+        };
+        let left = || store.read(|conn, tenant| records::remaining(conn, tenant, (KekRole::Backup, 9)));
+        let old = todo().await.remove(0);
+        assert_eq!((old.position.kek_version, &old.backup_dek, left().await), (0, &None, 1));
+
+        let swap = |old: records::ToRewrap| {
+            let tenant = store.tenant.clone();
+            store.write(move |conn| {
+                Ok(records::swap_wrap(conn, &tenant, KekRole::Backup, &old, b"second", 9)?)
+            })
+        };
+        assert!(swap(old.clone()).await.unwrap() && !swap(old.clone()).await.unwrap());
+        assert_eq!((todo().await.len(), left().await), (0, 0));
+        let all = store
+            .read(|conn, tenant| {
+                records::to_rewrap(conn, tenant, (KekRole::Main, 99), &Position::default(), 4)
+            })
+            .await;
+        assert_eq!(all[0].wrapped_dek, old.wrapped_dek);
+        assert_eq!(all[0].backup_dek.as_deref(), Some(&b"second"[..]));
     }
 }

@@ -1,0 +1,87 @@
+//! Keys that were lost with their device: given up, and others made in their place.
+//!
+//! For `lacre restore` only. A key that is not on a device which answers is lost; one whose device does not
+//! answer is not: it may come back.
+
+use std::collections::BTreeSet;
+use std::sync::PoisonError;
+
+use super::store::{self, Key};
+use super::{Keys, KeysError, Purpose};
+use crate::audit::{Action, Event};
+use crate::clock::Timestamp;
+use crate::identity::Caller;
+use crate::ids::TenantId;
+use crate::seal::{DeviceName, SealError};
+
+/// What [`Keys::replace_lost`] made anew.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Replaced {
+    /// Keys that were given up; as many were made.
+    pub keys: u32,
+}
+
+impl Keys {
+    /// Gives up the tenant's current keys that `lost` devices held and do not hold any more, and makes others.
+    /// What was signed with a lost key is not accepted any more, and client secrets that a lost key has
+    /// authenticated cannot be checked. Repeatable.
+    ///
+    /// # Errors
+    /// [`SealError::Unavailable`] if a device does not answer: then nobody knows whether a key is lost.
+    pub async fn replace_lost(
+        &self,
+        tenant: &TenantId,
+        lost: &BTreeSet<DeviceName>,
+    ) -> Result<Replaced, KeysError> {
+        let mut replaced = Replaced::default();
+        for purpose in Purpose::ALL {
+            let (owner, found) = (tenant.clone(), purpose);
+            let stored = self.parts.db.read(move |conn| store::current(conn, &owner, found)).await?;
+            if let Some(key) = stored
+                && lost.contains(key.device.device())
+                && self.is_lost(&key).await?
+            {
+                self.give_up(tenant, purpose, &key).await?;
+                replaced.keys += 1;
+            }
+            self.current(tenant, purpose).await?;
+        }
+        Ok(replaced)
+    }
+
+    async fn is_lost(&self, key: &Key) -> Result<bool, KeysError> {
+        match self.parts.admin.inspect(&key.device).await {
+            Ok(_) => Ok(false),
+            Err(SealError::KeyMissing { .. } | SealError::NoDevice { .. }) => Ok(true),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn give_up(&self, tenant: &TenantId, purpose: Purpose, key: &Key) -> Result<(), KeysError> {
+        let caller = Caller::system("restore", tenant.clone());
+        let event = Event::new(Action::KeyRetire, "key", key.id.as_str())
+            .detail("purpose", purpose.name())
+            .detail("device", key.device.device().as_str())
+            .detail("device_id", key.device.id().to_string())
+            .detail("reason", "device-lost");
+        let id = key.id.clone();
+        let retired = self.parts.audit.around(&caller, event, async |_| {
+            Ok::<_, KeysError>(self.parts.db.write(move |conn| store::retire(conn, &id)).await?)
+        });
+        retired.await?;
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        known.remove(&(tenant.clone(), purpose));
+        Ok(())
+    }
+
+    /// When the key that authenticates client secrets came into use: an application's secret that is older
+    /// was authenticated by another one.
+    ///
+    /// # Errors
+    /// If the database cannot be read.
+    pub async fn client_secrets_since(&self, tenant: &TenantId) -> Result<Option<Timestamp>, KeysError> {
+        let tenant = tenant.clone();
+        let query = move |conn: &mut _| store::activated_at(conn, &tenant, Purpose::ClientSecret);
+        Ok(self.parts.db.read(query).await?)
+    }
+}
