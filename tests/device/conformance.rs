@@ -119,7 +119,7 @@ async fn a_mac_is_the_one_that_pkcs11_tool_makes_with_the_same_key() {
     assert_eq!(fs::read(out).unwrap(), mac);
 }
 
-/// HS-14: SoftHSM 2.6.1 says GENERAL_ERROR of altered bytes, 2.7 and others ENCRYPTED_DATA_INVALID.
+/// HS-14: SoftHSM 2.6.1 says `GENERAL_ERROR` of altered bytes, 2.7 and others `ENCRYPTED_DATA_INVALID`.
 #[tokio::test]
 async fn the_same_holds_with_the_codes_of_newer_modules_and_gcm_never_goes_without_aad() {
     let stage = stage().await;

@@ -117,6 +117,8 @@ pub fn unseal(tcti: &str, id: &[u8; 16], auth: &[u8], bytes: &[u8]) -> Vec<u8> {
 fn sha2_of(parts: &[&[u8]]) -> [u8; 32] {
     use sha2::Digest;
     let mut sum = sha2::Sha256::new();
-    parts.iter().for_each(|part| sum.update(part));
+    for part in parts {
+        sum.update(part);
+    }
     sum.finalize().into()
 }

@@ -303,9 +303,9 @@ impl Inbox {
         let (start, _) = self.take(HEAD);
         let mut head = [0; HEAD];
         self.staging.with(|bytes| head.copy_from_slice(&bytes[start..start + HEAD]));
-        let [a, b, c, d, e, f, g, h, id @ ..] = head;
-        let meta_len = u32::from_le_bytes([a, b, c, d]) as usize;
-        let body_len = u32::from_le_bytes([e, f, g, h]) as usize;
+        let word = |first: usize| u32::from_le_bytes(std::array::from_fn(|at| head[first + at])) as usize;
+        let (meta_len, body_len) = (word(0), word(4));
+        let id: [u8; HEAD - 8] = std::array::from_fn(|at| head[8 + at]);
         if meta_len == 0 || meta_len > LARGEST_META || body_len > LARGEST_BODY {
             return Err(Garbled("a length beyond the limits"));
         }

@@ -81,9 +81,8 @@ fn take_stdin() -> Result<UnixStream, ServeError> {
 fn read_start(stream: &mut UnixStream) -> Result<(Start, usize), ServeError> {
     let mut head = [0; HEAD];
     stream.read_exact(&mut head)?;
-    let [a, b, c, d, e, f, g, h, ..] = head;
-    let meta_len = u32::from_le_bytes([a, b, c, d]) as usize;
-    let body_len = u32::from_le_bytes([e, f, g, h]) as usize;
+    let word = |first: usize| u32::from_le_bytes(std::array::from_fn(|at| head[first + at])) as usize;
+    let (meta_len, body_len) = (word(0), word(4));
     if meta_len == 0 || meta_len > LARGEST_META {
         return Err(ServeError::Start);
     }

@@ -43,7 +43,7 @@ const NV_FIRST: u32 = 0x0180_0000;
 const NV_BITS: u32 = 0x003F_FFFF;
 /// A key's id and 32 random bytes.
 const NV_LEN: usize = 16 + 32;
-/// NV_DEFINED: the index exists. HANDLE: it does not.
+/// `TPM_RC_NV_DEFINED`: the index exists.
 const NV_DEFINED: u32 = 0x14C;
 
 /// A thread's view of the TPM. All of them share one connection.
@@ -582,6 +582,6 @@ fn no_ticket() -> tss_esapi::tss2_esys::TPMT_TK_HASHCHECK {
     tss_esapi::tss2_esys::TPMT_TK_HASHCHECK {
         tag: TPM2_ST_HASHCHECK,
         hierarchy: TPM2_RH_NULL,
-        digest: Default::default(),
+        digest: tss_esapi::tss2_esys::TPM2B_DIGEST::default(),
     }
 }

@@ -69,6 +69,7 @@ pub(super) fn wipe_blocks() {
 }
 
 #[inline(never)]
+#[expect(clippy::large_stack_arrays, reason = "the stack is what is to be wiped")]
 fn wipe_stack() {
     let mut below = [0_u8; STACK];
     below.zeroize();

@@ -159,7 +159,6 @@ pub(super) fn padded(bytes: &[u8], field: usize) -> Option<Vec<u8>> {
 
 /// The attributes by their names, and every rule they break. `wanted` is the template that the object was
 /// to be made with.
-#[expect(clippy::type_complexity, reason = "the two lists of a `KeyReport`, for its one maker")]
 pub(super) fn check(found: &Public, wanted: &Public) -> (Vec<(&'static str, String)>, Vec<String>) {
     let (is, must) = (found.object_attributes(), wanted.object_attributes());
     let rows = [
