@@ -71,7 +71,8 @@ fn main() {
 
 fn delays(flags: &Flags) -> String {
     let delay = flags.number("--millis", 5);
-    SLOW.iter().map(|function| format!("{function} * sleep:{delay}\n")).collect()
+    let rules: Vec<_> = SLOW.iter().map(|function| format!("{function} * sleep:{delay}\n")).collect();
+    rules.concat()
 }
 
 /// The started device and its keys.
@@ -227,8 +228,8 @@ async fn in_process(flags: &Flags, control: &ShimControl) {
 
 fn calls_per(before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>, operations: usize) -> String {
     let operations = u32::try_from(operations).unwrap();
-    let more = |name: &&str| u32::try_from(after[*name] - before[*name]).unwrap();
-    let calls: u32 = SLOW.iter().map(|name| more(&name)).sum();
+    let more = |name: &str| u32::try_from(after[name] - before[name]).unwrap();
+    let calls: u32 = SLOW.iter().map(|name| more(name)).sum();
     format!("{:.2}", f64::from(calls) / f64::from(operations))
 }
 

@@ -20,6 +20,9 @@
 #[path = "support/softhsm.rs"]
 mod softhsm_token;
 
+#[path = "support/swtpm.rs"]
+mod swtpm;
+
 #[path = "backend/stage.rs"]
 mod stage;
 
@@ -31,6 +34,8 @@ mod on_nss;
 mod on_opencryptoki;
 #[path = "backend/on_softhsm.rs"]
 mod on_softhsm;
+#[path = "backend/on_tpm.rs"]
+mod on_tpm;
 
 #[path = "backend/keys.rs"]
 mod keys;
@@ -107,6 +112,7 @@ backends! {
     kryoptic => on_kryoptic::BACKEND,
     nss => on_nss::BACKEND,
     opencryptoki => on_opencryptoki::BACKEND,
+    tpm => on_tpm::BACKEND,
 }
 
 #[tokio::test]

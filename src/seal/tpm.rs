@@ -16,6 +16,7 @@ mod keys;
 mod link;
 mod policy;
 mod report;
+mod salt;
 mod scrub;
 mod template;
 

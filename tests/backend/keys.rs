@@ -46,6 +46,13 @@ async fn identity(device: &Running, key: &KeyRef) -> Vec<u8> {
     }
 }
 
+/// Whether a key of that kind is in its name, as the device gave it out: then making it twice gives two, and
+/// it ends with the last copy of its name.
+async fn is_a_blob(stage: &Stage, device: &Running, spec: KeySpec) -> bool {
+    let place = if spec == KeySpec::Kek { "kek" } else { "signing" };
+    stage.capabilities(device).await["keys_live_in"][place] == "blob"
+}
+
 pub async fn a_key_made_twice_is_one_key_and_destroying_it_twice_succeeds(stage: &Stage) {
     let device = stage.start().await;
     for spec in quick_specs(stage, &device).await {
@@ -53,7 +60,9 @@ pub async fn a_key_made_twice_is_one_key_and_destroying_it_twice_succeeds(stage:
         let first = device.admin.generate(&planned).await.unwrap();
         let second = device.admin.generate(&planned).await.unwrap();
         assert!(first.is_pinned() && second.is_pinned() && first.id() == second.id(), "{spec:?}");
-        assert_eq!(identity(&device, &first).await, identity(&device, &second).await, "{spec:?}");
+        let is_a_blob = is_a_blob(stage, &device, spec).await;
+        let is_one = identity(&device, &first).await == identity(&device, &second).await;
+        assert_eq!(is_one, !is_a_blob, "{spec:?}");
         if spec == KeySpec::Kek {
             let kek = kek_of(first.clone());
             let sealed = device.sealer.seal(&kek, &HERE, b"value").await.unwrap();
@@ -65,6 +74,9 @@ pub async fn a_key_made_twice_is_one_key_and_destroying_it_twice_succeeds(stage:
 
         device.admin.destroy(&first).await.unwrap();
         device.admin.destroy(&first).await.unwrap();
+        if is_a_blob {
+            continue;
+        }
         let gone = device.admin.inspect(&first).await;
         assert!(matches!(gone, Err(SealError::KeyMissing { key }) if key == planned.id()), "{spec:?}");
         let gone = used(&device, &first).await;
@@ -179,6 +191,12 @@ pub async fn another_key_under_the_same_id_is_unfit(stage: &Stage) {
         let other = device.admin.generate(&planned_again(&key)).await.unwrap();
         used(&device, &other).await.unwrap();
 
+        if is_a_blob(stage, &device, spec).await {
+            // Each name is its own key.
+            assert_ne!(identity(&device, &key).await, identity(&device, &other).await, "{spec:?}");
+            used(&device, &key).await.unwrap();
+            continue;
+        }
         let answer = used(&device, &key).await;
         assert!(matches!(answer, Err(SealError::KeyUnfit { .. })), "{spec:?}: {answer:?}");
         let report = device.admin.inspect(&key).await.unwrap();

@@ -24,10 +24,11 @@ const SLOT: &str = "3";
 /// Every token begins with this one.
 const FIRST_SO_PIN: &str = "87654321";
 
+/// Held until this process ends, and by the daemon until that does.
+static LOCKED: OnceLock<File> = OnceLock::new();
+
 fn install(dir: &Path) -> Value {
     assert!(rustix::process::geteuid().is_root(), "openCryptoki's daemon wants root: run the tests as root");
-    // Held until this process ends, and by the daemon until that does.
-    static LOCKED: OnceLock<File> = OnceLock::new();
     let lock = LOCKED.get_or_init(|| {
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(LOCK).unwrap();
         let began = Instant::now();

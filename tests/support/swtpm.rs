@@ -19,18 +19,38 @@ pub struct Swtpm {
     /// A file of mode 0600 with the secret for `auth_source`.
     pub auth_file: PathBuf,
     process: Option<Child>,
+    /// Whether it ends with the thread that started it.
+    is_companion: bool,
     dir: tempfile::TempDir,
 }
 
 impl Swtpm {
     /// A new TPM.
     pub fn new() -> Self {
+        Self::make(false)
+    }
+
+    /// A new TPM for as long as this process lives, however it ends: its TCTI and the file with the secret.
+    pub fn companion() -> (String, PathBuf) {
+        let (sender, made) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let tpm = Self::make(true);
+            sender.send((tpm.tcti(), tpm.auth_file.clone())).unwrap();
+            // The signal comes when this thread ends.
+            loop {
+                std::thread::park();
+            }
+        });
+        made.recv().unwrap()
+    }
+
+    fn make(is_companion: bool) -> Self {
         let dir = tempfile::Builder::new().prefix("lacre-swtpm-").tempdir().unwrap();
         let auth_file = dir.path().join("auth");
         let mut secret = [0; 32];
         getrandom::fill(&mut secret).unwrap();
         write_private(&auth_file, &hex::encode(secret));
-        let mut this = Self { port: 0, auth_file, process: None, dir };
+        let mut this = Self { port: 0, auth_file, process: None, is_companion, dir };
         this.start();
         this
     }
@@ -73,7 +93,18 @@ impl Swtpm {
 
     fn spawn(&self) -> Child {
         let state = format!("dir={}", self.dir.path().display());
-        program("swtpm")
+        let mut command = program("swtpm");
+        if self.is_companion {
+            use std::os::unix::process::CommandExt;
+            // SAFETY: one system call between fork and exec, on no memory of ours.
+            unsafe {
+                command.pre_exec(|| {
+                    libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
+                    Ok(())
+                })
+            };
+        }
+        command
             .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear", "--tpmstate", &state])
             .args(["--server", &format!("type=tcp,port={},bindaddr=127.0.0.1", self.port)])
             .args(["--ctrl", &format!("type=tcp,port={},bindaddr=127.0.0.1", self.port + 1)])

@@ -5,7 +5,7 @@
 //! context as well, which loads without its parent and faster than its blob. When the TPM says that it is
 //! full, because another program left something behind, all of it is flushed and the call repeated once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use aws_lc_rs::hmac;
 use tss_esapi::Context;
@@ -57,8 +57,10 @@ pub(super) struct Link {
     owner: Option<AuthSession>,
     /// The most recently used last.
     loaded: Vec<Loaded>,
-    /// Contexts of what was loaded before, and whether an authorisation value belongs to it.
-    saved: HashMap<Id, (TpmsContext, bool)>,
+    /// Contexts of what was loaded before.
+    saved: HashMap<Id, TpmsContext>,
+    /// Pins of KEKs that were found to be theirs since the connection was opened.
+    checked: HashSet<Id>,
     /// What authorisation values are made of.
     secret: Option<SecretBuf>,
     /// Whether the session has been accepted once: then a refused authorisation may be the session's fault.
@@ -113,6 +115,7 @@ impl Link {
             owner: Some(AuthSession::Password),
             loaded: Vec::new(),
             saved: HashMap::new(),
+            checked: HashSet::new(),
             secret: None,
             proven: false,
         };
@@ -137,7 +140,7 @@ impl Link {
     }
 
     fn begin(&mut self) -> Result<(), Fail> {
-        let root = self.load(ROOT, &|| Ok(Origin::Primary(template::root()?)))?;
+        let root = self.root()?;
         self.session = self.start_session(Some(root), "TPM2_StartAuthSession")?;
         Ok(())
     }
@@ -204,10 +207,12 @@ impl Link {
         }
     }
 
-    /// The handle of an object, which is brought into the TPM where it is not there.
+    /// The handle of an object, which is brought into the TPM where it is not there. `auth_of` is the key whose
+    /// authorisation value it has.
     pub(super) fn load(
         &mut self,
         id: Id,
+        auth_of: Option<Id>,
         origin: &dyn Fn() -> Result<Origin, BackendError>,
     ) -> Result<KeyHandle, Fail> {
         if let Some(at) = self.loaded.iter().position(|loaded| loaded.id == id) {
@@ -217,17 +222,22 @@ impl Link {
             return Ok(handle);
         }
         self.evict(CACHED)?;
-        let (handle, has_auth) = match self.restore(id) {
+        let handle = match self.restore(id) {
             Some(restored) => restored,
             None => self.make(id, origin)?,
         };
         self.loaded.push(Loaded { id, handle });
         self.evict(CACHED)?;
-        if has_auth {
-            let auth = self.auth(id).map_err(|error| Fail::new("auth value", error))?;
+        if let Some(key) = auth_of {
+            let auth = self.auth(key).map_err(|error| Fail::new("auth value", error))?;
             self.context.tr_set_auth(handle.into(), auth).map_err(|error| Fail::new("auth value", error))?;
         }
         Ok(handle)
+    }
+
+    /// The root's handle.
+    pub(super) fn root(&mut self) -> Result<KeyHandle, Fail> {
+        self.load(ROOT, None, &|| Ok(Origin::Primary(template::root()?)))
     }
 
     /// The handle of an object that is loaded now.
@@ -235,10 +245,10 @@ impl Link {
         self.loaded.iter().find(|loaded| loaded.id == id).map(|loaded| loaded.handle)
     }
 
-    fn restore(&mut self, id: Id) -> Option<(KeyHandle, bool)> {
-        let (saved, has_auth) = self.saved.get(&id)?.clone();
+    fn restore(&mut self, id: Id) -> Option<KeyHandle> {
+        let saved = self.saved.get(&id)?.clone();
         match self.context.context_load(saved) {
-            Ok(handle) => Some((KeyHandle::from(handle), has_auth)),
+            Ok(handle) => Some(KeyHandle::from(handle)),
             // After a reset of the TPM it is worth nothing.
             Err(_) => {
                 self.saved.remove(&id);
@@ -247,14 +257,8 @@ impl Link {
         }
     }
 
-    fn make(
-        &mut self,
-        id: Id,
-        origin: &dyn Fn() -> Result<Origin, BackendError>,
-    ) -> Result<(KeyHandle, bool), Fail> {
+    fn make(&mut self, id: Id, origin: &dyn Fn() -> Result<Origin, BackendError>) -> Result<KeyHandle, Fail> {
         let origin = origin().map_err(|_| Fail { function: "TPM template", code: 0 })?;
-        // Nothing secret is needed to use a parent: it opens nothing without the value of what it opens.
-        let has_auth = matches!(origin, Origin::Child(..));
         let handle = match origin {
             Origin::Primary(public) => {
                 let sessions = self.as_owner();
@@ -264,16 +268,16 @@ impl Link {
                 self.command("TPM2_CreatePrimary", sessions, create)?.key_handle
             }
             Origin::Child(private, public) => {
-                let root = self.load(ROOT, &|| Ok(Origin::Primary(template::root()?)))?;
+                let root = self.root()?;
                 // The root and one other; this object is the third.
                 let sessions = (Some(AuthSession::Password), None);
                 self.command("TPM2_Load", sessions, |context| context.load(root, private, public))?
             }
         };
         if let Ok(saved) = self.context.context_save(handle.into()) {
-            self.saved.insert(id, (saved, has_auth));
+            self.saved.insert(id, saved);
         }
-        Ok((handle, has_auth))
+        Ok(handle)
     }
 
     /// Flushes the least recently used objects until `keep` are loaded.
@@ -293,6 +297,8 @@ impl Link {
     /// Forgets an object that was destroyed.
     pub(super) fn forget(&mut self, id: Id) -> Result<(), Fail> {
         self.saved.remove(&id);
+        // Which of them were this key's is not known here; asking again costs one canary each.
+        self.checked.clear();
         match self.loaded.iter().position(|loaded| loaded.id == id) {
             Some(at) => {
                 let loaded = self.loaded.remove(at);
@@ -351,6 +357,15 @@ impl Link {
         Auth::try_from(sum.sign().as_ref())
     }
 
+    /// Takes note that a KEK opens its canary.
+    pub(super) fn note_checked(&mut self, pin: Id) {
+        self.checked.insert(pin);
+    }
+
+    pub(super) fn is_checked(&self, pin: Id) -> bool {
+        self.checked.contains(&pin)
+    }
+
     /// Takes note that the TPM has accepted the session.
     pub(super) fn prove(&mut self) {
         self.proven = true;
@@ -362,7 +377,7 @@ impl Link {
 
     /// What the TPM calls the root: a hash of its public area.
     pub(super) fn root_name(&mut self) -> Result<Vec<u8>, BackendError> {
-        let root = self.again(|link| link.load(ROOT, &|| Ok(Origin::Primary(template::root()?))))?;
+        let root = self.again(Self::root)?;
         let name =
             self.context.tr_get_name(root.into()).map_err(|error| Fail::new("name of the root", error))?;
         Ok(name.value().to_vec())

@@ -30,9 +30,9 @@ use tss_esapi::structures::{
 use tss_esapi::traits::Marshall;
 
 use super::error::Fail;
-use super::link::{Link, Origin, ROOT};
+use super::link::Link;
 use super::scrub::{scrub, wipe_blocks};
-use super::{BackendError, Tpm, template};
+use super::{BackendError, Tpm};
 use crate::seal::guarded::{Arena, SecretBuf};
 
 /// Command codes that a policy digest is made of (part 2, section 6.5.2).
@@ -134,7 +134,7 @@ fn pcr_session(link: &mut Link, pcrs: &[u8]) -> Result<(PolicySession, Digest), 
 /// A policy session whose answers are encrypted.
 fn start(link: &mut Link) -> Result<PolicySession, BackendError> {
     let function = "TPM2_StartAuthSession";
-    let root = link.load(ROOT, &|| Ok(Origin::Primary(template::root()?)))?;
+    let root = link.root()?;
     let aes = SymmetricDefinition::AES_128_CFB;
     let started = link.command(function, (None, None), |context| {
         context.start_auth_session(Some(root), None, None, SessionType::Policy, aes, HashingAlgorithm::Sha256)
@@ -184,7 +184,7 @@ pub(super) fn seal(
         .map_err(unable)?;
     let data = secret.with(|secret| SensitiveData::try_from(secret));
     let data = data.map_err(|_| stopped("the secret is longer than a TPM seals (128 bytes)"))?;
-    let root = link.load(ROOT, &|| Ok(Origin::Primary(template::root()?)))?;
+    let root = link.root()?;
     let sessions = link.under_parent();
     let made = link.command("TPM2_Create", sessions, |context| {
         context.create(root, public, None, Some(data), None, None)
@@ -306,7 +306,7 @@ fn unseal(
     public: Public,
     arena: &Arena,
 ) -> Result<SecretBuf, BackendError> {
-    let root = link.load(ROOT, &|| Ok(Origin::Primary(template::root()?)))?;
+    let root = link.root()?;
     let parent = (Some(AuthSession::Password), None);
     let object = link.command("TPM2_Load", parent, |context| context.load(root, private, public))?;
     let sessions = (Some(AuthSession::from(session)), None);

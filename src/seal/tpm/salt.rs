@@ -1,0 +1,114 @@
+//! What the chip keeps of a KEK: 32 bytes of its template, in an index of its non-volatile memory.
+//!
+//! The template is what a primary is computed from, so with the index the KEK is gone for good, and what it
+//! had sealed stays shut, in backups too.
+
+use tss_esapi::Context;
+use tss_esapi::handles::{NvIndexTpmHandle, ObjectHandle, TpmHandle};
+use tss_esapi::interface_types::algorithm::HashingAlgorithm;
+use tss_esapi::interface_types::resource_handles::{NvAuth, Provision};
+use tss_esapi::structures::{MaxNvBuffer, NvPublicBuilder};
+
+use super::error::Fail;
+use super::link::Link;
+use crate::seal::backend::BackendError;
+use crate::seal::key::KeyId;
+
+/// The owner's indices (registry of reserved TPM handles, section 2.2.2): 22 bits of a key's id choose one.
+const NV_FIRST: u32 = 0x0180_0000;
+const NV_BITS: u32 = 0x003F_FFFF;
+/// A key's id and 32 random bytes.
+const NV_LEN: usize = 16 + 32;
+/// `TPM_RC_NV_DEFINED`: the index exists.
+const NV_DEFINED: u32 = 0x14C;
+
+fn refused(function: &'static str) -> BackendError {
+    BackendError::Refused { function, code: 0 }
+}
+
+fn nv_index(id: KeyId) -> Result<NvIndexTpmHandle, BackendError> {
+    let [a, b, c, ..] = *id.as_bytes();
+    NvIndexTpmHandle::new(NV_FIRST | (u32::from_be_bytes([0, a, b, c]) & NV_BITS))
+        .map_err(|_| refused("NV index"))
+}
+
+/// What the chip keeps of a KEK; `None` if it keeps nothing under that id.
+pub(super) fn read_salt(link: &mut Link, id: KeyId) -> Result<Option<[u8; 32]>, BackendError> {
+    let index = nv_index(id)?;
+    if !link.handles(u32::from(index)).contains(&TpmHandle::NvIndex(index)) {
+        return Ok(None);
+    }
+    let fail = |error| Fail::new("TPM2_NV_Read", error);
+    let mut handle = link.context.tr_from_tpm_public(TpmHandle::NvIndex(index)).map_err(fail)?;
+    let sessions = link.as_owner();
+    let len = u16::try_from(NV_LEN).unwrap_or(u16::MAX);
+    let read = link
+        .command("TPM2_NV_Read", sessions, |context| context.nv_read(NvAuth::Owner, handle.into(), len, 0));
+    link.context.tr_close(&mut handle).map_err(fail)?;
+    match read {
+        Ok(data) => match data.value().split_at_checked(16) {
+            Some((owner, salt)) if owner == id.as_bytes() => Ok(salt.try_into().ok()),
+            // Somebody else's index, or one that was never written.
+            _ => Ok(None),
+        },
+        // NV_UNINITIALIZED: a crash came between definition and writing.
+        Err(fail) if fail.code & 0xFFFF == 0x14A => Ok(None),
+        Err(fail) => Err(fail.into()),
+    }
+}
+
+/// Gives the chip something to keep for a KEK; repeated, it is what is there already.
+pub(super) fn make_salt(link: &mut Link, id: KeyId) -> Result<(), BackendError> {
+    if read_salt(link, id)?.is_some() {
+        return Ok(());
+    }
+    let index = nv_index(id)?;
+    let attributes = tss_esapi::attributes::NvIndexAttributesBuilder::new()
+        .with_owner_write(true)
+        .with_owner_read(true)
+        .with_no_da(true)
+        .build()
+        .map_err(|_| refused("NV attributes"))?;
+    let public = NvPublicBuilder::new()
+        .with_nv_index(index)
+        .with_index_name_algorithm(HashingAlgorithm::Sha256)
+        .with_index_attributes(attributes)
+        .with_data_area_size(NV_LEN)
+        .build()
+        .map_err(|_| refused("NV template"))?;
+    let mut data = [0; NV_LEN];
+    data[..16].copy_from_slice(id.as_bytes());
+    getrandom::fill(&mut data[16..]).map_err(|_| refused("getrandom"))?;
+    let data = MaxNvBuffer::try_from(&data[..]).map_err(|_| refused("NV data"))?;
+    let sessions = link.as_owner();
+    let define = |context: &mut Context| context.nv_define_space(Provision::Owner, None, public);
+    let defined = match link.command("TPM2_NV_DefineSpace", sessions, define) {
+        Ok(handle) => ObjectHandle::from(handle),
+        // Defined by an earlier try that ended before it wrote.
+        Err(fail) if fail.code & 0xFFFF == NV_DEFINED => {
+            let handle = link.context.tr_from_tpm_public(TpmHandle::NvIndex(index));
+            handle.map_err(|error| Fail::new("NV index", error))?
+        }
+        Err(fail) => return Err(fail.into()),
+    };
+    let mut handle = defined;
+    let sessions = link.as_owner();
+    let written = link.command("TPM2_NV_Write", sessions, |context| {
+        context.nv_write(NvAuth::Owner, handle.into(), data, 0)
+    });
+    link.context.tr_close(&mut handle).map_err(|error| Fail::new("NV index", error))?;
+    Ok(written?)
+}
+
+pub(super) fn destroy_salt(link: &mut Link, id: KeyId) -> Result<(), BackendError> {
+    if read_salt(link, id)?.is_none() {
+        return Ok(());
+    }
+    let fail = |error| Fail::new("TPM2_NV_UndefineSpace", error);
+    let handle = link.context.tr_from_tpm_public(TpmHandle::NvIndex(nv_index(id)?)).map_err(fail)?;
+    // Nothing to encrypt here, and the TPM refuses a second session that does nothing.
+    let sessions = (link.as_owner().0, None);
+    Ok(link.command("TPM2_NV_UndefineSpace", sessions, |context| {
+        context.nv_undefine_space(Provision::Owner, handle.into())
+    })?)
+}
