@@ -82,6 +82,10 @@ macro_rules! suite {
             $(
                 #[tokio::test]
                 async fn $rule() {
+                    let name = concat!(stringify!($name), "::", stringify!($rule));
+                    if crate::stage::in_own_process(&crate::$home::$backend, name) {
+                        return;
+                    }
                     let (_beside, stage) = (crate::stage::beside_others().await, crate::stage::of(&crate::$home::$backend).await);
                     crate::$of::$rule(&stage).await;
                 }
@@ -89,6 +93,10 @@ macro_rules! suite {
             $(
                 #[tokio::test]
                 async fn $alone() {
+                    let name = concat!(stringify!($name), "::", stringify!($alone));
+                    if crate::stage::in_own_process(&crate::$home::$backend, name) {
+                        return;
+                    }
                     let (_alone, stage) = (crate::stage::alone().await, crate::stage::of(&crate::$home::$backend).await);
                     crate::$alone_of::$alone(&stage).await;
                 }

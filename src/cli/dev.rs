@@ -12,7 +12,6 @@ use crate::daemon::dev::{self, DevOptions, Kind};
 
 /// The help's end.
 pub(crate) const HELP: &str = "EXAMPLES
-  lacre dev
   lacre dev --data-dir ./dev-data --listen 127.0.0.1:8290
   lacre dev --device tpm --data-dir ./dev-tpm
 

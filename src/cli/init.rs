@@ -14,8 +14,7 @@ use crate::daemon;
 
 /// The help's end.
 pub(crate) const HELP: &str = "EXAMPLES
-  lacre init --secret-out admin.secret
-  lacre init --app-name ops --reveal
+  lacre init --app-name ops --secret-out ops.secret
   lacre init --device tpm --secret-out admin.secret
 
 Makes the keys on the device and one application with all rights. Run while the daemon is stopped.

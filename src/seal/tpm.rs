@@ -104,7 +104,7 @@ pub fn pcr_digest(config: &crate::seal::DeviceConfig, arena: &Arena, pcrs: &[u8]
     let tpm = alone(config, arena)?;
     let place = tpm.place();
     // Without the secret: it is sealed, and does not open now.
-    let digest = Link::open_without_secret(&tpm).and_then(|mut link| {
+    let digest = Link::open(&tpm).and_then(|mut link| {
         let digest = policy::present(&mut link, pcrs);
         link.close();
         digest
@@ -222,12 +222,13 @@ impl Tpm {
             return Err(BackendError::Stopped(format!(
                 "tpm_cleared: the TPM at {} has the root {}, and {} was known. It was cleared, or it is \
                  another TPM: keys made before are lost with it, and nothing is made in their place. See \
-                 docs/operations/hsm.md",
+                 docs/operations/tpm.md",
                 self.address,
                 short(&name),
                 short(&expected)
             )));
         }
+        link.unlock(self)?;
         let library = link.description()?;
         {
             let mut known = lock(&self.known);

@@ -153,7 +153,8 @@ impl Vault {
             return Ok(false);
         }
         match self.parts().admin.inspect(&kek.key).await {
-            Ok(_) => Ok(false),
+            // Another device under the name of the one that was given up, or that one after it was cleared.
+            Ok(report) => Ok(!report.deviations.is_empty()),
             Err(SealError::KeyMissing { .. } | SealError::NoDevice { .. }) => Ok(true),
             Err(error) => Err(VaultError::Seal(error)),
         }

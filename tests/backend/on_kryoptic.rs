@@ -17,6 +17,7 @@ pub const BACKEND: Backend = Backend {
         ("no KEK by A256KWP", NO_WORD),
         ("no KEK by A256KW-OBJ", NO_WORD),
     ],
+    own_process: false,
 };
 
 const NO_WORD: &str =

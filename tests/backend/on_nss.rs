@@ -23,6 +23,7 @@ pub const BACKEND: Backend = Backend {
             "a holder of the PIN gets every key out of it, as out of its files",
         ),
     ],
+    own_process: false,
 };
 
 fn install(dir: &Path) -> Value {

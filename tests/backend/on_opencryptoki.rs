@@ -4,7 +4,7 @@
 //! time tests with it: others wait at a lock file. The daemon is started if none runs, ends with the
 //! process, and holds the lock until it has ended. Needs root, as the daemon does.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -16,9 +16,11 @@ use serde_json::{Value, json};
 use crate::stage::{Backend, companion, first_of, random_pin, write_private};
 
 /// openCryptoki from the distribution.
-pub const BACKEND: Backend = Backend { title: "openCryptoki 3.8.1", install, deviations: &[] };
+pub const BACKEND: Backend =
+    Backend { title: "openCryptoki 3.8.1", install, deviations: &[], own_process: true };
 
 const LOCK: &str = "/tmp/lacre-test-opencryptoki.lock";
+const TOKEN_DATA: &str = "/var/lib/opencryptoki/swtok/NVTOK.DAT";
 /// The soft token in the distribution's configuration.
 const SLOT: &str = "3";
 /// Every token begins with this one.
@@ -41,6 +43,11 @@ fn install(dir: &Path) -> Value {
         }
         lock
     });
+    // A process that was killed while it wrote the token's data leaves an empty file, and then there is no
+    // slot at all until it is gone.
+    if fs::metadata(TOKEN_DATA).is_ok_and(|data| data.len() == 0) {
+        fs::remove_file(TOKEN_DATA).unwrap();
+    }
     start_daemon(lock);
 
     let label = format!("lacre-{}", std::process::id());

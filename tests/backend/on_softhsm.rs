@@ -8,7 +8,7 @@ use crate::softhsm_token::SoftHsm;
 use crate::stage::Backend;
 
 /// SoftHSM from the distribution, as most people develop with.
-pub const BACKEND: Backend = Backend { title: "SoftHSM 2.6.1", install, deviations: &[] };
+pub const BACKEND: Backend = Backend { title: "SoftHSM 2.6.1", install, deviations: &[], own_process: false };
 
 const LABEL: &str = "backend";
 

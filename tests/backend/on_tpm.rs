@@ -8,7 +8,8 @@ use crate::stage::Backend;
 use crate::swtpm::Swtpm;
 
 /// swtpm from the distribution.
-pub const BACKEND: Backend = Backend { title: "TPM 2.0 (swtpm 0.7.1)", install, deviations: &[] };
+pub const BACKEND: Backend =
+    Backend { title: "TPM 2.0 (swtpm 0.7.1)", install, deviations: &[], own_process: false };
 
 fn install(_: &Path) -> Value {
     let (tcti, auth_file) = Swtpm::companion();

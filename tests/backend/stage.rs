@@ -28,6 +28,22 @@ pub struct Backend {
     /// Promises that this device breaks, in the words of [`crate::keys::deviations`], each with the
     /// reason why Lacre bears it. A deviation that no longer occurs fails the tests as one that is new.
     pub deviations: &'static [(&'static str, &'static str)],
+    /// Whether each rule has a process of its own, for a module that closes files of others.
+    pub own_process: bool,
+}
+
+/// Runs the rule in a process of its own if the device wants that; whether it did.
+pub fn in_own_process(backend: &Backend, rule: &str) -> bool {
+    const MARK: &str = "LACRE_BACKEND_RULE";
+    if !backend.own_process || std::env::var_os(MARK).is_some() {
+        return false;
+    }
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    let output = command.args([rule, "--exact", "--nocapture"]).env(MARK, rule).output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    assert!(output.status.success() && said.contains("1 passed"), "{rule}: {}\n{said}", output.status);
+    true
 }
 
 /// An installation, for one rule at a time.

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 
 use crate::daemon::{Api, Options, TestDaemon, free_port};
 use crate::scenario::{Client, every_key_is_there_once};
-use crate::served::{config, over, served, stored, value_path};
+use crate::served::{config, over, served, served_in_threads, stored, value_path};
 use crate::shim::{ShimControl, shim_path};
 use crate::softhsm;
 
@@ -23,7 +23,7 @@ async fn token_request(daemon: &TestDaemon) -> Result<StatusCode, reqwest::Error
 
 #[tokio::test]
 async fn a_crash_inside_the_module_ends_the_daemon_and_its_restart_is_ready_at_once() {
-    let (daemon, control) = served("").await;
+    let (daemon, control) = served_in_threads().await;
     let mut client = Client::new(daemon, control).await;
     for crash in ["abort", "segv"] {
         client.control.set_rules(&format!("C_Sign 1 {crash}"));
@@ -45,7 +45,7 @@ async fn a_crash_inside_the_module_ends_the_daemon_and_its_restart_is_ready_at_o
 
 #[tokio::test]
 async fn crashes_inside_a_login_stop_being_repeated() {
-    let (mut daemon, control) = served("").await;
+    let (mut daemon, control) = served_in_threads().await;
     daemon.stop().await;
     let before = control.count("C_Login");
     control.set_rules("C_Login * abort");

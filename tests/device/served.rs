@@ -25,6 +25,15 @@ pub async fn served(seal: &str) -> (TestDaemon, ShimControl) {
     (daemon, control)
 }
 
+/// The same with the module in the daemon itself, as `[sealer] mode = "thread"` has it.
+pub async fn served_in_threads() -> (TestDaemon, ShimControl) {
+    let control = ShimControl::new(&softhsm::module());
+    let mut options = over(&control, "");
+    let config = options.config.take().unwrap();
+    options.config = Some(format!("{config}[sealer]\nmode = \"thread\"\n"));
+    (TestDaemon::start(options).await, control)
+}
+
 /// Options for [`TestDaemon::start`] over the shim.
 pub fn over(control: &ShimControl, seal: &str) -> Options {
     let env = control.env().map(|(name, path)| (name.to_owned(), path.to_str().unwrap().to_owned()));

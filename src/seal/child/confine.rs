@@ -31,6 +31,8 @@ const NEVER: &[i64] = &[
     libc::SYS_pidfd_send_signal,
     libc::SYS_kcmp,
     libc::SYS_tkill,
+    libc::SYS_rt_sigqueueinfo,
+    libc::SYS_rt_tgsigqueueinfo,
     // Ways around a filter of system calls.
     libc::SYS_io_uring_setup,
     libc::SYS_io_uring_enter,

@@ -128,9 +128,9 @@ impl Watch {
                 End::Closed => break,
                 End::Unfit(error) => {
                     let reason = error.to_string();
-                    if let Some(first) = self.first.take() {
-                        // Whoever started the device hears of it and goes on without.
-                        let _ = first.send(Err(error));
+                    // Whoever started the device hears of it and does without; unless it was waited for in vain
+                    // before: then this one goes on, since nobody else will.
+                    if self.first.take().is_some_and(|first| first.send(Err(error)).is_ok()) {
                         break;
                     }
                     (reason, UNFIT_PAUSE)

@@ -34,6 +34,8 @@ use crate::seal::key::{
 /// The canary's context and the message of a MAC's fingerprint: fixed texts, never anything of a tenant.
 const CANARY_AAD: &[u8] = b"lacre/canary/v1";
 const MAC_PIN_TEXT: &[u8] = b"lacre/pin/v1/mac";
+/// Of a key that is being made: nothing has this hash.
+const UNPROVEN: Fingerprint = Fingerprint([0; 32]);
 /// `DEK || SHA-256(context)`.
 const SEALED_LEN: usize = DEK_LEN + 32;
 /// SHA-256 is what a sealed object is named by.
@@ -114,11 +116,31 @@ fn blob_of(key: &KeyRef) -> Result<&[u8], BackendError> {
     }
 }
 
+/// The rules and the pin, on the public area in the blob: the TPM loads it with its own private part or not at
+/// all. A MAC key has no public half; its fingerprint is checked when it is inspected.
+fn check_public(key: &KeyRef, public: &Public) -> Result<(), BackendError> {
+    let wanted = template::leaf(key.spec)?.ok_or_else(|| refused("TPM template"))?;
+    let (_, broken) = template::check(public, &wanted);
+    if !broken.is_empty() {
+        return Err(BackendError::Unfit(broken.join(", ")));
+    }
+    let Pin::Blob { fingerprint, .. } = &*key.pin else { return Ok(()) };
+    let is_other = |found: PublicKey| found.fingerprint() != *fingerprint && *fingerprint != UNPROVEN;
+    if template::public_key(key.spec, public).is_some_and(is_other) {
+        return Err(BackendError::Unfit("its fingerprint is another one".to_owned()));
+    }
+    Ok(())
+}
+
 /// The handle of a signing or MAC key, from its blob. Another blob under the same id is another object.
 fn leaf(link: &mut Link, key: &KeyRef) -> Result<(Id, KeyHandle), BackendError> {
     let blob = blob_of(key)?;
     let at = tag(key.id, blob);
-    let origin = || read_blob(blob).map(|(private, public)| Origin::Child(private, public));
+    let (private, public) = read_blob(blob)?;
+    if link.loaded(at).is_none() {
+        check_public(key, &public)?;
+    }
+    let origin = || Ok(Origin::Child(private.clone(), public.clone()));
     let loaded = link.again(|link| link.load(at, Some(*key.id.as_bytes()), &origin));
     loaded.map(|handle| (at, handle)).map_err(|fail| match fail {
         fail if fail.is_bad_blob() => BackendError::Unfit("this TPM did not make it".to_owned()),
@@ -151,7 +173,7 @@ fn wrap(
     dek: &SecretBuf,
     aad: &[u8],
 ) -> Result<WrappedDek, BackendError> {
-    let parent = kek(link, id)?;
+    kek(link, id)?;
     let auth = link.auth(*id.as_bytes()).map_err(|error| Fail::new("auth value", error))?;
     let mut bound = tpm.buffer(SEALED_LEN)?;
     dek.with(|dek| {
@@ -162,7 +184,7 @@ fn wrap(
     });
     let sessions = link.under_parent();
     let made = link.again(|link| {
-        let parent = link.loaded(*id.as_bytes()).unwrap_or(parent);
+        let parent = link.load_again(*id.as_bytes())?;
         let data = bound
             .with(|bound| SensitiveData::try_from(bound))
             .map_err(|error| Fail::new("TPM2_Create", error))?;
@@ -191,7 +213,7 @@ fn unwrap(
     aad: &[u8],
     out: &mut SecretBuf,
 ) -> Result<(), BackendError> {
-    let parent = kek(link, id)?;
+    kek(link, id)?;
     let rejected = |code: u32| BackendError::Rejected { function: "TPM2_Unseal", code: code.into() };
     let at = bytes.len().checked_sub(UNIQUE_LEN).ok_or_else(|| rejected(0))?;
     let (private, unique) = bytes.split_at(at);
@@ -199,7 +221,7 @@ fn unwrap(
     let private = Private::try_from(private).map_err(|_| rejected(0))?;
     let auth = link.auth(*id.as_bytes()).map_err(|error| Fail::new("auth value", error))?;
     let unsealed = link.again(|link| {
-        let parent = link.loaded(*id.as_bytes()).unwrap_or(parent);
+        let parent = link.load_again(*id.as_bytes())?;
         let sessions = (Some(tss_esapi::interface_types::session_handles::AuthSession::Password), None);
         let load = |context: &mut Context| context.load(parent, private.clone(), public.clone());
         let leaf = link.command("TPM2_Load", sessions, load)?;
@@ -285,10 +307,10 @@ fn judge(tpm: &Tpm, link: &mut Link, kek: &KeyRef, rejected: BackendError) -> Ba
 }
 
 fn mac(link: &mut Link, key: &KeyRef, message: &[u8]) -> Result<[u8; 32], BackendError> {
-    let (at, handle) = leaf(link, key)?;
+    let (at, _) = leaf(link, key)?;
     let made = link.again(|link| {
         let buffer = MaxBuffer::try_from(message).map_err(|error| Fail::new("TPM2_HMAC", error))?;
-        let handle = link.loaded(at).unwrap_or(handle);
+        let handle = link.load_again(at)?;
         let sessions = link.secretly();
         link.command("TPM2_HMAC", sessions, |context| {
             context.hmac(handle.into(), buffer, HashingAlgorithm::Sha256)
@@ -384,7 +406,7 @@ fn generate_leaf(link: &mut Link, planned: &KeyRef) -> Result<KeyRef, BackendErr
         other => other,
     })?;
     let blob = write_blob(&made.out_private, &made.out_public)?;
-    let unproven = planned.pinned(Pin::Blob { fingerprint: Fingerprint([0; 32]), blob: blob.clone() });
+    let unproven = planned.pinned(Pin::Blob { fingerprint: UNPROVEN, blob: blob.clone() });
     let fingerprint = fingerprint(link, &unproven)?;
     Ok(planned.pinned(Pin::Blob { fingerprint, blob }))
 }
@@ -419,11 +441,11 @@ impl Backend for Session {
 
     fn sign(&mut self, key: &KeyRef, alg: Alg, digest: &[u8]) -> Result<Signature, BackendError> {
         self.tpm.with_link(|link| {
-            let (at, handle) = leaf(link, key)?;
+            let (at, _) = leaf(link, key)?;
             let made = link.again(|link| {
                 let fail = |error| Fail::new("TPM2_Sign", error);
                 let digest = Digest::try_from(digest).map_err(fail)?;
-                let handle = link.loaded(at).unwrap_or(handle);
+                let handle = link.load_again(at)?;
                 let sessions = link.secretly();
                 let none = || HashcheckTicket::try_from(no_ticket());
                 let ticket = none().map_err(fail)?;

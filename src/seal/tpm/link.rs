@@ -59,6 +59,8 @@ pub(super) struct Link {
     loaded: Vec<Loaded>,
     /// Contexts of what was loaded before.
     saved: HashMap<Id, TpmsContext>,
+    /// Objects with an authorisation value, and the key whose it is.
+    authorised: HashMap<Id, Id>,
     /// Pins of KEKs that were found to be theirs since the connection was opened.
     checked: HashSet<Id>,
     /// What authorisation values are made of.
@@ -99,14 +101,9 @@ impl Lockout {
 
 impl Link {
     /// Opens the connection, makes the root and a session salted to it.
+    ///
+    /// What needs no key of the installation works then; the rest after [`Link::unlock`].
     pub(super) fn open(tpm: &Tpm) -> Result<Self, BackendError> {
-        let mut link = Self::open_without_secret(tpm)?;
-        link.secret = Some(tpm.auth.read(tpm, &mut link)?);
-        Ok(link)
-    }
-
-    /// The same, able to do what needs no key of the installation.
-    pub(super) fn open_without_secret(tpm: &Tpm) -> Result<Self, BackendError> {
         let context = Context::new(tpm.tcti.clone()).map_err(|error| Fail::new("open TCTI", error))?;
         let mut link = Self {
             context,
@@ -115,6 +112,7 @@ impl Link {
             owner: Some(AuthSession::Password),
             loaded: Vec::new(),
             saved: HashMap::new(),
+            authorised: HashMap::new(),
             checked: HashSet::new(),
             secret: None,
             proven: false,
@@ -124,6 +122,14 @@ impl Link {
         link.authorise_owner(tpm)?;
         link.again(Self::begin)?;
         Ok(link)
+    }
+
+    /// Takes the secret that authorisation values are made of. Only from a TPM whose identity was checked: a
+    /// sealed one is for that TPM alone.
+    pub(super) fn unlock(&mut self, tpm: &Tpm) -> Result<(), BackendError> {
+        let secret = tpm.auth.read(tpm, self)?;
+        self.secret = Some(secret);
+        Ok(())
     }
 
     /// With an owner authorisation the root is made in an HMAC session: it is proven, not sent.
@@ -229,10 +235,18 @@ impl Link {
         self.loaded.push(Loaded { id, handle });
         self.evict(CACHED)?;
         if let Some(key) = auth_of {
+            self.authorised.insert(id, key);
             let auth = self.auth(key).map_err(|error| Fail::new("auth value", error))?;
             self.context.tr_set_auth(handle.into(), auth).map_err(|error| Fail::new("auth value", error))?;
         }
         Ok(handle)
+    }
+
+    /// The handle of an object that was loaded a moment ago. After everything was flushed to make room it comes
+    /// back from its saved context, under another handle.
+    pub(super) fn load_again(&mut self, id: Id) -> Result<KeyHandle, Fail> {
+        let auth_of = self.authorised.get(&id).copied();
+        self.load(id, auth_of, &|| Err(BackendError::SessionLost { function: "saved context", code: 0 }))
     }
 
     /// The root's handle.
@@ -316,7 +330,8 @@ impl Link {
             tracing::debug!(?fail, "a loaded object cannot be flushed");
         }
         self.loaded.clear();
-        let foreign = self.handles(TRANSIENT_FIRST).into_iter().chain(self.foreign_sessions());
+        let objects = self.handles(TRANSIENT_FIRST).unwrap_or_default();
+        let foreign = objects.into_iter().chain(self.foreign_sessions());
         let mut flushed = 0;
         for handle in foreign.collect::<Vec<_>>() {
             if let Ok(object) = self.context.tr_from_tpm_public(handle)
@@ -330,18 +345,18 @@ impl Link {
 
     fn foreign_sessions(&mut self) -> Vec<TpmHandle> {
         // As many as are ours were the last ones to be started; which number they have is not known here.
-        let sessions = self.handles(SESSION_FIRST);
+        let sessions = self.handles(SESSION_FIRST).unwrap_or_default();
         let own = usize::from(self.session.is_some())
             + usize::from(self.owner.is_some_and(|owner| !matches!(owner, AuthSession::Password)));
         if sessions.len() > own && own == 0 { sessions } else { Vec::new() }
     }
 
     /// Handles that are in use, from `first` on.
-    pub(super) fn handles(&mut self, first: u32) -> Vec<TpmHandle> {
-        self.context.clear_sessions();
-        match self.context.get_capability(CapabilityType::Handles, first, 32) {
-            Ok((CapabilityData::Handles(list), _)) => list.into_inner(),
-            _ => Vec::new(),
+    pub(super) fn handles(&mut self, first: u32) -> Result<Vec<TpmHandle>, Fail> {
+        let ask = |context: &mut Context| context.get_capability(CapabilityType::Handles, first, 32);
+        match self.command("TPM2_GetCapability", (None, None), ask)?.0 {
+            CapabilityData::Handles(list) => Ok(list.into_inner()),
+            _ => Err(Fail { function: "TPM2_GetCapability", code: 0 }),
         }
     }
 

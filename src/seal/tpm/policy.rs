@@ -219,6 +219,7 @@ impl SealedSecret {
     /// What `FILE.approval*` hold.
     fn approvals(&self) -> Vec<Vec<u8>> {
         let (Some(dir), Some(name)) = (self.path.parent(), self.path.file_name()) else { return Vec::new() };
+        let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
         let prefix = format!("{}.approval", name.to_string_lossy());
         let entries = fs::read_dir(dir).into_iter().flatten().flatten();
         let wanted = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
@@ -243,7 +244,7 @@ impl SealedSecret {
                 return Err(stopped(format!(
                     "policy: PCRs {:?} are not those that the secret was sealed under, and no approval of the \
                      present ones is there. If you know why they changed, sign the digest {} with the policy \
-                     authority's key (docs/operations/hsm.md)",
+                     authority's key (docs/operations/tpm.md)",
                     stored.pcrs,
                     hex::encode(present.value())
                 )));
@@ -349,10 +350,15 @@ mod tests {
     use super::{authorize_digest, or_digest};
 
     #[test]
-    fn digests_are_those_of_tpm2_tools() {
-        // tpm2_policyor -L sha256:zeros.bin,ones.bin of two digests of 32 bytes 0x00 and 0x01.
+    fn digests_are_those_of_the_specification() {
+        // python3, hashlib: sha256(0*32 || 00000171 || 00*32 || 01*32), and
+        // sha256(sha256(0*32 || 0000016a || 000b || 07*32)).
         let or = or_digest([&[0; 32], &[1; 32]]);
-        assert_eq!(hex::encode(or).len(), 64);
-        assert_ne!(authorize_digest(&[0, 11]), authorize_digest(&[0, 12]));
+        assert_eq!(hex::encode(or), "ebf1e9e5bd0a81cfc4032d61013fd18ad7df2ab56de85af46e9adca65e3cceae");
+        let name = [&[0x00, 0x0B][..], &[7; 32]].concat();
+        assert_eq!(
+            hex::encode(authorize_digest(&name)),
+            "5f90f82ab686c101c8e13dad9cbc53c18c8ca47de35a92a4d805d64ead10c125"
+        );
     }
 }

@@ -19,8 +19,10 @@ const NV_FIRST: u32 = 0x0180_0000;
 const NV_BITS: u32 = 0x003F_FFFF;
 /// A key's id and 32 random bytes.
 const NV_LEN: usize = 16 + 32;
-/// `TPM_RC_NV_DEFINED`: the index exists.
-const NV_DEFINED: u32 = 0x14C;
+/// `TPM_RC_NV_RANGE`, `TPM_RC_NV_AUTHORIZATION`, `TPM_RC_NV_UNINITIALIZED`.
+const NV_RANGE: u32 = 0x146;
+const NV_AUTHORIZATION: u32 = 0x149;
+const NV_UNINITIALIZED: u32 = 0x14A;
 
 fn refused(function: &'static str) -> BackendError {
     BackendError::Refused { function, code: 0 }
@@ -32,11 +34,23 @@ fn nv_index(id: KeyId) -> Result<NvIndexTpmHandle, BackendError> {
         .map_err(|_| refused("NV index"))
 }
 
-/// What the chip keeps of a KEK; `None` if it keeps nothing under that id.
-pub(super) fn read_salt(link: &mut Link, id: KeyId) -> Result<Option<[u8; 32]>, BackendError> {
+/// What an index holds.
+enum Kept {
+    /// There is no such index.
+    Nothing,
+    /// It was defined and never written: a crash came in between.
+    Unwritten,
+    /// The salt of this KEK.
+    Salt([u8; 32]),
+    /// Something of somebody else, or of another KEK.
+    Foreign,
+}
+
+fn look(link: &mut Link, id: KeyId) -> Result<Kept, BackendError> {
     let index = nv_index(id)?;
-    if !link.handles(u32::from(index)).contains(&TpmHandle::NvIndex(index)) {
-        return Ok(None);
+    // An error is no answer: only a TPM that lists its indices can be without one.
+    if !link.handles(u32::from(index))?.contains(&TpmHandle::NvIndex(index)) {
+        return Ok(Kept::Nothing);
     }
     let fail = |error| Fail::new("TPM2_NV_Read", error);
     let mut handle = link.context.tr_from_tpm_public(TpmHandle::NvIndex(index)).map_err(fail)?;
@@ -46,22 +60,38 @@ pub(super) fn read_salt(link: &mut Link, id: KeyId) -> Result<Option<[u8; 32]>, 
         .command("TPM2_NV_Read", sessions, |context| context.nv_read(NvAuth::Owner, handle.into(), len, 0));
     link.context.tr_close(&mut handle).map_err(fail)?;
     match read {
-        Ok(data) => match data.value().split_at_checked(16) {
-            Some((owner, salt)) if owner == id.as_bytes() => Ok(salt.try_into().ok()),
-            // Somebody else's index, or one that was never written.
-            _ => Ok(None),
+        Ok(data) => Ok(match data.value().split_first_chunk::<16>() {
+            Some((owner, salt)) if owner == id.as_bytes() => {
+                salt.try_into().map_or(Kept::Foreign, Kept::Salt)
+            }
+            _ => Kept::Foreign,
+        }),
+        Err(fail) => match fail.code & 0xFFFF {
+            NV_UNINITIALIZED => Ok(Kept::Unwritten),
+            // Of another size, or not the owner's to read.
+            NV_RANGE | NV_AUTHORIZATION => Ok(Kept::Foreign),
+            _ => Err(fail.into()),
         },
-        // NV_UNINITIALIZED: a crash came between definition and writing.
-        Err(fail) if fail.code & 0xFFFF == 0x14A => Ok(None),
-        Err(fail) => Err(fail.into()),
     }
+}
+
+/// What the chip keeps of a KEK; `None` if it keeps nothing under that id.
+pub(super) fn read_salt(link: &mut Link, id: KeyId) -> Result<Option<[u8; 32]>, BackendError> {
+    Ok(match look(link, id)? {
+        Kept::Salt(salt) => Some(salt),
+        Kept::Nothing | Kept::Unwritten | Kept::Foreign => None,
+    })
 }
 
 /// Gives the chip something to keep for a KEK; repeated, it is what is there already.
 pub(super) fn make_salt(link: &mut Link, id: KeyId) -> Result<(), BackendError> {
-    if read_salt(link, id)?.is_some() {
-        return Ok(());
-    }
+    let is_defined = match look(link, id)? {
+        Kept::Salt(_) => return Ok(()),
+        Kept::Nothing => false,
+        Kept::Unwritten => true,
+        // What is there may be the salt of a KEK that works: written over, that one would be lost for good.
+        Kept::Foreign => return Err(refused("the NV index of this key's id, which something else has")),
+    };
     let index = nv_index(id)?;
     let attributes = tss_esapi::attributes::NvIndexAttributesBuilder::new()
         .with_owner_write(true)
@@ -80,16 +110,13 @@ pub(super) fn make_salt(link: &mut Link, id: KeyId) -> Result<(), BackendError> 
     data[..16].copy_from_slice(id.as_bytes());
     getrandom::fill(&mut data[16..]).map_err(|_| refused("getrandom"))?;
     let data = MaxNvBuffer::try_from(&data[..]).map_err(|_| refused("NV data"))?;
-    let sessions = link.as_owner();
-    let define = |context: &mut Context| context.nv_define_space(Provision::Owner, None, public);
-    let defined = match link.command("TPM2_NV_DefineSpace", sessions, define) {
-        Ok(handle) => ObjectHandle::from(handle),
-        // Defined by an earlier try that ended before it wrote.
-        Err(fail) if fail.code & 0xFFFF == NV_DEFINED => {
-            let handle = link.context.tr_from_tpm_public(TpmHandle::NvIndex(index));
-            handle.map_err(|error| Fail::new("NV index", error))?
-        }
-        Err(fail) => return Err(fail.into()),
+    let defined = if is_defined {
+        let handle = link.context.tr_from_tpm_public(TpmHandle::NvIndex(index));
+        handle.map_err(|error| Fail::new("NV index", error))?
+    } else {
+        let sessions = link.as_owner();
+        let define = |context: &mut Context| context.nv_define_space(Provision::Owner, None, public);
+        ObjectHandle::from(link.command("TPM2_NV_DefineSpace", sessions, define)?)
     };
     let mut handle = defined;
     let sessions = link.as_owner();
