@@ -110,7 +110,13 @@ impl Token {
     /// initialised anew since.
     pub(super) fn enter(&self) -> Result<Entered<'_>, BackendError> {
         let away = BackendError::Away { function: "C_Initialize", code: 0 };
-        let Some(library) = self.library.enter() else { return Err(away) };
+        let Some(library) = self.library.enter() else {
+            // Another token has the library initialised anew at this moment: to one that is in use that is as
+            // if it had been done, and its next session waits for it.
+            let in_use = self.loaded.read().unwrap_or_else(PoisonError::into_inner).is_some();
+            let void = BackendError::SessionLost { function: "C_Initialize", code: 0 };
+            return Err(if in_use { void } else { away });
+        };
         let token = self.loaded.read().unwrap_or_else(PoisonError::into_inner);
         match token.as_ref() {
             None => Err(away),
