@@ -148,6 +148,9 @@ impl Tpm {
         let tcti = config.tcti.parse().map_err(|_| {
             selection("`tcti` of [seal.tpm] is none that tpm2-tss knows (device:, swtpm:, mssim:, tabrmd:)")
         })?;
+        if config.auth_source == "prompt" {
+            return Err(selection("`auth_source` must be file:/path, credential:NAME or sealed:/path"));
+        }
         let source = |text: &str| PinSource::parse(text, config.credentials_dir.as_deref(), arena);
         Ok(Self {
             tcti,

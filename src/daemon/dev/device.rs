@@ -191,6 +191,10 @@ pub(crate) fn ensure_auth_file(path: &Path) -> io::Result<bool> {
     file.write_all(zeroize::Zeroizing::new(hex::encode(*secret)).as_bytes())?;
     file.sync_all()?;
     fs::rename(&staging, path)?;
+    // Keys are about to be made that are worth nothing without it.
+    if let Some(dir) = path.parent() {
+        fs::File::open(dir)?.sync_all()?;
+    }
     Ok(true)
 }
 

@@ -204,6 +204,14 @@ impl Watch {
         for name in ["LACRE_TOKEN", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"] {
             command.env_remove(name);
         }
+        // The daemon's settings, among them perhaps a password of the database: a vendor's module reads its
+        // environment, and the process gets its configuration over the socket.
+        for (name, _) in std::env::vars_os() {
+            let bytes = name.as_encoded_bytes();
+            if bytes.starts_with(b"LACRE__") || bytes.starts_with(b"PG") {
+                command.env_remove(name);
+            }
+        }
         if let Some((user, group)) = self.plan.user {
             command.gid(group).uid(user);
         }
