@@ -27,8 +27,8 @@ the PIN file first. --force allows one more try with the same PIN.")]
     /// Bind a TPM's secret to the state of this host
     #[cfg(feature = "tpm")]
     #[command(after_help = "EXAMPLES
-  lacre hsm seal-auth --pcr 7 --authority authority.pem --out /etc/lacre/tpm-auth.sealed
-  lacre hsm seal-auth --pcr 7 --pcr 11 --authority authority.pem --out auth.sealed --config lacre.toml
+  lacre hsm seal-auth --pcr 7 --authority authority.pem --out tpm-auth.sealed
+  lacre hsm seal-auth --pcr 7 --pcr 11 --authority authority.pem --out tpm-auth.sealed
 
 Seals what auth_source of [seal.tpm] gives now. Then set auth_source = \"sealed:FILE\", put the plain secret
 where you keep backups, and remove it from this host. The authority's private key stays elsewhere: whoever
@@ -38,10 +38,10 @@ has it can approve other PCR values with `lacre hsm pcr-digest` and openssl.")]
     #[cfg(feature = "tpm")]
     #[command(after_help = "EXAMPLES
   lacre hsm pcr-digest --pcr 7 --out digest
-  openssl dgst -sha256 -sign authority.key -out /etc/lacre/tpm-auth.sealed.approval digest
+  lacre hsm pcr-digest --pcr 7 --pcr 11 --out digest
 
-The second command runs where the authority's key is. The daemon looks for FILE.approval, FILE.approval.2
-and so on beside the sealed file; it needs no restart.")]
+Sign it where the authority's key is: openssl dgst -sha256 -sign authority.key -out FILE.approval digest.
+The daemon looks for FILE.approval, FILE.approval.2 and so on beside the sealed FILE; it needs no restart.")]
     PcrDigest(PcrDigest),
 }
 
