@@ -2,7 +2,7 @@
 //!
 //! `select` decides which module, token and PIN source are meant; `library` loads and initialises a module
 //! for all tokens in it; `token` finds one, logs in and recovers;
-//! `session` is the [`Backend`](crate::seal::backend::Backend); `parts` says what a key consists of,
+//! `session` is the [`Backend`]; `parts` says what a key consists of,
 //! `objects` makes and finds it, `custody` checks it; `wrap` wraps DEKs, `probe` chooses how; `raw` is
 //! the C interface; `error` says what return values mean; `report` measures what the token can do. Read `hsm.md` of the project before changing any.
 

@@ -33,7 +33,12 @@ fn run(name: &str) -> i64 {
         // An address that is none: past a filter the kernel says EFAULT or ENOENT, before it EPERM.
         // SAFETY: the path is a constant, and nothing is found there.
         "execve" => unsafe {
-            libc::syscall(libc::SYS_execve, c"/nowhere/at/all".as_ptr(), std::ptr::null::<u8>(), std::ptr::null::<u8>())
+            libc::syscall(
+                libc::SYS_execve,
+                c"/nowhere/at/all".as_ptr(),
+                std::ptr::null::<u8>(),
+                std::ptr::null::<u8>(),
+            )
         },
         "fork" => {
             // SAFETY: the child does nothing but end.
