@@ -84,7 +84,7 @@ fn random_bytes() -> Result<[u8; 16], getrandom::Error> {
 /// What a key is for. One key, one purpose (SP 800-57 part 1, section 5.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum KeySpec {
-    /// Wraps and unwraps DEKs, nothing else: AES-256, or what [`WrapMechanism`] says.
+    /// Wraps and unwraps DEKs, nothing else: AES-256, or what `WrapMechanism` says.
     Kek,
     /// ECDSA on P-256.
     EcP256,

@@ -2,7 +2,7 @@
 //!
 //! A KEK is a storage primary whose template carries the key's id, so each KEK is another key and none is
 //! stored; a DEK is a sealed child of it, with SHA-256 of the context sealed beside it. Signing and MAC
-//! keys are children of one root and kept as blobs inside their [`KeyRef`]. Nothing in the chain counts
+//! keys are children of one root and kept as blobs inside their `KeyRef`. Nothing in the chain counts
 //! for the dictionary attack protection (`noDA`): a power cut would cost a try otherwise (reliability.md,
 //! F6). Every secret crosses the bus in a session that is salted to the root, whose name is recorded at
 //! the first start: another TPM, a cleared one or somebody in between is noticed by it and stops the device.
