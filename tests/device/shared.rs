@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use lacre::seal::guarded::Options;
 use lacre::seal::{
-    Alg, Arena, DeviceName, DeviceState, Devices, Kek, KeyRef, KeySpec, SealError, SealerConfig, Surroundings,
+    Alg, Arena, DeviceName, DeviceState, Devices, Kek, KeyRef, KeySpec, SealError, SealerConfig, StartError,
+    Surroundings,
 };
 use serde_json::json;
 
@@ -20,21 +21,31 @@ fn name(text: &str) -> DeviceName {
 
 /// Starts `default` on the stage's token and `b` on another token, both of `module`s given.
 fn start(stage: &Stage, modules: [&std::path::Path; 2], second: &str) -> Devices {
-    let config = |module: &std::path::Path, token: &str| {
+    try_start(stage, modules, second, None).unwrap()
+}
+
+/// The same; `parameters` are what the second device wants its module to be initialised with.
+fn try_start(
+    stage: &Stage,
+    modules: [&std::path::Path; 2],
+    second: &str,
+    parameters: Option<&str>,
+) -> Result<Devices, StartError> {
+    let config = |module: &std::path::Path, token: &str, parameters: Option<&str>| {
         serde_json::from_value(json!({ "latch_dir": stage.token.dir.join("latch"), "pkcs11": {
-            "module": module, "token": token,
+            "module": module, "token": token, "init_parameters": parameters,
             "pin_source": format!("file:{}", stage.token.pin_file.display()),
         }}))
         .unwrap()
     };
     let configs = BTreeMap::from([
-        (DeviceName::default(), config(modules[0], &stage.token.label)),
-        (name("b"), config(modules[1], second)),
+        (DeviceName::default(), config(modules[0], &stage.token.label, None)),
+        (name("b"), config(modules[1], second, parameters)),
     ]);
     let options = Options { slots: 64, allow_unlocked: true, ..Options::default() };
     let arena = Arena::new(&options).unwrap();
     let surroundings = Surroundings::new(&options, "info", false);
-    Devices::start(&configs, &SealerConfig::default(), &surroundings, &arena).unwrap()
+    Devices::start(&configs, &SealerConfig::default(), &surroundings, &arena)
 }
 
 /// A second token beside the stage's, made once.
@@ -214,4 +225,13 @@ async fn a_device_that_hangs_takes_no_guarded_memory_from_the_other() {
         let _ = call.await.unwrap();
     }
     devices.close();
+}
+
+#[tokio::test]
+async fn two_tokens_of_one_module_cannot_want_it_initialised_differently() {
+    let stage = stage().await;
+    let shim = shim_path();
+    let result = try_start(&stage, [&shim, &shim], second(&stage), Some("configdir='sql:/elsewhere'"));
+    let Err(StartError::Module { reason, .. }) = result else { panic!("started, or failed otherwise") };
+    assert!(reason.contains("init_parameters"), "{reason}");
 }

@@ -35,11 +35,14 @@ pub(crate) struct Modules(Mutex<Vec<Weak<Library>>>);
 
 impl Modules {
     /// The library at that path, whatever link leads there. Initialises nothing. `parameters` are handed to
-    /// it then; those of the first token in it hold.
+    /// it when that happens: once for all its tokens, so every one of them must give the same.
     pub(super) fn load(&self, path: &Path, parameters: Option<&CStr>) -> Result<Arc<Library>, String> {
         let place = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         let mut known = lock(&self.0);
         if let Some(library) = known.iter().filter_map(Weak::upgrade).find(|known| known.place == place) {
+            if library.parameters.as_deref() != parameters {
+                return Err("two devices in it give different `init_parameters`".to_owned());
+            }
             return Ok(library);
         }
         let library = Arc::new(Library {
