@@ -65,7 +65,12 @@ pub(super) fn check(
         deviating = deviations(&found, make, part);
     }
     let attributes = found.iter().filter_map(describe).collect();
-    let is_accepted = |rule: &String| without.iter().any(|name| *rule == format!("{name} is false"));
+    let is_accepted = |rule: &String| {
+        without.iter().any(|name| {
+            // Known to be missing, or not told: both are what the configuration does without.
+            *rule == format!("{name} is false") || *rule == unread(name)
+        })
+    };
     let (accepted, broken) = deviating.into_iter().partition(is_accepted);
     Ok(Found { attributes, broken, accepted })
 }
@@ -103,15 +108,23 @@ fn deviations(found: &[Attribute], make: Make, part: Part) -> Vec<String> {
             broken.push("CKA_ALLOWED_MECHANISMS has other mechanisms".to_owned());
         }
     }
-    // A token that hides these two leaves the key's custody unproven.
-    for (kind, name) in
-        [(AttributeType::Sensitive, "CKA_SENSITIVE"), (AttributeType::Extractable, "CKA_EXTRACTABLE")]
-    {
+    // A token that hides these leaves the key's custody unproven.
+    for (kind, name) in [
+        (AttributeType::Sensitive, "CKA_SENSITIVE"),
+        (AttributeType::Extractable, "CKA_EXTRACTABLE"),
+        (AttributeType::Local, "CKA_LOCAL"),
+        (AttributeType::AlwaysSensitive, "CKA_ALWAYS_SENSITIVE"),
+        (AttributeType::NeverExtractable, "CKA_NEVER_EXTRACTABLE"),
+    ] {
         if !found.iter().any(|attribute| attribute.attribute_type() == kind) {
-            broken.push(format!("{name} cannot be read"));
+            broken.push(unread(name));
         }
     }
     broken
+}
+
+fn unread(name: &str) -> String {
+    format!("{name} cannot be read")
 }
 
 fn same(left: &[MechanismType], right: &[MechanismType]) -> bool {
@@ -154,7 +167,7 @@ fn describe(attribute: &Attribute) -> Option<(&'static str, String)> {
 mod tests {
     use cryptoki::object::Attribute;
 
-    use super::{Make, Part, deviations};
+    use super::{EVIDENCE, Make, Part, boolean, deviations, unread};
     use crate::seal::key::{KeySpec, WrapMechanism};
 
     const GCM: Make = Make { spec: KeySpec::Kek, wrap: Some(WrapMechanism::AesGcm) };
@@ -162,6 +175,9 @@ mod tests {
     fn kek(extractable: bool, decrypt: bool, wrap: bool) -> Vec<Attribute> {
         vec![
             Attribute::Sensitive(true),
+            Attribute::AlwaysSensitive(true),
+            Attribute::NeverExtractable(true),
+            Attribute::Local(true),
             Attribute::Extractable(extractable),
             Attribute::Encrypt(true),
             Attribute::Decrypt(decrypt),
@@ -191,6 +207,11 @@ mod tests {
     #[test]
     fn a_key_whose_custody_cannot_be_read_is_unfit() {
         let mac = Make { spec: KeySpec::HmacSha256, wrap: None };
-        assert_eq!(deviations(&[], mac, Part::Main).len(), 2);
+        assert_eq!(deviations(&[], mac, Part::Main).len(), 5);
+        for name in EVIDENCE {
+            let told = |attribute: &Attribute| boolean(attribute).is_none_or(|(found, _)| found != name);
+            let found: Vec<_> = kek(false, true, false).into_iter().filter(told).collect();
+            assert_eq!(deviations(&found, GCM, Part::Main), [unread(name)]);
+        }
     }
 }
