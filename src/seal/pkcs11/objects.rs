@@ -120,21 +120,30 @@ pub(super) fn find_key(session: &Session, make: Make, id: KeyId) -> Result<Optio
 pub(super) enum Present {
     /// Nothing.
     Nothing,
-    /// Some objects and no whole key: a crash in the middle. They were never used.
+    /// Some objects of such a key and no whole one: a crash in the middle. They were never used.
     Remnant,
     /// A whole key, and which of the candidates it is.
     Whole(Make),
 }
 
-/// Looks for the key in every shape that it may have been made in.
+/// Looks for the key in every shape that it may have been made in; twice, as a key's custody is, if what is
+/// there makes no sense.
 pub(super) fn present(session: &Session, candidates: &[Make], id: KeyId) -> Result<Present, BackendError> {
+    match compare(&list(session, id)?, candidates) {
+        Err(BackendError::Unfit(_)) => compare(&list(session, id)?, candidates),
+        other => other,
+    }
+}
+
+/// What every key object of that id is.
+fn list(session: &Session, id: KeyId) -> Result<Vec<(ObjectClass, Option<KeyType>)>, BackendError> {
     let mut listed = Vec::new();
     for class in [ObjectClass::SECRET_KEY, ObjectClass::PRIVATE_KEY, ObjectClass::PUBLIC_KEY] {
         for object in find(session, class, id)? {
             listed.push((class, key_type(session, object)?));
         }
     }
-    compare(&listed, candidates)
+    Ok(listed)
 }
 
 fn compare(listed: &[(ObjectClass, Option<KeyType>)], candidates: &[Make]) -> Result<Present, BackendError> {
@@ -152,8 +161,14 @@ fn compare(listed: &[(ObjectClass, Option<KeyType>)], candidates: &[Make]) -> Re
         return Ok(Present::Whole(*make));
     }
     let is_twice = |entry| listed.iter().filter(|other| *other == entry).count() > 1;
-    // More than a whole key, or one object twice: somebody else's doing, and not to be destroyed unseen.
-    if candidates.iter().any(|make| has_all(&make)) || listed.iter().any(is_twice) {
+    let is_foreign = |&(class, kind): &(ObjectClass, Option<KeyType>)| {
+        let mut parts = candidates.iter().flat_map(|make| make.parts().iter().map(|part| make.kind(*part)));
+        !parts.any(|(a_class, a_kind)| class == a_class && kind == Some(a_kind))
+    };
+    // More than a whole key, one object twice, or one that no such key has: somebody else's doing, and not to
+    // be destroyed unseen.
+    if candidates.iter().any(|make| has_all(&make)) || listed.iter().any(|it| is_twice(it) || is_foreign(it))
+    {
         return Err(ambiguous(listed.len()));
     }
     Ok(Present::Remnant)
@@ -407,6 +422,13 @@ mod tests {
         let pair = [Make { spec: KeySpec::EcP256, wrap: None }];
         assert_eq!(compare(&objects(pair[0], &[Part::Public]), &pair), Ok(Present::Remnant));
         assert_eq!(compare(&[], &pair), Ok(Present::Nothing));
+        // A key of another kind under the id of a planned one is nobody's remnant.
+        let rsa = [Make { spec: KeySpec::Rsa2048, wrap: None }];
+        for part in [Part::Public, Part::Main] {
+            let found = compare(&objects(rsa[0], &[part]), &pair);
+            assert!(matches!(found, Err(BackendError::Unfit(_))), "{part:?}");
+        }
+        assert!(matches!(compare(&[(ObjectClass::PUBLIC_KEY, None)], &pair), Err(BackendError::Unfit(_))));
     }
 
     #[test]
