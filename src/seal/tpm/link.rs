@@ -141,7 +141,7 @@ impl Link {
             .map_err(|error| Fail::new("owner auth", error))?;
         let owner = ObjectHandle::from(Hierarchy::Owner);
         self.context.tr_set_auth(owner, auth).map_err(|error| Fail::new("owner auth", error))?;
-        self.owner = self.start_session(None, "TPM2_StartAuthSession")?;
+        self.owner = self.again(|link| link.start_session(None, "TPM2_StartAuthSession"))?;
         Ok(())
     }
 

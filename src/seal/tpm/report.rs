@@ -82,10 +82,15 @@ pub(super) fn capabilities(tpm: &Arc<Tpm>) -> Result<Value, BackendError> {
 /// A key of that kind; `None` if the chip does not make such keys.
 fn generate(session: &mut Session, spec: KeySpec) -> Result<Option<KeyRef>, BackendError> {
     let planned = KeyRef::plan(spec).map_err(|_| BackendError::Refused { function: "getrandom", code: 0 })?;
-    match session.generate(&planned) {
-        Ok(key) => Ok(Some(key)),
-        Err(BackendError::Refused { .. } | BackendError::Unfit(_)) => Ok(None),
-        Err(other) => Err(other),
+    let error = match session.generate(&planned) {
+        Ok(key) => return Ok(Some(key)),
+        Err(error) => error,
+    };
+    // A KEK's NV index may be there already, and no row remembers this id.
+    let cleaned = session.destroy(&planned);
+    match error {
+        BackendError::Refused { .. } | BackendError::Unfit(_) => cleaned.map(|()| None),
+        other => Err(other),
     }
 }
 
