@@ -55,6 +55,7 @@ bench: ## Print the figures: device and daemon, each beside the raw device of th
 	cargo bench --locked --bench device
 	cargo bench --locked --bench daemon
 	cargo bench --locked --bench latency
+	cargo bench --locked --bench sealer
 
 capabilities: ## Put what the devices of the tests can do into README.md
 	@scripts/deps.sh test
