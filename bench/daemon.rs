@@ -15,7 +15,7 @@
     reason = "a bench prints and fails by panicking"
 )]
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 #[path = "daemon/bare.rs"]
 mod bare;
@@ -32,7 +32,7 @@ mod softhsm;
 mod support;
 
 use installation::{Daemon, Installation};
-use load::{End, Load};
+use load::Load;
 use support::{Flags, print_table, rate};
 
 const CONNECTIONS: [usize; 4] = [1, 8, 32, 128];
@@ -71,7 +71,7 @@ fn main() {
             let database = server.database();
             let installation = Installation::new(Some(&database));
             let daemon = installation.start();
-            let ids = create(&daemon, 0, READ_FROM).await.ids();
+            let ids = daemon.create_secrets(0, READ_FROM).await.ids();
             rates("PostgreSQL", &sizes, &bare, &daemon, &ids).await;
             daemon.stop();
         } else {
@@ -84,11 +84,11 @@ async fn sqlite(sizes: &Sizes, bare: &bare::Bare) {
     let installation = Installation::new(None);
     let daemon = installation.start();
     let (first_start, empty) = (daemon.started_in, daemon.memory_kib());
-    let ids = create(&daemon, 0, READ_FROM).await.ids();
+    let ids = daemon.create_secrets(0, READ_FROM).await.ids();
     rates("SQLite", sizes, bare, &daemon, &ids).await;
 
-    let few = read(&daemon, &ids, 32, sizes.time).await;
-    let created = create(&daemon, READ_FROM, sizes.secrets).await;
+    let few = daemon.read_secrets(&ids, 32, sizes.time).await;
+    let created = daemon.create_secrets(READ_FROM, sizes.secrets).await;
     let full = daemon.memory_kib();
     daemon.stop();
     let daemon = installation.start();
@@ -97,7 +97,7 @@ async fn sqlite(sizes: &Sizes, bare: &bare::Bare) {
     let added = installation.fill(sizes.stored.saturating_sub(sizes.secrets));
     let daemon = installation.start();
     // All that the daemon sealed; what was filled in makes tables and indexes as large as they are.
-    let many = read(&daemon, &created.ids(), 32, sizes.time).await;
+    let many = daemon.read_secrets(&created.ids(), 32, sizes.time).await;
     let third_start = daemon.started_in;
     daemon.stop();
 
@@ -125,12 +125,12 @@ async fn rates(engine: &str, sizes: &Sizes, bare: &bare::Bare, daemon: &Daemon, 
     let mut rows = Vec::new();
     for connections in CONNECTIONS {
         let device = bare.token_rate(Duration::from_secs(1));
-        let load = tokens(daemon, connections, sizes.time).await;
+        let load = daemon.issue_tokens(connections, sizes.time).await;
         rows.push(row("token issued", connections, &load, device));
     }
     for connections in CONNECTIONS {
         let device = bare.open_rate(Duration::from_secs(1));
-        let load = read(daemon, ids, connections, sizes.time).await;
+        let load = daemon.read_secrets(ids, connections, sizes.time).await;
         rows.push(row("secret read", connections, &load, device));
     }
     let head = ["request", "connections", "per second", "p50", "p99", "refused", "device only", "of device"];
@@ -148,38 +148,6 @@ fn row(what: &str, connections: usize, load: &Load, device: f64) -> Vec<String> 
         rate(device),
         support::percent(load.per_second(), device),
     ]
-}
-
-async fn tokens(daemon: &Daemon, connections: usize, time: Duration) -> Load {
-    let request = daemon.token_request();
-    load::run(daemon.address, connections, End::After(time), move |_| request.clone()).await
-}
-
-async fn read(daemon: &Daemon, ids: &[String], connections: usize, time: Duration) -> Load {
-    let bearer = daemon.bearer().await;
-    let requests: Vec<_> = ids
-        .iter()
-        .map(|id| load::request("GET", &format!("/v1/secrets/{id}/value"), &bearer, None))
-        .collect();
-    // A stride that shares no factor with the number of secrets: neighbours are not read together.
-    let pick = move |n: u64| requests[usize::try_from(n * 7919 % requests.len() as u64).unwrap()].clone();
-    load::run(daemon.address, connections, End::After(time), pick).await
-}
-
-/// Creates the secrets number `from` to `to`.
-async fn create(daemon: &Daemon, from: u64, to: u64) -> Load {
-    let bearer = daemon.bearer().await;
-    let make = move |n: u64| {
-        let body = serde_json::json!({
-            "name": format!("bench/{:07}", from + n), "kind": "password",
-            "value": format!("value {:07} of a length that passwords and tokens have", from + n),
-        });
-        load::request("POST", "/v1/secrets", &bearer, Some(("application/json", &body.to_string())))
-    };
-    let start = Instant::now();
-    let load = load::run(daemon.address, 64, End::Count(to.saturating_sub(from)), make).await;
-    assert_eq!(load.refusals(), "0", "secrets were not created in {:?}", start.elapsed());
-    load
 }
 
 fn postgres_is_installed() -> bool {

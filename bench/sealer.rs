@@ -2,7 +2,8 @@
 //!
 //! `cargo bench --bench sealer [-- --seconds N --rounds N]`. Both run at the same time on one SoftHSM
 //! token with one fast thread each, and are measured in turns, so that what else the machine does hits
-//! both. The ratio is the median of the rounds' ratios; p99 is the median of the rounds' p99.
+//! both. The ratio is the median of the rounds' ratios; p99 is the median of the rounds' p99. Then two
+//! daemons over HTTP, one in each mode, measured in the same way.
 
 #![allow(
     clippy::unwrap_used,
@@ -25,11 +26,17 @@ use lacre::seal::{
     SealerConfig, SealerMode, Surroundings, pkcs11,
 };
 
+#[path = "daemon/installation.rs"]
+mod installation;
+#[path = "daemon/load.rs"]
+mod load;
 #[path = "../tests/support/softhsm.rs"]
 mod softhsm;
 mod support;
 
-use support::Flags;
+use installation::{Between, Daemon, Installation};
+use load::Load;
+use support::{Flags, median, millis, percent, rate};
 
 const LABEL: &str = "lacre-bench";
 const DIR: &str = "LACRE_BENCH_DIR";
@@ -57,6 +64,9 @@ fn main() {
         .status()
         .unwrap();
     assert!(status.success(), "{status}");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, over_http(&Flags::of_process()));
 }
 
 /// A started device and one key of each kind that is measured.
@@ -183,9 +193,9 @@ async fn compare() {
                 }
                 ratios.push(round[1] / round[0]);
             }
-            let [thread, process] = rates.map(|rates| support::rate(support::median(rates)));
-            let [thread_p99, process_p99] = tails.map(|tails| format!("{:.0} us", support::median(tails)));
-            let ratio = support::percent(support::median(ratios), 1.0);
+            let [thread, process] = rates.map(|rates| rate(median(rates)));
+            let [thread_p99, process_p99] = tails.map(|tails| format!("{:.0} us", median(tails)));
+            let ratio = percent(median(ratios), 1.0);
             rows.push(vec![
                 name.into(),
                 callers.to_string(),
@@ -201,5 +211,60 @@ async fn compare() {
     support::print_table("Operations per second in both modes, median of the rounds", &head, &rows);
     for stage in &stages {
         stage.device.close();
+    }
+}
+
+/// Tokens and reads of two daemons on SQLite, audit durable.
+async fn over_http(flags: &Flags) {
+    const SECRETS: u64 = 500;
+    let time = Duration::from_secs(2 * flags.number("--seconds", 1));
+    let modes = ["[sealer]\nmode = \"thread\"", "[sealer]\nmode = \"process\""];
+    let installations = modes.map(|seal| Installation::over(None, Between { seal, ..Between::default() }));
+    let mut daemons = Vec::new();
+    for installation in &installations {
+        let daemon = installation.start();
+        let ids = daemon.create_secrets(0, SECRETS).await.ids();
+        daemons.push((daemon, ids));
+    }
+    let mut rows = Vec::new();
+    for name in ["token issued", "secret read"] {
+        for connections in [1, 8, 32, 128] {
+            let (mut rates, mut tails, mut ratios) = ([vec![], vec![]], [vec![], vec![]], vec![]);
+            for _ in 0..flags.number("--rounds", 5) {
+                let mut round = Vec::new();
+                for (at, (daemon, ids)) in daemons.iter().enumerate() {
+                    let load = request(name, daemon, ids, connections, time).await;
+                    assert_eq!(load.refusals(), "0");
+                    rates[at].push(load.per_second());
+                    tails[at].push(load.percentile(99).as_secs_f64());
+                    round.push(load.per_second());
+                }
+                ratios.push(round[1] / round[0]);
+            }
+            let [thread, process] = rates.map(|rates| rate(median(rates)));
+            let [thread_p99, process_p99] = tails.map(|tails| millis(Duration::from_secs_f64(median(tails))));
+            let ratio = percent(median(ratios), 1.0);
+            rows.push(vec![
+                name.into(),
+                connections.to_string(),
+                thread,
+                process,
+                ratio,
+                thread_p99,
+                process_p99,
+            ]);
+        }
+    }
+    let head = ["request", "connections", "thread", "process", "ratio", "p99 thread", "p99 process"];
+    support::print_table("Requests over HTTP per second in both modes, median of the rounds", &head, &rows);
+    for (daemon, _) in daemons {
+        daemon.stop();
+    }
+}
+
+async fn request(name: &str, daemon: &Daemon, ids: &[String], connections: usize, time: Duration) -> Load {
+    match name {
+        "token issued" => daemon.issue_tokens(connections, time).await,
+        _ => daemon.read_secrets(ids, connections, time).await,
     }
 }

@@ -13,7 +13,7 @@ use base64::Engine;
 use diesel::connection::SimpleConnection;
 use diesel::{Connection, SqliteConnection};
 
-use crate::load;
+use crate::load::{self, End, Load};
 use crate::softhsm::SoftHsm;
 
 const LACRE: &str = env!("CARGO_BIN_EXE_lacre");
@@ -160,6 +160,37 @@ impl Daemon {
         assert_eq!(reply.status, 200, "{}", String::from_utf8_lossy(&reply.body));
         let token: serde_json::Value = serde_json::from_slice(&reply.body).unwrap();
         format!("Bearer {}", token["access_token"].as_str().unwrap())
+    }
+
+    /// Keeps `connections` busy with requests for tokens.
+    pub async fn issue_tokens(&self, connections: usize, time: Duration) -> Load {
+        let request = self.token_request();
+        load::run(self.address, connections, End::After(time), move |_| request.clone()).await
+    }
+
+    /// Keeps `connections` busy with reads of these secrets' values.
+    pub async fn read_secrets(&self, ids: &[String], connections: usize, time: Duration) -> Load {
+        let bearer = self.bearer().await;
+        let request = |id: &String| load::request("GET", &format!("/v1/secrets/{id}/value"), &bearer, None);
+        let requests: Vec<_> = ids.iter().map(request).collect();
+        // A stride that shares no factor with the number of secrets: neighbours are not read together.
+        let pick = move |n: u64| requests[usize::try_from(n * 7919 % requests.len() as u64).unwrap()].clone();
+        load::run(self.address, connections, End::After(time), pick).await
+    }
+
+    /// Creates the secrets number `from` to `to` over 64 connections.
+    pub async fn create_secrets(&self, from: u64, to: u64) -> Load {
+        let bearer = self.bearer().await;
+        let make = move |n: u64| {
+            let body = serde_json::json!({
+                "name": format!("bench/{:07}", from + n), "kind": "password",
+                "value": format!("value {:07} of a length that passwords and tokens have", from + n),
+            });
+            load::request("POST", "/v1/secrets", &bearer, Some(("application/json", &body.to_string())))
+        };
+        let load = load::run(self.address, 64, End::Count(to.saturating_sub(from)), make).await;
+        assert_eq!(load.refusals(), "0", "secrets were not created");
+        load
     }
 
     /// Its resident memory.
