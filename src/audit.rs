@@ -180,6 +180,28 @@ impl AuditLog {
         Ok(self.db.read(store::head).await?)
     }
 
+    /// A tenant's last record of one of these actions, for the daemon itself.
+    ///
+    /// # Errors
+    /// [`AuditError::Read`] if the database cannot be read.
+    pub async fn last(
+        &self,
+        tenant: &TenantId,
+        actions: &'static [Action],
+    ) -> Result<Option<Record>, AuditError> {
+        let tenant = tenant.clone();
+        let names: Vec<_> = actions.iter().map(|action| action.name()).collect();
+        Ok(self.db.read(move |conn| store::last(conn, tenant.as_str(), &names)).await?)
+    }
+
+    /// The hash of the record with that number, `None` if it is not there. 0 is before the first.
+    ///
+    /// # Errors
+    /// [`AuditError::Read`] if the database cannot be read.
+    pub async fn hash_at(&self, seq: u64) -> Result<Option<[u8; 32]>, AuditError> {
+        Ok(self.db.read(move |conn| store::hash_at(conn, seq)).await?)
+    }
+
     /// Stops taking records and waits until all accepted ones are durable.
     pub async fn close(&self) {
         self.appender.close().await;

@@ -1,9 +1,10 @@
 //! The command line: one file per command, results on stdout, talk on stderr.
 //!
 //! Commands for users (`secrets`, `kek`, `audit`, `app`, `status`) speak HTTP with the daemon and
-//! nothing else. Commands for the host (`serve`, `dev`, `init`, `db`, `hsm`, `doctor`, `restore run`) read its
+//! nothing else. Commands for the host (`serve`, `dev`, `init`, `db`, `hsm`, `doctor`, `restore run`, `anchor`) read its
 //! configuration. Start at `Command`, then `client.rs` and `error.rs`, where the exit codes are.
 
+mod anchor;
 mod app;
 mod audit;
 mod chain;
@@ -82,6 +83,8 @@ enum Command {
     Hsm(hsm::Command),
     #[command(subcommand)]
     Restore(restore::Command),
+    #[command(subcommand)]
+    Anchor(anchor::Command),
     /// Print a completion script for a shell
     #[command(after_help = completion::HELP)]
     Completion(completion::Args),
@@ -155,6 +158,7 @@ async fn run(command: Command, context: &Context) -> Result<(), CliError> {
         Command::App(command) => app::run(command, context).await,
         Command::Hsm(command) => hsm::run(&command, context),
         Command::Restore(command) => restore::run(command, context).await,
+        Command::Anchor(command) => anchor::run(command, context).await,
         // Done without a runtime, in `dispatch`.
         Command::Db(command) => db::run(&command, context),
         Command::Completion(args) => completion::run(&args),

@@ -40,6 +40,8 @@ pub struct Config {
     pub placement: Placement,
     /// The second wrap of every record, under a KEK on another device.
     pub backup: Option<BackupConfig>,
+    /// Where the roll-back anchor is; `None`: roll-backs of the database are not detected.
+    pub anchor: Option<AnchorConfig>,
     /// Guarded memory.
     pub memory: seal::guarded::Options,
     /// Limits of the vault.
@@ -68,6 +70,22 @@ pub struct Placement {
 pub struct BackupConfig {
     /// The device that holds the backup KEK, and no other key.
     pub device: DeviceName,
+}
+
+/// `[anchor]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AnchorConfig {
+    /// The device with the counter: a TPM.
+    #[serde(default)]
+    pub device: DeviceName,
+    /// How often the counter goes on at the most, and what a roll-back has to exceed to be noticed.
+    #[serde(default = "a_minute", with = "seconds")]
+    pub period: Duration,
+}
+
+const fn a_minute() -> Duration {
+    Duration::from_secs(60)
 }
 
 /// `[server]`: who can reach the daemon, and how.
@@ -227,6 +245,7 @@ impl Default for Config {
             devices: BTreeMap::new(),
             placement: Placement::default(),
             backup: None,
+            anchor: None,
             memory: seal::guarded::Options::default(),
             vault: vault::Config::default(),
             issuer: IssuerConfig::default(),
@@ -333,6 +352,13 @@ impl Config {
             ("vault.max_value_bytes", self.vault.max_value_bytes as u64, 1, 1 << 20, "1 to 1048576"),
             ("vault.wrap_budget", self.vault.wrap_budget, 1, 1 << 31, "1 to 2147483648"),
             ("database.connections", self.database.connections as u64, 1, 512, "1 to 512"),
+            (
+                "anchor.period",
+                self.anchor.as_ref().map_or(60, |anchor| anchor.period.as_secs()),
+                1,
+                86_400,
+                "1 second to 1 day",
+            ),
             ("server.max_connections", self.server.max_connections as u64, 1, 1 << 20, "1 to 1048576"),
         ];
         match bounds.into_iter().find(|(_, value, min, max, _)| !(min..=max).contains(&value)) {
@@ -358,10 +384,16 @@ impl Config {
         let placement = &self.placement;
         let placed =
             [("placement.keks", &placement.keks), ("placement.signing_keys", &placement.signing_keys)];
-        for (key, device) in placed.into_iter().chain(backup) {
+        let anchor = self.anchor.as_ref().map(|anchor| ("anchor.device", &anchor.device));
+        for (key, device) in placed.into_iter().chain(backup).chain(anchor) {
             if !is_there(device) {
                 return fail(key, device, "no device of that name is configured");
             }
+        }
+        if let Some((key, device)) = anchor
+            && self.all_devices().get(device).is_some_and(|device| device.tpm.is_none())
+        {
+            return fail(key, device, "only a TPM has a counter that an anchor can be made of");
         }
         match backup {
             // One loss would take both wraps.

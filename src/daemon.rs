@@ -5,6 +5,7 @@
 //! a supervisor's restarts would try the PIN again and again. Order of an end: readiness fails,
 //! requests finish, the audit log is closed, then device and database.
 
+pub mod anchor;
 mod attest;
 pub mod dev;
 mod health;
@@ -135,6 +136,7 @@ async fn serve(
     tasks.spawn(attest::run(Arc::clone(&services), Arc::clone(&health), fatal));
     tasks.spawn(health::upkeep(Arc::clone(&services), Arc::clone(&health), gate));
     tasks.spawn(notify::watchdog());
+    tasks.spawn(anchor::run(Arc::clone(&services), Arc::clone(&health)));
     let (vault, tenant) = (services.vault.clone(), services.config.tenant.clone());
     tasks.spawn(async move { vault.run_jobs(&tenant).await });
 
@@ -142,6 +144,9 @@ async fn serve(
     let ended = listen::until_stopped(server, &health, certificates, keys_unfit, on_ready).await;
     tasks.shutdown().await;
     services.record_stop().await;
+    if let Some(anchor) = &services.anchor {
+        anchor.advance().await;
+    }
     services.close().await;
     ended
 }

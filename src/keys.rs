@@ -31,7 +31,7 @@ use store::{Key, Phase, Public};
 pub enum Purpose {
     /// Signs access tokens (ES256).
     Jwt,
-    /// HMAC of client secrets.
+    /// HMAC of client secrets, and of the roll-back anchor's records.
     ClientSecret,
     /// HMAC of idempotent request bodies.
     RequestBody,
@@ -257,9 +257,28 @@ impl Keys {
         client: &str,
         secret: &[u8],
     ) -> Result<[u8; 32], KeysError> {
+        self.mac_parts(tenant, b"lacre/client-secret/v1", &[client.as_bytes(), secret]).await
+    }
+
+    /// HMAC of what the roll-back anchor says of a database, bound to its tenant. No client's secret has it.
+    ///
+    /// # Errors
+    /// If the device does not answer.
+    pub async fn mac_anchor(&self, tenant: &TenantId, parts: &[&[u8]]) -> Result<[u8; 32], KeysError> {
+        self.mac_parts(tenant, b"lacre/anchor/v1", parts).await
+    }
+
+    /// HMAC of parts, of which none can run into the next one, for one use that `what` names.
+    async fn mac_parts(
+        &self,
+        tenant: &TenantId,
+        what: &[u8],
+        parts: &[&[u8]],
+    ) -> Result<[u8; 32], KeysError> {
         let key = self.current(tenant, Purpose::ClientSecret).await?;
-        let mut message = Zeroizing::new(Vec::with_capacity(64 + client.len() + secret.len()));
-        for part in [&b"lacre/client-secret/v1"[..], tenant.as_str().as_bytes(), client.as_bytes(), secret] {
+        let len: usize = parts.iter().map(|part| part.len()).sum();
+        let mut message = Zeroizing::new(Vec::with_capacity(128 + len));
+        for part in [what, tenant.as_str().as_bytes()].iter().chain(parts) {
             message.extend_from_slice(&u32::try_from(part.len()).unwrap_or(u32::MAX).to_be_bytes());
             message.extend_from_slice(part);
         }

@@ -43,6 +43,7 @@ pub use device::{
     unlatch,
 };
 pub use devices::{DeviceName, Devices};
+pub use driver::Count;
 pub use envelope::{BadSealed, Sealed, WrappedKey};
 pub use faults::Faults;
 pub use guarded::{Arena, ArenaError, SecretBuf};
@@ -490,6 +491,22 @@ impl KeyAdmin {
         match &self.routes.to(key)?.way {
             Way::Lanes(lanes) => lanes.inspect(key).await,
             Way::Child(client) => client.inspect(key).await,
+        }
+    }
+}
+
+impl KeyAdmin {
+    /// The value of a device's counter after `count`, `None` if it was never made. It only grows, so it
+    /// tells an old copy of the database from the present one.
+    ///
+    /// # Errors
+    /// [`SealError::Refused`] by a device that has none; see [`SealError`]. After [`SealError::Unknown`]
+    /// the same call may be made again.
+    pub async fn count(&self, device: &DeviceName, count: Count) -> Result<Option<u64>, SealError> {
+        match self.routes.of(device).map(|route| &route.way) {
+            Some(Way::Lanes(lanes)) => lanes.count(count).await,
+            Some(Way::Child(client)) => client.count(count).await,
+            None => Err(worker::mismatch("count")),
         }
     }
 }

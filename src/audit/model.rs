@@ -61,6 +61,10 @@ pub enum Action {
     RestoreEnd,
     /// The quarantine was ended.
     RestoreRelease,
+    /// The roll-back anchor goes on to the next generation.
+    AnchorAdvance,
+    /// Persons took the database as the present one.
+    AnchorAccept,
     /// A stored value failed its integrity check.
     IntegrityIncident,
     /// A key on the device is missing or unfit.
@@ -73,7 +77,7 @@ pub enum Action {
 
 impl Action {
     /// Every action, for the documentation.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 34] = [
         Self::DaemonStart,
         Self::DaemonStop,
         Self::DbMigrate,
@@ -102,6 +106,8 @@ impl Action {
         Self::RestoreBegin,
         Self::RestoreEnd,
         Self::RestoreRelease,
+        Self::AnchorAdvance,
+        Self::AnchorAccept,
         Self::IntegrityIncident,
         Self::KeyIncident,
         Self::AuditRead,
@@ -139,6 +145,8 @@ impl Action {
             Self::RestoreBegin => "restore.begin",
             Self::RestoreEnd => "restore.end",
             Self::RestoreRelease => "restore.release",
+            Self::AnchorAdvance => "anchor.advance",
+            Self::AnchorAccept => "anchor.accept",
             Self::IntegrityIncident => "incident.integrity",
             Self::KeyIncident => "incident.key",
             Self::AuditRead => "audit.read",

@@ -7,7 +7,7 @@ use diesel::prelude::{ExpressionMethods, OptionalExtension, QueryDsl, RunQueryDs
 use uuid::Uuid;
 
 use crate::audit::model::Record;
-use crate::audit::record::{Draft, GENESIS, Kind, seal, step_of};
+use crate::audit::record::{Draft, GENESIS, Kind, hash_of, seal, step_of};
 use crate::audit::verify::Checkpoint;
 use crate::db::schema::{audit_head, audit_records};
 use crate::db::{Conn, DbError};
@@ -123,6 +123,31 @@ pub(super) fn page(
         None => with_conn!(conn, |c| all.load(c))?,
     };
     Ok(rows.into_iter().map(|(action, seq, body)| (action, Record { seq: unsigned(seq), body })).collect())
+}
+
+/// A tenant's last record of one of these actions.
+pub(super) fn last(
+    conn: &mut Conn,
+    tenant: &str,
+    actions: &[&'static str],
+) -> Result<Option<Record>, DbError> {
+    let query = audit_records::table
+        .filter(audit_records::tenant_id.eq(tenant))
+        .filter(audit_records::action.eq_any(actions))
+        .order(audit_records::seq.desc())
+        .select((audit_records::seq, audit_records::body));
+    let row: Option<(i64, String)> = with_conn!(conn, |c| query.first(c).optional())?;
+    Ok(row.map(|(seq, body)| Record { seq: unsigned(seq), body }))
+}
+
+/// The hash of the record with that number.
+pub(super) fn hash_at(conn: &mut Conn, seq: u64) -> Result<Option<[u8; 32]>, DbError> {
+    if seq == 0 {
+        return Ok(Some(GENESIS));
+    }
+    let query = audit_records::table.find(signed(seq)).select(audit_records::body);
+    let body: Option<String> = with_conn!(conn, |c| query.first(c).optional())?;
+    Ok(body.as_deref().map(hash_of))
 }
 
 /// Which steps of the drafts' ids were written after `after`: for a commit whose answer was lost.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use super::anchor::Anchor;
 use super::metrics::Metrics;
 use super::services::Services;
 use crate::clock::Timestamp;
@@ -74,7 +75,7 @@ impl Health {
         self.services.config.public_url()
     }
 
-    fn refresh(&self) {
+    pub(super) fn refresh(&self) {
         let is_ready = self.checks().iter().all(Check::is_passed);
         self.ready.send_replace(is_ready);
     }
@@ -124,6 +125,11 @@ impl Operations for Health {
         ];
         checks.extend(self.device_checks());
         checks.extend([Check::needed("keys", keys), Check::needed("serving", draining)]);
+        checks.extend(self.services.anchor.as_ref().map(|anchor| Check {
+            name: "anchor".into(),
+            problem: anchor.problem(),
+            is_needed: false,
+        }));
         // Values are served in quarantine: it is shown, and keeps nobody away.
         let quarantine = *self.quarantine.read().unwrap_or_else(PoisonError::into_inner);
         checks.extend(quarantine.map(|since| Check {
@@ -153,6 +159,7 @@ impl Operations for Health {
             "memory": self.services.arena.status(),
             "process": crate::process::hardening(),
             "database": self.services.db.status(),
+            "anchor": self.services.anchor.as_ref().map(Anchor::status),
         })
     }
 
@@ -162,6 +169,7 @@ impl Operations for Health {
         let missing = self.missing.read().unwrap_or_else(PoisonError::into_inner).len();
         self.metrics.set_state(
             (is_ready, quarantine.is_some()),
+            self.services.anchor.as_ref().map(Anchor::generation),
             missing,
             &self.services.arena.status(),
             &self.services.devices.status(),

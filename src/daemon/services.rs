@@ -4,6 +4,7 @@ use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
 
+use super::anchor::{self, Anchor, AnchorError};
 use crate::audit::{Action, AuditError, AuditLog, Event, Options as AuditOptions, Outcome};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, LogFormat};
@@ -35,6 +36,8 @@ pub struct Services {
     pub issuer: Issuer,
     /// Wall time.
     pub clock: Arc<dyn Clock>,
+    /// What tells an old copy of the database from the present one; `None` where it is not configured.
+    pub(super) anchor: Option<Anchor>,
 }
 
 /// Why a part could not be started. A device that is away is not an error.
@@ -69,6 +72,9 @@ pub enum StartError {
     /// The audit log.
     #[error("the audit log cannot be opened")]
     Audit(#[from] AuditError),
+    /// The roll-back anchor.
+    #[error(transparent)]
+    Anchor(#[from] AnchorError),
     /// The record of the keys.
     #[error("the keys cannot be looked up")]
     Keys(#[source] KeysError),
@@ -169,7 +175,7 @@ impl Ground {
             },
         });
         let Self { db, arena, devices, audit, keys, clock } = self;
-        Ok(Services { config, db, arena, devices, audit, keys, vault, issuer, clock })
+        Ok(Services { config, db, arena, devices, audit, keys, vault, issuer, clock, anchor: None })
     }
 }
 
@@ -185,7 +191,18 @@ impl Services {
             let were_made = ground.keys.were_made(&config.tenant).await.map_err(StartError::Keys)?;
             return Err(if were_made { StartError::RestoreUnfinished } else { StartError::NotInitialised });
         }
-        ground.build(config).await
+        let mut services = ground.build(config).await?;
+        match anchor::Parts::of(&services) {
+            Some(parts) => match Anchor::open(parts).await {
+                Ok(anchor) => services.anchor = Some(anchor),
+                Err(error) => {
+                    services.close().await;
+                    return Err(error.into());
+                }
+            },
+            None => tracing::info!("roll-back detection is off: there is no [anchor]"),
+        }
+        Ok(services)
     }
 
     /// Opens an installation of which devices may be lost. Makes no key, unless an earlier restore was
@@ -233,18 +250,21 @@ impl Services {
     }
 
     pub(super) async fn record_start(&self) -> Result<(), AuditError> {
-        self.record(Action::DaemonStart).await
+        let detection = match &self.anchor {
+            Some(anchor) => format!("generation {}", anchor.generation()),
+            None => "off".to_owned(),
+        };
+        self.record(event(Action::DaemonStart).detail("rollback_detection", detection)).await
     }
 
     pub(super) async fn record_stop(&self) {
-        if let Err(error) = self.record(Action::DaemonStop).await {
+        if let Err(error) = self.record(event(Action::DaemonStop)).await {
             tracing::warn!(%error, "the stop is not in the audit log");
         }
     }
 
-    async fn record(&self, action: Action) -> Result<(), AuditError> {
+    async fn record(&self, event: Event) -> Result<(), AuditError> {
         let caller = Caller::system("daemon", self.config.tenant.clone());
-        let event = Event::new(action, "daemon", env!("CARGO_PKG_VERSION"));
         self.audit.record(&caller, event, Outcome::Success).await
     }
 
@@ -266,4 +286,8 @@ impl Services {
         self.devices.close();
         self.db.close();
     }
+}
+
+fn event(action: Action) -> Event {
+    Event::new(action, "daemon", env!("CARGO_PKG_VERSION"))
 }

@@ -103,8 +103,13 @@ impl Routes {
 
     /// The route to the key's device.
     pub(crate) fn to(&self, key: &KeyRef) -> Result<&Route, SealError> {
-        let found = self.0.iter().find(|route| route.name == *key.device());
-        found.ok_or_else(|| SealError::NoDevice { key: key.id(), device: key.device().clone() })
+        self.of(key.device())
+            .ok_or_else(|| SealError::NoDevice { key: key.id(), device: key.device().clone() })
+    }
+
+    /// The route to a device; `None` if there is none of that name.
+    pub(crate) fn of(&self, name: &DeviceName) -> Option<&Route> {
+        self.0.iter().find(|route| route.name == *name)
     }
 }
 

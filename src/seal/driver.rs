@@ -37,6 +37,20 @@ pub(crate) struct Known {
     pub(crate) notice: Option<String>,
 }
 
+/// What is asked of a device's counter. It only grows, whatever is done to the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Count {
+    /// Its value.
+    Read,
+    /// Makes it where there is none.
+    Make,
+    /// Adds one, if the value is still this one: so that a call whose answer was lost can be repeated.
+    Advance {
+        /// The value that the caller knows.
+        from: u64,
+    },
+}
+
 /// One device. Shared by all threads that have sessions with it.
 pub(crate) trait Driver: Send + Sync {
     /// Opens a session that is logged in. Blocks; called by the thread that owns the session.
@@ -69,4 +83,11 @@ pub(crate) trait Driver: Send + Sync {
 
     /// What the device can do, measured.
     fn capabilities(&self) -> Result<serde_json::Value, BackendError>;
+
+    /// The value of the device's counter after `count`; `None` if it was never made. Refused by devices
+    /// without one.
+    fn count(&self, count: Count) -> Result<Option<u64>, BackendError> {
+        let _ = count;
+        Err(BackendError::Refused { function: "counter", code: 0 })
+    }
 }

@@ -4,7 +4,7 @@ use zeroize::Zeroizing;
 
 use crate::seal::KeyReport;
 use crate::seal::backend::{Backend, BackendError};
-use crate::seal::driver::Driver;
+use crate::seal::driver::{Count, Driver};
 use crate::seal::envelope::DEK_LEN;
 use crate::seal::guarded::SecretBuf;
 use crate::seal::key::{Alg, KeyRef, PublicKey, Signature, WrappedDek};
@@ -46,6 +46,7 @@ pub(crate) enum Request {
         key: KeyRef,
     },
     Capabilities,
+    Count(Count),
 }
 
 pub(crate) enum Answer {
@@ -58,6 +59,7 @@ pub(crate) enum Answer {
     Destroyed,
     Report(KeyReport),
     Capabilities(serde_json::Value),
+    Counted(Option<u64>),
 }
 
 impl Request {
@@ -72,6 +74,7 @@ impl Request {
             Self::Destroy { .. } => "destroy",
             Self::Inspect { .. } => "inspect",
             Self::Capabilities => "capabilities",
+            Self::Count(_) => "count",
         }
     }
 
@@ -85,7 +88,7 @@ impl Request {
             | Self::Generate { planned: key }
             | Self::Destroy { key }
             | Self::Inspect { key } => Some(key),
-            Self::Capabilities => None,
+            Self::Capabilities | Self::Count(_) => None,
         }
     }
 
@@ -119,6 +122,7 @@ impl Request {
             }
             Self::Inspect { key } => Output::Answer(Answer::Report(session.inspect(key)?)),
             Self::Capabilities => Output::Answer(Answer::Capabilities(driver.capabilities()?)),
+            Self::Count(count) => Output::Answer(Answer::Counted(driver.count(*count)?)),
         })
     }
 

@@ -11,6 +11,7 @@
 //! they must keep; `keys` the [`Backend`]; `report` what the chip can do; `error` what response codes mean.
 //! Not here: recovery and deadlines, which are those of every device.
 
+mod counter;
 mod error;
 mod keys;
 mod link;
@@ -27,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use crate::seal::StartError;
 use crate::seal::backend::{Backend, BackendError};
-use crate::seal::driver::{Driver, Known, Problem};
+use crate::seal::driver::{Count, Driver, Known, Problem};
 use crate::seal::guarded::{Arena, SecretBuf};
 use crate::seal::latch::Latch;
 use crate::seal::pin::PinSource;
@@ -353,5 +354,9 @@ impl Driver for Module {
 
     fn capabilities(&self) -> Result<serde_json::Value, BackendError> {
         report::capabilities(&self.0)
+    }
+
+    fn count(&self, count: Count) -> Result<Option<u64>, BackendError> {
+        self.0.with_link(|link| counter::count(link, count))
     }
 }

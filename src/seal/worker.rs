@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 
 use crate::seal::backend::{Backend, BackendError};
 use crate::seal::devices::DeviceName;
-use crate::seal::driver::Driver;
+use crate::seal::driver::{Count, Driver};
 use crate::seal::guarded::{Arena, SecretBuf};
 use crate::seal::key::{Alg, Kek, KeyRef, PublicKey, Signature, WrappedDek};
 use crate::seal::queue::Queue;
@@ -376,6 +376,13 @@ impl Lanes {
         }
     }
 
+    pub(crate) async fn count(&self, count: Count) -> Result<Option<u64>, SealError> {
+        match self.administer(Request::Count(count), "count").await? {
+            Answer::Counted(value) => Ok(value),
+            _ => Err(mismatch("count")),
+        }
+    }
+
     async fn administer(&self, request: Request, operation: &'static str) -> Result<Answer, SealError> {
         self.ask(&self.admin, Priority::Foreground, 0, request, operation).await
     }
@@ -522,7 +529,12 @@ impl Worker<'_> {
             // After the second lost session in a row the device is not well.
             BackendError::Away { .. } | BackendError::SessionLost { .. } => {
                 let unavailable = self.lanes.breaker.open(error.to_string());
-                let alters = matches!(request, Request::Generate { .. } | Request::Destroy { .. });
+                let alters = matches!(
+                    request,
+                    Request::Generate { .. }
+                        | Request::Destroy { .. }
+                        | Request::Count(Count::Make | Count::Advance { .. })
+                );
                 if self.lane.read_write && alters {
                     SealError::Unknown { operation, source: error }
                 } else {

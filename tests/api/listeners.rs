@@ -207,6 +207,8 @@ async fn metrics_and_readiness_tell_what_operators_need_and_nobodys_names() {
         "lacre_hsm_up{device=\"default\"} 1",
         "lacre_guard_slots",
         "lacre_build_info",
+        // Said as long as there is no anchor.
+        "lacre_rollback_detection 0",
     ] {
         assert!(metrics.contains(name), "{name} is missing:\n{metrics}");
     }

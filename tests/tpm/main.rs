@@ -13,6 +13,7 @@
 #[path = "../support/swtpm.rs"]
 mod swtpm;
 
+mod anchor;
 mod daemon;
 mod faults;
 mod foreign;

@@ -23,9 +23,20 @@ pub enum Wire {
     TooLong,
 }
 
+/// Where a command is lost, once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trap {
+    /// On its way to the TPM.
+    Before(u32),
+    /// After the TPM has done it: its answer is lost.
+    After(u32),
+}
+
 struct State {
     tpm: u16,
     wire: Mutex<Wire>,
+    trap: Mutex<Option<Trap>>,
+    is_sprung: AtomicBool,
     seen: Mutex<Vec<u8>>,
     ended: AtomicBool,
 }
@@ -42,6 +53,8 @@ impl Proxy {
         let state = State {
             tpm: tpm.port,
             wire: Mutex::new(Wire::Clean),
+            trap: Mutex::default(),
+            is_sprung: AtomicBool::new(false),
             seen: Mutex::default(),
             ended: AtomicBool::new(false),
         };
@@ -74,6 +87,17 @@ impl Proxy {
         *self.state.wire.lock().unwrap() = wire;
     }
 
+    /// Loses one command.
+    pub fn lose(&self, trap: Trap) {
+        self.state.is_sprung.store(false, Ordering::SeqCst);
+        *self.state.trap.lock().unwrap() = Some(trap);
+    }
+
+    /// Whether it was lost.
+    pub fn has_lost(&self) -> bool {
+        self.state.is_sprung.load(Ordering::SeqCst)
+    }
+
     /// Everything that has passed, in both directions.
     pub fn seen(&self) -> Vec<u8> {
         self.state.seen.lock().unwrap().clone()
@@ -95,9 +119,25 @@ fn serve(client: &TcpStream, state: &Arc<State>, plus: u16) {
         return;
     };
     let (from, to, there) = (client.try_clone().unwrap(), tpm.try_clone().unwrap(), Arc::clone(state));
+    let withheld = Arc::new(AtomicBool::new(false));
+    let withhold = Arc::clone(&withheld);
     std::thread::spawn(move || {
         copy(from, to, &mut |bytes, to| {
             there.seen.lock().unwrap().extend_from_slice(bytes);
+            // Tag and length come before the command code (part 1, section 18.3).
+            let code = bytes.get(6..10).map(|code| u32::from_be_bytes(code.try_into().unwrap()));
+            let trap = there.trap.lock().unwrap().take_if(|trap| {
+                let (Trap::Before(lost) | Trap::After(lost)) = *trap;
+                plus == 0 && code == Some(lost)
+            });
+            match trap {
+                Some(Trap::Before(_)) => {
+                    there.is_sprung.store(true, Ordering::SeqCst);
+                    return Err(std::io::ErrorKind::ConnectionReset.into());
+                }
+                Some(Trap::After(_)) => withhold.store(true, Ordering::SeqCst),
+                None => {}
+            }
             to.write_all(bytes)
         });
     });
@@ -105,6 +145,10 @@ fn serve(client: &TcpStream, state: &Arc<State>, plus: u16) {
         state.seen.lock().unwrap().extend_from_slice(bytes);
         if plus == 1 {
             return to.write_all(bytes);
+        }
+        if withheld.load(Ordering::SeqCst) {
+            state.is_sprung.store(true, Ordering::SeqCst);
+            return Err(std::io::ErrorKind::ConnectionReset.into());
         }
         match *state.wire.lock().unwrap() {
             Wire::Clean => to.write_all(bytes),

@@ -21,6 +21,7 @@ use crate::seal::child::pipe::Outbox;
 use crate::seal::child::wire::{self, Ask, Body, FIRST_ID, Frame, Garbled, Kind, LARGEST_BODY};
 use crate::seal::context::Context;
 use crate::seal::device::{DeviceState, DeviceStatus};
+use crate::seal::driver::Count;
 use crate::seal::envelope::{Payload, Reader, Sealed, WrappedKey};
 use crate::seal::guarded::SecretBuf;
 use crate::seal::key::{Alg, Kek, KeyRef, PublicKey, Signature};
@@ -452,6 +453,10 @@ impl Client {
     pub(crate) async fn capabilities(&self) -> Result<serde_json::Value, SealError> {
         let read = |meta: &[u8]| serde_json::from_slice(meta).map_err(|_| Garbled("not a report"));
         self.ask(&Ask::Capabilities, Body::None, None, read).await
+    }
+
+    pub(crate) async fn count(&self, count: Count) -> Result<Option<u64>, SealError> {
+        self.ask(&Ask::Count(count), Body::None, None, wire::decode_count).await
     }
 }
 

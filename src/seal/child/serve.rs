@@ -317,6 +317,9 @@ impl Part {
                 (plain(&[]), Body::None)
             }
             Ask::Inspect { key } => (Frame::note(Kind::Answer, &admin.inspect(&key).await?).meta, Body::None),
+            Ask::Count(count) => {
+                (wire::encode_count(admin.count(self.device.name(), count).await?), Body::None)
+            }
             Ask::Capabilities => {
                 (Frame::note(Kind::Answer, &self.device.capabilities().await?).meta, Body::None)
             }

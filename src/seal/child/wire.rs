@@ -11,6 +11,7 @@ use serde::Serialize;
 use zeroize::Zeroizing;
 
 use crate::seal::context::Context;
+use crate::seal::driver::Count;
 use crate::seal::envelope::{BadSealed, Payload, Reader, WrappedKey};
 use crate::seal::guarded::{LARGEST, SecretBuf};
 use crate::seal::key::{Alg, Kek, KekId, KeyRef, KeySpec, PublicKey};
@@ -185,6 +186,7 @@ pub(super) enum Ask<'a> {
         key: KeyRef,
     },
     Capabilities,
+    Count(Count),
 }
 
 /// Appends length-prefixed parts; [`Reader`] reads them.
@@ -245,6 +247,7 @@ impl<'a> Ask<'a> {
             Self::Destroy { .. } => "destroy",
             Self::Inspect { .. } => "inspect",
             Self::Capabilities => "capabilities",
+            Self::Count(_) => "count",
         }
     }
 
@@ -252,13 +255,20 @@ impl<'a> Ask<'a> {
     pub(super) const fn is_admin(&self) -> bool {
         matches!(
             self,
-            Self::Generate { .. } | Self::Destroy { .. } | Self::Inspect { .. } | Self::Capabilities
+            Self::Generate { .. }
+                | Self::Destroy { .. }
+                | Self::Inspect { .. }
+                | Self::Capabilities
+                | Self::Count(_)
         )
     }
 
     /// Whether it changes what is on the device.
     pub(super) const fn alters(&self) -> bool {
-        matches!(self, Self::Generate { .. } | Self::Destroy { .. })
+        matches!(
+            self,
+            Self::Generate { .. } | Self::Destroy { .. } | Self::Count(Count::Make | Count::Advance { .. })
+        )
     }
 
     /// Whether the body of a request with this meta part is plaintext.
@@ -294,6 +304,15 @@ impl<'a> Ask<'a> {
             Self::Destroy { key } => out.keyed(8, key),
             Self::Inspect { key } => out.keyed(9, key),
             Self::Capabilities => out.0.push(10),
+            Self::Count(count) => {
+                let (kind, from) = match count {
+                    Count::Read => (1, 0),
+                    Count::Make => (2, 0),
+                    Count::Advance { from } => (3, *from),
+                };
+                out.0.extend_from_slice(&[11, kind]);
+                out.0.extend_from_slice(&from.to_be_bytes());
+            }
         }
         out.0
     }
@@ -323,6 +342,16 @@ impl<'a> Ask<'a> {
             8 => Self::Destroy { key: key(r)? },
             9 => Self::Inspect { key: key(r)? },
             10 => Self::Capabilities,
+            11 => {
+                let [kind] = r.array()?;
+                let from = u64::from_be_bytes(r.array()?);
+                Self::Count(match (kind, from) {
+                    (1, 0) => Count::Read,
+                    (2, 0) => Count::Make,
+                    (3, from) => Count::Advance { from },
+                    _ => return Err(Garbled("unknown count")),
+                })
+            }
             _ => return Err(Garbled("unknown request")),
         };
         reader.end()?;
@@ -344,6 +373,23 @@ pub(super) fn encode_sealed(key: &WrappedKey, payload: &Payload) -> Vec<u8> {
     out.0.extend_from_slice(&payload.iv);
     out.0.extend_from_slice(&payload.tag);
     out.0
+}
+
+/// A counter's value in an answer: nothing if there is none.
+pub(super) fn encode_count(value: Option<u64>) -> Vec<u8> {
+    let mut out = vec![Kind::Answer as u8];
+    out.extend(value.map(u64::to_be_bytes).into_iter().flatten());
+    out
+}
+
+/// Reads [`encode_count`] without its kind.
+pub(super) fn decode_count(bytes: &[u8]) -> Result<Option<u64>, Garbled> {
+    match bytes {
+        [] => Ok(None),
+        _ => {
+            bytes.try_into().map(|value| Some(u64::from_be_bytes(value))).map_err(|_| Garbled("not a count"))
+        }
+    }
 }
 
 /// A public key in an answer.
@@ -380,7 +426,7 @@ pub(super) fn decode_public_key(bytes: &[u8]) -> Result<PublicKey, Garbled> {
 mod tests {
     use std::borrow::Cow;
 
-    use super::{Ask, decode_public_key, encode_public_key};
+    use super::{Ask, Count, decode_public_key, encode_public_key};
     use crate::seal::Context;
     use crate::seal::envelope::WrappedKey;
     use crate::seal::key::{
@@ -410,6 +456,9 @@ mod tests {
             Ask::Destroy { key: key.clone() },
             Ask::Inspect { key },
             Ask::Capabilities,
+            Ask::Count(Count::Read),
+            Ask::Count(Count::Make),
+            Ask::Count(Count::Advance { from: u64::MAX }),
         ]
     }
 

@@ -20,17 +20,22 @@ const NV_BITS: u32 = 0x003F_FFFF;
 /// A key's id and 32 random bytes.
 const NV_LEN: usize = 16 + 32;
 /// `TPM_RC_NV_RANGE`, `TPM_RC_NV_AUTHORIZATION`, `TPM_RC_NV_UNINITIALIZED`.
-const NV_RANGE: u32 = 0x146;
-const NV_AUTHORIZATION: u32 = 0x149;
-const NV_UNINITIALIZED: u32 = 0x14A;
+pub(super) const NV_RANGE: u32 = 0x146;
+pub(super) const NV_AUTHORIZATION: u32 = 0x149;
+pub(super) const NV_UNINITIALIZED: u32 = 0x14A;
 
-fn refused(function: &'static str) -> BackendError {
+pub(super) fn refused(function: &'static str) -> BackendError {
     BackendError::Refused { function, code: 0 }
 }
 
 fn nv_index(id: KeyId) -> Result<NvIndexTpmHandle, BackendError> {
     let [a, b, c, ..] = *id.as_bytes();
-    NvIndexTpmHandle::new(NV_FIRST | (u32::from_be_bytes([0, a, b, c]) & NV_BITS))
+    nv_index_of(&[a, b, c])
+}
+
+/// The owner's index that 22 of these bits choose.
+pub(super) fn nv_index_of([a, b, c]: &[u8; 3]) -> Result<NvIndexTpmHandle, BackendError> {
+    NvIndexTpmHandle::new(NV_FIRST | (u32::from_be_bytes([0, *a, *b, *c]) & NV_BITS))
         .map_err(|_| refused("NV index"))
 }
 
