@@ -221,17 +221,21 @@ impl Installation {
     }
 }
 
+/// Where the counter is.
+fn index(tpm: &Swtpm) -> String {
+    let indices = tpm.tool(&["tpm2_getcap", "handles-nv-index"]);
+    let all = indices.lines().filter_map(|line| line.trim().strip_prefix("- "));
+    let counters: Vec<_> =
+        all.filter(|index| tpm.tool(&["tpm2_nvreadpublic", index]).contains("nt=0x1")).collect();
+    assert_eq!(counters.len(), 1);
+    counters[0].to_owned()
+}
+
 /// The counter, read by other people's tools.
 fn counter(tpm: &Swtpm) -> u64 {
     // Sessions of a daemon that was killed; the tools do not make room as Lacre does.
     tpm.tool(&["tpm2_flushcontext", "-l"]);
-    let indices = tpm.tool(&["tpm2_getcap", "handles-nv-index"]);
-    let all = indices.lines().filter_map(|line| line.trim().strip_prefix("- "));
-    let counters: Vec<_> = all
-        .filter(|index| tpm.tool(&["tpm2_nvreadpublic", index]).contains("nt=0x1"))
-        .map(|index| tpm.tool(&["tpm2_nvread", index, "-C", "o", "-s", "8", "--output", "counter"]))
-        .collect();
-    assert_eq!(counters.len(), 1);
+    tpm.tool(&["tpm2_nvread", &index(tpm), "-C", "o", "-s", "8", "--output", "counter"]);
     u64::from_be_bytes(fs::read(tpm.dir().join("counter")).unwrap().try_into().unwrap())
 }
 
@@ -383,14 +387,11 @@ fn a_counter_that_is_gone_or_went_on_alone_stops_the_start() {
     let lacre = Installation::new(&tpm.tcti(), &tpm, "1h");
     lacre.accept(&["--by", "ana", "--reason", "new"]).unwrap();
     let at = counter(&tpm);
-    let indices = tpm.tool(&["tpm2_getcap", "handles-nv-index"]);
-    let all = indices.lines().filter_map(|line| line.trim().strip_prefix("- "));
-    let index =
-        all.filter(|index| tpm.tool(&["tpm2_nvreadpublic", index]).contains("nt=0x1")).last().unwrap();
-    tpm.tool(&["tpm2_nvincrement", index, "-C", "o"]);
+    let index = index(&tpm);
+    tpm.tool(&["tpm2_nvincrement", &index, "-C", "o"]);
     assert!(lacre.refusal().contains("older than its anchor"));
 
-    tpm.tool(&["tpm2_nvundefine", index, "-C", "o"]);
+    tpm.tool(&["tpm2_nvundefine", &index, "-C", "o"]);
     let refused = lacre.refusal();
     assert!(refused.contains("it is gone"), "{refused}");
     let accepted = lacre.accept(&BY_TWO).unwrap();

@@ -33,7 +33,7 @@ enum Kept {
 fn index(link: &Link) -> Result<NvIndexTpmHandle, BackendError> {
     let auth = link.auth(OWNER).map_err(|_| refused("NV index of the counter"))?;
     let digest = auth.value();
-    nv_index_of(digest.first_chunk().ok_or_else(|| refused("NV index of the counter"))?)
+    nv_index_of(*digest.first_chunk().ok_or_else(|| refused("NV index of the counter"))?)
 }
 
 /// Runs `call` with the handle of the index, which is there.

@@ -30,12 +30,12 @@ pub(super) fn refused(function: &'static str) -> BackendError {
 
 fn nv_index(id: KeyId) -> Result<NvIndexTpmHandle, BackendError> {
     let [a, b, c, ..] = *id.as_bytes();
-    nv_index_of(&[a, b, c])
+    nv_index_of([a, b, c])
 }
 
 /// The owner's index that 22 of these bits choose.
-pub(super) fn nv_index_of([a, b, c]: &[u8; 3]) -> Result<NvIndexTpmHandle, BackendError> {
-    NvIndexTpmHandle::new(NV_FIRST | (u32::from_be_bytes([0, *a, *b, *c]) & NV_BITS))
+pub(super) fn nv_index_of([a, b, c]: [u8; 3]) -> Result<NvIndexTpmHandle, BackendError> {
+    NvIndexTpmHandle::new(NV_FIRST | (u32::from_be_bytes([0, a, b, c]) & NV_BITS))
         .map_err(|_| refused("NV index"))
 }
 
