@@ -53,11 +53,14 @@ use backend::BackendError;
 use child::Client;
 use devices::{Route, Routes};
 use guarded::Dek;
+use key::WrappedDek;
 use worker::{Lanes, Priority};
 
-/// A plain DEK lives no longer than this; the buffer itself enforces it (reliability.md, ME-8).
+/// A plain DEK waits no longer than this for what it is wanted for; the buffer itself enforces it
+/// (reliability.md, ME-8). A call to a device that has begun is not waiting and may take longer.
 const DEK_LIFETIME: Duration = Duration::from_millis(50);
-/// A host so busy that the event loop came late gets another DEK, this many times.
+/// A host so busy that the event loop came late gets another DEK, this many times; so does a rewrap to a device
+/// that has other things to do first.
 const DEK_TRIES: usize = 3;
 
 /// Why a sealing call failed, sorted by what the caller can do about it.
@@ -267,11 +270,12 @@ impl Sealer {
     }
 
     /// Wraps the DEK of a sealed value under another KEK version, on the same device or on another one;
-    /// the payload stays as it is. Between the two calls the DEK is in guarded memory only. Runs behind
-    /// all foreground work.
+    /// the payload stays as it is. Between the two calls the DEK is in guarded memory only: on one device
+    /// they follow each other at once, between two it waits 50 ms at the most. Runs behind all foreground work.
     ///
     /// # Errors
-    /// As [`Sealer::open`] for the old wrap and [`Sealer::seal`] for the new one.
+    /// As [`Sealer::open`] for the old wrap and [`Sealer::seal`] for the new one. [`SealError::Busy`] also if the
+    /// other device has other things to do: try again later.
     pub async fn rewrap(
         &self,
         from: &Kek,
@@ -292,9 +296,11 @@ impl Sealer {
             // A daemon with several devices drives them all itself (`Devices::start`).
             _ => return Err(worker::mismatch("rewrap")),
         };
-        let dek = unwrap(source, from, context, key, Priority::Background).await?;
-        let turn = (Priority::Background, context.flow());
-        let (wrapped, _dek) = target.wrap(to, dek, context.wrap_aad(to), false, turn).await?;
+        let wrapped = if Arc::ptr_eq(source, target) {
+            rewrap_here(source, from, to, context, key).await?
+        } else {
+            rewrap_across((source, from), (target, to), context, key).await?
+        };
         Ok(WrappedKey::new(to, wrapped))
     }
 
@@ -386,8 +392,7 @@ async fn seal_here(
 ) -> Result<Sealed, SealError> {
     for _ in 0..DEK_TRIES {
         let dek = lanes.arena.take(envelope::DEK_LEN).await?;
-        let turn = (Priority::Foreground, context.flow());
-        let (wrapped, dek) = lanes.wrap(kek, dek, context.wrap_aad(kek), true, turn).await?;
+        let (wrapped, dek) = lanes.wrap(kek, dek, context.wrap_aad(kek), context.flow()).await?;
         match envelope::encrypt(&mut Dek::new(dek, DEK_LIFETIME), context, &mut body) {
             Err(envelope::Failure::Expired) => {}
             Err(envelope::Failure::Seal(error)) => return Err(error),
@@ -414,6 +419,38 @@ async fn open_here(
         }
     }
     Err(overloaded())
+}
+
+/// Old and new KEK are on one device.
+async fn rewrap_here(
+    lanes: &Lanes,
+    from: &Kek,
+    to: &Kek,
+    context: &Context<'_>,
+    key: &WrappedKey,
+) -> Result<WrappedDek, SealError> {
+    let wrapped = key.wrapped_by(from).ok_or(SealError::Rejected)?.clone();
+    let room = lanes.arena.take(envelope::DEK_SLOT_LEN).await?;
+    let old = (from, wrapped, context.wrap_aad(from));
+    lanes.rewrap(old, (to, context.wrap_aad(to)), room, context.flow()).await
+}
+
+/// One device unwraps and another one wraps.
+async fn rewrap_across(
+    (source, from): (&Lanes, &Kek),
+    (target, to): (&Lanes, &Kek),
+    context: &Context<'_>,
+    key: &WrappedKey,
+) -> Result<WrappedDek, SealError> {
+    let _place = target.arrival(&to.key).await?;
+    for _ in 0..DEK_TRIES {
+        let dek = unwrap(source, from, context, key, Priority::Background).await?;
+        let aad = context.wrap_aad(to);
+        if let Some(wrapped) = target.wrap_within(DEK_LIFETIME, to, dek, aad, context.flow()).await? {
+            return Ok(wrapped);
+        }
+    }
+    Err(worker::full())
 }
 
 async fn unwrap(

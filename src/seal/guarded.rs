@@ -28,6 +28,7 @@ use zeroize::Zeroize;
 
 use crate::seal::SealError;
 
+pub(crate) use dek::Lent;
 pub use dek::{Dek, Expired};
 
 use map::{Cell, MapError};
@@ -286,6 +287,12 @@ impl SecretBuf {
         }
     }
 
+    /// Wipes the buffer and makes it as long as it was when it was taken, or shorter: `len` bytes.
+    pub(crate) fn renew(&mut self, len: usize) {
+        self.cell.bytes_mut().zeroize();
+        self.len = len.min(self.cell.bytes().len());
+    }
+
     /// Lets `write` change the bytes.
     pub fn with_mut<T>(&mut self, write: impl FnOnce(&mut [u8]) -> T) -> T {
         write(&mut self.cell.bytes_mut()[..self.len])
@@ -409,6 +416,53 @@ mod tests {
         assert_eq!(key.with(<[u8]>::len), Ok(32));
         assert_eq!(key.with(<[u8]>::len), Ok(32));
         assert_eq!(arena.status().free, 0);
+    }
+
+    #[test]
+    fn a_lent_key_is_wiped_by_whoever_is_done_with_it_first() {
+        let arena = arena(1);
+        let lend = |lifetime| Lent::new(Dek::new(arena.try_take(32).unwrap(), lifetime));
+        let works = |_: &SecretBuf| Ok::<_, ()>(());
+        let long = Duration::from_mins(1);
+
+        let expired = lend(Duration::ZERO);
+        assert!(expired.share().spend(works).is_err() && !expired.take_away());
+        assert_eq!(arena.status().free, 1);
+
+        let used = lend(long);
+        let other = used.share();
+        // What failed may be tried again.
+        assert_eq!(other.spend(|_| Err::<(), _>(7)), Ok(Err(7)));
+        assert_eq!(arena.status().free, 0);
+        assert_eq!(other.spend(works), Ok(Ok(())));
+        assert!(arena.status().free == 1 && !used.take_away());
+
+        let taken = lend(long);
+        let other = taken.share();
+        assert!(taken.take_away() && arena.status().free == 1);
+        assert_eq!(other.spend(works), Err(Expired));
+
+        let forgotten = lend(long);
+        let other = forgotten.share();
+        drop(forgotten);
+        assert!(arena.status().free == 1 && other.spend(works).is_err());
+
+        let busy = lend(long);
+        let other = busy.share();
+        let done = other.spend(|key| if busy.take_away() { Err(()) } else { Ok(key.len()) });
+        assert_eq!(done, Ok(Ok(32)), "taken away in the middle of its use");
+    }
+
+    #[test]
+    fn a_renewed_buffer_is_empty_and_has_its_old_length() {
+        let arena = arena(1);
+        let mut buf = arena.try_take(96).unwrap();
+        buf.with_mut(|bytes| bytes.fill(0xA5));
+        buf.truncate(32);
+
+        buf.renew(96);
+
+        assert!(buf.len() == 96 && buf.with(|bytes| bytes.iter().all(|byte| *byte == 0)));
     }
 
     #[test]

@@ -6,19 +6,20 @@
 //! costs a quarter of the throughput (hsm.md 2.10). It never waits for more to come.
 //!
 //! Per job: skip it if its caller has gone or its deadline has passed; call; on a void session open
-//! again and retry once; on a device that is away report to `recovery`, which opens the breaker.
+//! again and retry once; on a device that is away report to `recovery`, which opens the breaker. A job is
+//! one call, but for a rewrap within the device: its two follow each other, so that no DEK is queued.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 use zeroize::Zeroizing;
 
 use crate::seal::backend::{Backend, BackendError};
 use crate::seal::devices::DeviceName;
 use crate::seal::driver::{Count, Driver};
-use crate::seal::guarded::{Arena, SecretBuf};
+use crate::seal::guarded::{Arena, Dek, Lent, SecretBuf};
 use crate::seal::key::{Alg, Kek, KeyRef, PublicKey, Signature, WrappedDek};
 use crate::seal::queue::Queue;
 use crate::seal::recovery::Breaker;
@@ -105,6 +106,8 @@ pub(crate) struct Lane {
     name: &'static str,
     read_write: bool,
     queue: Queue<Job>,
+    /// DEKs that come from other devices: as many as may be wrapped at a time.
+    arrivals: Semaphore,
     pub(crate) pulses: std::sync::Mutex<Vec<Arc<Pulse>>>,
     pub(crate) width: usize,
 }
@@ -149,11 +152,12 @@ impl Lanes {
         sizes: &Sizes,
     ) -> std::io::Result<Arc<Self>> {
         let lane = |name, width: usize, read_write| {
-            let queue = Queue::new(sizes.queue, (width / 2).max(1));
+            let background = (width / 2).max(1);
             Arc::new(Lane {
                 name,
                 read_write,
-                queue,
+                queue: Queue::new(sizes.queue, background),
+                arrivals: Semaphore::new(background),
                 pulses: std::sync::Mutex::default(),
                 width: width.max(1),
             })
@@ -264,10 +268,7 @@ impl Lanes {
         let patience = if lane.read_write { self.deadline * 15 } else { self.deadline };
         let deadline = Instant::now() + patience;
         let job = Job { request, held, deadline, reply };
-        lane.queue.push(priority, flow, job).map_err(|_| SealError::Busy {
-            what: "the device's queue",
-            retry_after: Duration::from_secs(1),
-        })?;
+        lane.queue.push(priority, flow, job).map_err(|_| full())?;
         let started = Instant::now();
         let result = match tokio::time::timeout_at(deadline.into(), answer).await {
             Ok(Ok(result)) => result,
@@ -294,13 +295,69 @@ impl Lanes {
         kek: &Kek,
         dek: SecretBuf,
         aad: Vec<u8>,
-        fresh: bool,
-        (priority, flow): (Priority, u64),
+        flow: u64,
     ) -> Result<(WrappedDek, SecretBuf), SealError> {
-        let request = Request::Wrap { kek: kek.key.clone(), dek, aad, fresh };
-        match self.ask(self.lane_of(&kek.key), priority, flow, request, "wrap").await? {
+        let request = Request::Wrap { kek: kek.key.clone(), dek, aad };
+        match self.ask(self.lane_of(&kek.key), Priority::Foreground, flow, request, "wrap").await? {
             Answer::Wrapped(wrapped, dek) => Ok((wrapped, dek)),
             _ => Err(mismatch("wrap")),
+        }
+    }
+
+    /// A place for a DEK that is to come from another device. Taken before that one unwraps it: otherwise DEKs
+    /// would expire in the queue behind each other. Given up after the deadline.
+    pub(crate) async fn arrival(&self, kek: &KeyRef) -> Result<SemaphorePermit<'_>, SealError> {
+        self.breaker.admit()?;
+        let place = self.lane_of(kek).arrivals.acquire();
+        let place = tokio::time::timeout(self.deadline, place).await;
+        place.ok().and_then(Result::ok).ok_or_else(full)
+    }
+
+    /// Wraps a DEK that another device has unwrapped, in the background. `None` if `lifetime` ended before the
+    /// call began: the DEK is wiped then. A call that has begun is waited for like any other.
+    pub(crate) async fn wrap_within(
+        &self,
+        lifetime: Duration,
+        kek: &Kek,
+        dek: SecretBuf,
+        aad: Vec<u8>,
+        flow: u64,
+    ) -> Result<Option<WrappedDek>, SealError> {
+        let until = Instant::now() + lifetime;
+        let dek = Lent::new(Dek::new(dek, lifetime));
+        let request = Request::WrapLent { kek: kek.key.clone(), dek: dek.share(), aad };
+        let answer = self.ask(self.lane_of(&kek.key), Priority::Background, flow, request, "wrap");
+        let mut answer = std::pin::pin!(answer);
+        let answer = tokio::select! {
+            answer = &mut answer => answer?,
+            () = tokio::time::sleep_until(until.into()) => {
+                if dek.take_away() {
+                    return Ok(None);
+                }
+                answer.await?
+            }
+        };
+        match answer {
+            Answer::Rewrapped(wrapped) => Ok(Some(wrapped)),
+            Answer::Expired => Ok(None),
+            _ => Err(mismatch("wrap")),
+        }
+    }
+
+    /// Unwraps under one KEK and wraps under another of this device, in the background and in one job.
+    pub(crate) async fn rewrap(
+        &self,
+        (from, wrapped, old): (&Kek, WrappedDek, Vec<u8>),
+        (to, new): (&Kek, Vec<u8>),
+        room: SecretBuf,
+        flow: u64,
+    ) -> Result<WrappedDek, SealError> {
+        let lane = if from.key.is_slow() { &self.slow } else { self.lane_of(&to.key) };
+        let (from, to) = (from.key.clone(), to.key.clone());
+        let request = Request::Rewrap { from, to, wrapped, aads: (old, new), room, is_open: false };
+        match self.ask(lane, Priority::Background, flow, request, "rewrap").await? {
+            Answer::Rewrapped(wrapped) => Ok(wrapped),
+            _ => Err(mismatch("rewrap")),
         }
     }
 
@@ -395,6 +452,11 @@ fn late() -> SealError {
     }
 }
 
+/// There is more work than the device does in time.
+pub(crate) fn full() -> SealError {
+    SealError::Busy { what: "the device's queue", retry_after: Duration::from_secs(1) }
+}
+
 /// Asked for something that the key or the answer does not fit: a bug here.
 pub(crate) fn mismatch(operation: &'static str) -> SealError {
     SealError::Refused { operation, source: BackendError::Refused { function: operation, code: 0 } }
@@ -470,6 +532,8 @@ impl Worker<'_> {
             result = self.attempt(&mut request);
         }
         match result {
+            // The device was not asked.
+            Ok(Output::Answer(expired @ Answer::Expired)) => Ok(expired),
             Ok(output) => {
                 if let Some(key) = request.key() {
                     self.lanes.breaker.remember(key);

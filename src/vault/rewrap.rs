@@ -275,12 +275,13 @@ impl Vault {
     async fn work_on(&self, job: &mut Job) {
         let mut failures = 0;
         while job.info.state == JobState::Running {
+            let before = job.position.clone();
             match self.step(job).await {
                 Ok(true) => failures = 0,
                 // Cancelled, or another daemon has it.
                 Ok(false) => return,
                 Err(error) => {
-                    failures += 1;
+                    failures = if job.position == before { failures + 1 } else { 1 };
                     let asked = match &error {
                         VaultError::Seal(error) => error.retry_after(),
                         _ => None,
@@ -315,33 +316,45 @@ impl Vault {
         }
     }
 
-    /// One batch, or the decision at the end of a pass. `false`: the lease is gone.
+    /// One batch, or the decision at the end of a pass. `false`: the lease is gone. After an error the part of
+    /// the batch that came before it is stored.
     async fn step(&self, job: &mut Job) -> Result<bool, VaultError> {
         let (tenant, target, position) = (job.tenant.clone(), job.info.target_version, job.position.clone());
         let target = (job.info.kind.writes(), target);
         let query = move |conn: &mut _| records::to_rewrap(conn, &tenant, target, &position, BATCH);
         let batch = self.parts().db.read::<_, DbError, _>(query).await?;
         let Some(last) = batch.last() else { return self.end_pass(job).await };
-        let mut next = job.clone();
-        next.position = last.position.clone();
-        if next.position == job.position {
+        if last.position == job.position {
             // However an altered id is ordered: never the same rows again.
             return self.end_pass(job).await;
         }
-        let mut moved = Vec::new();
+        let positions: Vec<_> = batch.iter().map(|record| record.position.clone()).collect();
         let results: Vec<_> =
             stream::iter(batch).map(|record| self.move_record(job, record)).buffered(AT_ONCE).collect().await;
-        for result in results {
-            match result? {
-                Moved::To(old, new) => moved.push((old, new)),
-                Moved::Not(code) => {
+        let (mut next, mut moved, mut failure) = (job.clone(), Vec::new(), None);
+        for (position, result) in positions.into_iter().zip(results) {
+            match result {
+                Ok(Moved::To(old, new)) => moved.push((old, new)),
+                Ok(Moved::Not(code)) => {
                     next.info.failed += 1;
                     next.info.last_error = Some(code.to_owned());
                 }
+                Err(error) => {
+                    failure = Some(error);
+                    break;
+                }
+            }
+            next.position = position;
+        }
+        // What came before a failure is kept: a device that now and then has no time must not hold up the job
+        // for ever.
+        if next.position != job.position {
+            match self.save_batch(next, moved).await? {
+                Some(saved) => *job = saved,
+                None => return Ok(false),
             }
         }
-        let saved = self.save_batch(next, moved).await?;
-        Ok(saved.map(|saved| *job = saved).is_some())
+        failure.map_or(Ok(true), Err)
     }
 
     /// Wraps one record's DEK anew. An error means: try again later.

@@ -2,7 +2,8 @@
 //!
 //! `conformance`, `composite` and `strain` drive `seal` in this process, over the shim and with a token of their
 //! own, `sealed` the bytes of values; `attributes` looks at the keys with other programs; `start`, `pin`, `outage`, `slow` and
-//! `lost_key` drive real daemons; `shared` and `two` have two devices, `restore` loses one. Check ids are those of reliability.md.
+//! `lost_key` drive real daemons; `rewrap` moves values between KEKs; `shared` and `two` have two devices, `restore` loses one.
+//! Check ids are those of reliability.md.
 
 #![allow(
     clippy::unwrap_used,
@@ -35,6 +36,7 @@ mod lost_key;
 mod outage;
 mod pin;
 mod restore;
+mod rewrap;
 mod scenario;
 mod sealed;
 mod selftest;

@@ -20,7 +20,7 @@ fn name(text: &str) -> DeviceName {
 }
 
 /// Starts `default` on the stage's token and `b` on another token, both of `module`s given.
-fn start(stage: &Stage, modules: [&std::path::Path; 2], second: &str) -> Devices {
+pub fn start(stage: &Stage, modules: [&std::path::Path; 2], second: &str) -> Devices {
     try_start(stage, modules, second, None).unwrap()
 }
 
@@ -49,13 +49,13 @@ fn try_start(
 }
 
 /// A second token beside the stage's, made once.
-fn second(stage: &Stage) -> &'static str {
+pub fn second(stage: &Stage) -> &'static str {
     static MADE: OnceLock<()> = OnceLock::new();
     MADE.get_or_init(|| drop(stage.token.add_token("second")));
     "second"
 }
 
-async fn kek(devices: &Devices, device: &str) -> Kek {
+pub async fn kek(devices: &Devices, device: &str) -> Kek {
     let planned = KeyRef::plan(KeySpec::Kek).unwrap().on(name(device));
     kek_of(devices.admin.generate(&planned).await.unwrap())
 }

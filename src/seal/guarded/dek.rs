@@ -1,5 +1,6 @@
 //! A data key that is good for a moment.
 
+use std::sync::{Arc, Mutex, TryLockError};
 use std::time::{Duration, Instant};
 
 use super::SecretBuf;
@@ -32,9 +33,63 @@ impl Dek {
     /// # Errors
     /// [`Expired`] after the deadline; the key is wiped then.
     pub fn with<T>(&mut self, read: impl FnOnce(&[u8]) -> T) -> Result<T, Expired> {
+        self.buffer().map(|key| key.with(read))
+    }
+
+    fn buffer(&mut self) -> Result<&SecretBuf, Expired> {
         if Instant::now() >= self.deadline {
             self.key = None;
         }
-        self.key.as_ref().map(|key| key.with(read)).ok_or(Expired)
+        self.key.as_ref().ok_or(Expired)
+    }
+}
+
+/// A [`Dek`] that waits in a queue: its owner keeps one handle and the job in the queue has the other.
+///
+/// The thread that the job comes to may be late or never come, so the owner can take the key away. Whichever
+/// handle is dropped first wipes it.
+pub(crate) struct Lent(Arc<Mutex<Dek>>);
+
+impl Lent {
+    pub(crate) fn new(dek: Dek) -> Self {
+        Self(Arc::new(Mutex::new(dek)))
+    }
+
+    /// The other handle.
+    pub(crate) fn share(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+
+    /// Lets `work` have the key, for as long as it takes, and wipes it if that succeeds.
+    ///
+    /// # Errors
+    /// [`Expired`] if the deadline has passed or the key was used or taken away.
+    pub(crate) fn spend<T, E>(
+        &self,
+        work: impl FnOnce(&SecretBuf) -> Result<T, E>,
+    ) -> Result<Result<T, E>, Expired> {
+        let mut dek = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let done = work(dek.buffer()?);
+        if done.is_ok() {
+            dek.key = None;
+        }
+        Ok(done)
+    }
+
+    /// Wipes the key, unless it is in use at this moment or was used; whether it was there to be wiped.
+    pub(crate) fn take_away(&self) -> bool {
+        // Never waits: the lock is held for as long as a call to a device.
+        let mut dek = match self.0.try_lock() {
+            Ok(dek) => dek,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        dek.key.take().is_some()
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.take_away();
     }
 }
