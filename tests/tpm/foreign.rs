@@ -52,6 +52,14 @@ pub fn leave_an_object_behind(tcti: &str) {
     std::mem::forget(context);
 }
 
+/// Makes a primary with the owner's authorisation as a password, which is sent as it is.
+pub fn make_as_owner(tcti: &str, auth: &str) {
+    let mut context = context(tcti);
+    let auth = tss_esapi::structures::Auth::try_from(auth.as_bytes()).unwrap();
+    context.tr_set_auth(Hierarchy::Owner.into(), auth).unwrap();
+    context.create_primary(Hierarchy::Owner, storage(&[7; 32]), None, None, None, None).unwrap();
+}
+
 /// A signing key under Lacre's root (its template is public) that is not exempt from the dictionary attack
 /// protection: private part and public area.
 pub fn key_without_no_da(tcti: &str) -> (Vec<u8>, Vec<u8>) {

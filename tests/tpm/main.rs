@@ -18,6 +18,7 @@ mod faults;
 mod foreign;
 mod keys;
 mod memory;
+mod owner;
 mod policy;
 mod proxy;
 mod stage;

@@ -11,7 +11,7 @@ use aws_lc_rs::hmac;
 use tss_esapi::Context;
 use tss_esapi::attributes::SessionAttributesBuilder;
 use tss_esapi::constants::{CapabilityType, PropertyTag, SessionType, StartupType};
-use tss_esapi::handles::{KeyHandle, ObjectHandle, TpmHandle};
+use tss_esapi::handles::{KeyHandle, ObjectHandle, SessionHandle, TpmHandle};
 use tss_esapi::interface_types::algorithm::HashingAlgorithm;
 use tss_esapi::interface_types::resource_handles::Hierarchy;
 use tss_esapi::interface_types::session_handles::AuthSession;
@@ -25,6 +25,8 @@ use crate::seal::guarded::SecretBuf;
 
 /// Objects that stay loaded between calls.
 const CACHED: usize = 2;
+/// What makes a primary; that the owner refuses it, shows here first.
+const MAKE_PRIMARY: &str = "TPM2_CreatePrimary";
 /// The first handles of loaded objects and sessions (part 2, section 7.2).
 const TRANSIENT_FIRST: u32 = 0x8000_0000;
 const SESSION_FIRST: u32 = 0x0200_0000;
@@ -53,7 +55,8 @@ pub(super) struct Link {
     pub(super) since: u64,
     /// Salted to the root; encrypts parameters both ways.
     session: Option<AuthSession>,
-    /// What authorises the owner: nothing to prove, or a secret that is not sent.
+    /// What authorises for the owner: nothing to prove, or a secret that is not sent. That is `session`, once
+    /// there is one.
     owner: Option<AuthSession>,
     /// The most recently used last.
     loaded: Vec<Loaded>,
@@ -120,7 +123,7 @@ impl Link {
         // A TPM that runs answers INITIALIZE; one that was just switched on needs this.
         let _ = link.context.startup(StartupType::Clear);
         link.authorise_owner(tpm)?;
-        link.again(Self::begin)?;
+        link.again(Self::begin).map_err(|fail| owner_or(tpm, fail))?;
         Ok(link)
     }
 
@@ -132,22 +135,52 @@ impl Link {
         Ok(())
     }
 
-    /// With an owner authorisation the root is made in an HMAC session: it is proven, not sent.
+    /// With an owner authorisation the root is made in an HMAC session: it is proven, not sent. There is no root
+    /// yet to salt this first session to, and without a salt a listener could try guesses on its HMACs. So it is
+    /// salted to a key that needs no authorisation.
     fn authorise_owner(&mut self, tpm: &Tpm) -> Result<(), BackendError> {
         let Some(source) = &tpm.owner_auth else { return Ok(()) };
+        if !self.owner_has_auth()? {
+            // As after a clear, and then it is the root that tells. From here on it is not sent either.
+            tracing::warn!("the TPM's owner has no authorisation, although `owner_auth_source` gives one");
+            return Ok(());
+        }
         let auth = tpm
             .secret(source)?
             .with(|secret| Auth::try_from(secret))
-            .map_err(|error| Fail::new("owner auth", error))?;
+            .map_err(|_| BackendError::Stopped("`owner_auth_source` gives more than 64 bytes".to_owned()))?;
         let owner = ObjectHandle::from(Hierarchy::Owner);
         self.context.tr_set_auth(owner, auth).map_err(|error| Fail::new("owner auth", error))?;
-        self.owner = self.again(|link| link.start_session(None, "TPM2_StartAuthSession"))?;
+        let public = template::root()?;
+        self.owner = self.again(|link| {
+            let public = public.clone();
+            let create = |context: &mut Context| {
+                context.create_primary(Hierarchy::Null, public, None, None, None, None)
+            };
+            let made = link.command(MAKE_PRIMARY, (Some(AuthSession::Password), None), create)?;
+            let session = link.start_session(Some(made.key_handle), "TPM2_StartAuthSession");
+            // Flushed on every path, and the first thing that went wrong is told.
+            let flushed = link.flush(made.key_handle.into());
+            session.and_then(|session| flushed.map(|()| session))
+        })?;
         Ok(())
+    }
+
+    /// Whether the owner hierarchy has an authorisation: TPMA_PERMANENT, bit 0 (part 2, section 8.6).
+    fn owner_has_auth(&mut self) -> Result<bool, Fail> {
+        let found = self.properties(PropertyTag::Permanent, 1)?;
+        Ok(found.get(&PropertyTag::Permanent).is_some_and(|attributes| attributes & 1 != 0))
     }
 
     fn begin(&mut self) -> Result<(), Fail> {
         let root = self.root()?;
-        self.session = self.start_session(Some(root), "TPM2_StartAuthSession")?;
+        let session = self.start_session(Some(root), "TPM2_StartAuthSession")?;
+        self.session = session;
+        // It authorises for the owner as well: one session is as good as two, and takes one place.
+        if let Some(first @ AuthSession::HmacSession(_)) = self.owner {
+            self.owner = session;
+            self.flush(SessionHandle::from(first).into())?;
+        }
         Ok(())
     }
 
@@ -279,7 +312,7 @@ impl Link {
                 let create = |context: &mut Context| {
                     context.create_primary(Hierarchy::Owner, public, None, None, None, None)
                 };
-                self.command("TPM2_CreatePrimary", sessions, create)?.key_handle
+                self.command(MAKE_PRIMARY, sessions, create)?.key_handle
             }
             Origin::Child(private, public) => {
                 let root = self.root()?;
@@ -470,4 +503,16 @@ impl Link {
         }
         // Dropping the context flushes the session.
     }
+}
+
+/// The owner is under no dictionary attack protection, so a wrong authorisation costs no try; but it does not
+/// become right by itself.
+fn owner_or(tpm: &Tpm, fail: Fail) -> BackendError {
+    if !(fail.is_auth() && fail.function == MAKE_PRIMARY) {
+        return fail.into();
+    }
+    BackendError::Stopped(match tpm.owner_auth {
+        Some(_) => "the TPM's owner has another authorisation than `owner_auth_source` gives".to_owned(),
+        None => "the TPM's owner has an authorisation: `owner_auth_source` has to give it".to_owned(),
+    })
 }
