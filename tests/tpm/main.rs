@@ -21,5 +21,6 @@ mod memory;
 mod owner;
 mod policy;
 mod proxy;
+mod slots;
 mod stage;
 mod wire;

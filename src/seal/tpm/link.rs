@@ -5,17 +5,17 @@
 //! context as well, which loads without its parent and faster than its blob. When the TPM says that it is
 //! full, because another program left something behind, all of it is flushed and the call repeated once.
 
+mod sessions;
+
 use std::collections::{HashMap, HashSet};
 
 use aws_lc_rs::hmac;
 use tss_esapi::Context;
-use tss_esapi::attributes::SessionAttributesBuilder;
-use tss_esapi::constants::{CapabilityType, PropertyTag, SessionType, StartupType};
-use tss_esapi::handles::{KeyHandle, ObjectHandle, SessionHandle, TpmHandle};
-use tss_esapi::interface_types::algorithm::HashingAlgorithm;
+use tss_esapi::constants::{CapabilityType, PropertyTag, StartupType};
+use tss_esapi::handles::{KeyHandle, ObjectHandle, TpmHandle};
 use tss_esapi::interface_types::resource_handles::Hierarchy;
-use tss_esapi::interface_types::session_handles::AuthSession;
-use tss_esapi::structures::{Auth, CapabilityData, Private, Public, SymmetricDefinition};
+use tss_esapi::interface_types::session_handles::{AuthSession, PolicySession};
+use tss_esapi::structures::{Auth, CapabilityData, Private, Public};
 use tss_esapi::utils::TpmsContext;
 
 use super::error::Fail;
@@ -27,9 +27,8 @@ use crate::seal::guarded::SecretBuf;
 const CACHED: usize = 2;
 /// What makes a primary; that the owner refuses it, shows here first.
 const MAKE_PRIMARY: &str = "TPM2_CreatePrimary";
-/// The first handles of loaded objects and sessions (part 2, section 7.2).
+/// The first handle of loaded objects (part 2, section 7.2).
 const TRANSIENT_FIRST: u32 = 0x8000_0000;
-const SESSION_FIRST: u32 = 0x0200_0000;
 
 /// What an object is known by here: the key's id, or zeros for the root.
 pub(super) type Id = [u8; 16];
@@ -58,6 +57,10 @@ pub(super) struct Link {
     /// What authorises for the owner: nothing to prove, or a secret that is not sent. That is `session`, once
     /// there is one.
     owner: Option<AuthSession>,
+    /// The policy session of the present call.
+    policy: Option<PolicySession>,
+    /// Whether a resource manager shares the TPM: what is saved in it then belongs to programs that run.
+    is_shared: bool,
     /// The most recently used last.
     loaded: Vec<Loaded>,
     /// Contexts of what was loaded before.
@@ -113,6 +116,8 @@ impl Link {
             since: tpm.epoch(),
             session: None,
             owner: Some(AuthSession::Password),
+            policy: None,
+            is_shared: ["device:/dev/tpmrm", "tabrmd"].iter().any(|kind| tpm.address.starts_with(kind)),
             loaded: Vec::new(),
             saved: HashMap::new(),
             authorised: HashMap::new(),
@@ -123,7 +128,7 @@ impl Link {
         // A TPM that runs answers INITIALIZE; one that was just switched on needs this.
         let _ = link.context.startup(StartupType::Clear);
         link.authorise_owner(tpm)?;
-        link.again(Self::begin).map_err(|fail| owner_or(tpm, fail))?;
+        link.again(Self::begin).map_err(|fail| sessions::owner_or(tpm, fail))?;
         Ok(link)
     }
 
@@ -135,80 +140,11 @@ impl Link {
         Ok(())
     }
 
-    /// With an owner authorisation the root is made in an HMAC session: it is proven, not sent. There is no root
-    /// yet to salt this first session to, and without a salt a listener could try guesses on its HMACs. So it is
-    /// salted to a key that needs no authorisation.
-    fn authorise_owner(&mut self, tpm: &Tpm) -> Result<(), BackendError> {
-        let Some(source) = &tpm.owner_auth else { return Ok(()) };
-        if !self.owner_has_auth()? {
-            // As after a clear, and then it is the root that tells. From here on it is not sent either.
-            tracing::warn!("the TPM's owner has no authorisation, although `owner_auth_source` gives one");
-            return Ok(());
-        }
-        let auth = tpm
-            .secret(source)?
-            .with(|secret| Auth::try_from(secret))
-            .map_err(|_| BackendError::Stopped("`owner_auth_source` gives more than 64 bytes".to_owned()))?;
-        let owner = ObjectHandle::from(Hierarchy::Owner);
-        self.context.tr_set_auth(owner, auth).map_err(|error| Fail::new("owner auth", error))?;
-        let public = template::root()?;
-        self.owner = self.again(|link| {
-            let public = public.clone();
-            let create = |context: &mut Context| {
-                context.create_primary(Hierarchy::Null, public, None, None, None, None)
-            };
-            let made = link.command(MAKE_PRIMARY, (Some(AuthSession::Password), None), create)?;
-            let session = link.start_session(Some(made.key_handle), "TPM2_StartAuthSession");
-            // Flushed on every path, and the first thing that went wrong is told.
-            let flushed = link.flush(made.key_handle.into());
-            session.and_then(|session| flushed.map(|()| session))
-        })?;
-        Ok(())
-    }
-
-    /// Whether the owner hierarchy has an authorisation: TPMA_PERMANENT, bit 0 (part 2, section 8.6).
-    fn owner_has_auth(&mut self) -> Result<bool, Fail> {
-        let found = self.properties(PropertyTag::Permanent, 1)?;
-        Ok(found.get(&PropertyTag::Permanent).is_some_and(|attributes| attributes & 1 != 0))
-    }
-
-    fn begin(&mut self) -> Result<(), Fail> {
-        let root = self.root()?;
-        let session = self.start_session(Some(root), "TPM2_StartAuthSession")?;
-        self.session = session;
-        // It authorises for the owner as well: one session is as good as two, and takes one place.
-        if let Some(first @ AuthSession::HmacSession(_)) = self.owner {
-            self.owner = session;
-            self.flush(SessionHandle::from(first).into())?;
-        }
-        Ok(())
-    }
-
-    fn start_session(
-        &mut self,
-        salt: Option<KeyHandle>,
-        function: &'static str,
-    ) -> Result<Option<AuthSession>, Fail> {
-        let fail = |error| Fail::new(function, error);
-        self.context.clear_sessions();
-        let aes = SymmetricDefinition::AES_128_CFB;
-        let sha = HashingAlgorithm::Sha256;
-        let session = self.context.start_auth_session(salt, None, None, SessionType::Hmac, aes, sha);
-        let Some(session) = session.map_err(fail)? else { return Err(Fail { function, code: 0 }) };
-        let (attributes, mask) = SessionAttributesBuilder::new()
-            .with_continue_session(true)
-            .with_decrypt(true)
-            .with_encrypt(true)
-            .build();
-        self.context.tr_sess_set_attributes(session, attributes, mask).map_err(fail)?;
-        Ok(Some(session))
-    }
-
     /// Repeats `call` once after everything was flushed, if the TPM has no room.
     pub(super) fn again<T>(&mut self, call: impl Fn(&mut Self) -> Result<T, Fail>) -> Result<T, Fail> {
         match call(self) {
             Err(fail) if fail.is_full() => {
-                self.make_room();
+                self.make_room(fail);
                 call(self)
             }
             other => other,
@@ -357,31 +293,25 @@ impl Link {
 
     /// Flushes all loaded objects, and sessions that are not ours: those that another program, or a process of
     /// ours that was killed, left in a TPM without a resource manager.
-    fn make_room(&mut self) {
+    fn make_room(&mut self, full: Fail) {
         let own = self.loaded.len();
         if let Err(fail) = self.evict(0) {
             tracing::debug!(?fail, "a loaded object cannot be flushed");
         }
         self.loaded.clear();
         let objects = self.handles(TRANSIENT_FIRST).unwrap_or_default();
-        let foreign = objects.into_iter().chain(self.foreign_sessions());
+        // Saved ones take no room, but there are numbers for some dozens only.
+        let with_saved = full.is_out_of_sessions() && !self.is_shared;
+        let foreign = objects.into_iter().chain(self.foreign_sessions(with_saved));
         let mut flushed = 0;
         for handle in foreign.collect::<Vec<_>>() {
-            if let Ok(object) = self.context.tr_from_tpm_public(handle)
-                && self.context.flush_context(object).is_ok()
-            {
+            if let Ok(object) = self.context.tr_from_tpm_public(handle) {
+                // The crate calls it an error to have flushed a policy session; the TPM has flushed it.
+                let _ = self.context.flush_context(object);
                 flushed += 1;
             }
         }
         tracing::warn!(own, flushed, "the TPM had no room; what was left behind in it was flushed");
-    }
-
-    fn foreign_sessions(&mut self) -> Vec<TpmHandle> {
-        // As many as are ours were the last ones to be started; which number they have is not known here.
-        let sessions = self.handles(SESSION_FIRST).unwrap_or_default();
-        let own = usize::from(self.session.is_some())
-            + usize::from(self.owner.is_some_and(|owner| !matches!(owner, AuthSession::Password)));
-        if sessions.len() > own && own == 0 { sessions } else { Vec::new() }
     }
 
     /// Handles that are in use, from `first` on.
@@ -503,16 +433,4 @@ impl Link {
         }
         // Dropping the context flushes the session.
     }
-}
-
-/// The owner is under no dictionary attack protection, so a wrong authorisation costs no try; but it does not
-/// become right by itself.
-fn owner_or(tpm: &Tpm, fail: Fail) -> BackendError {
-    if !(fail.is_auth() && fail.function == MAKE_PRIMARY) {
-        return fail.into();
-    }
-    BackendError::Stopped(match tpm.owner_auth {
-        Some(_) => "the TPM's owner has another authorisation than `owner_auth_source` gives".to_owned(),
-        None => "the TPM's owner has an authorisation: `owner_auth_source` has to give it".to_owned(),
-    })
 }
