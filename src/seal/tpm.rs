@@ -7,7 +7,7 @@
 //! F6). Every secret crosses the bus in a session that is salted to the root, whose name is recorded at
 //! the first start: another TPM, a cleared one or somebody in between is noticed by it and stops the device.
 //!
-//! `link` is the connection: session, object slots, retries; `template` what keys look like and the rules
+//! `link` is the connection: sessions, object slots, retries; `template` what keys look like and the rules
 //! they must keep; `keys` the [`Backend`]; `report` what the chip can do; `error` what response codes mean.
 //! Not here: recovery and deadlines, which are those of every device.
 

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::swtpm::{Swtpm, program};
 
-fn lacre(dir: &Path) -> Command {
+pub fn lacre(dir: &Path) -> Command {
     let mut command = program(env!("CARGO_BIN_EXE_lacre"));
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("LACRE")) {
         command.env_remove(name);
@@ -18,11 +18,11 @@ fn lacre(dir: &Path) -> Command {
     command
 }
 
-fn text(bytes: &[u8]) -> String {
+pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-fn run(command: &mut Command) -> Output {
+pub fn run(command: &mut Command) -> Output {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{command:?}: {}{}", text(&output.stdout), text(&output.stderr));
     output

@@ -9,7 +9,7 @@ use crate::proxy::{Proxy, Wire};
 use crate::stage::{HERE, Running};
 use crate::swtpm::Swtpm;
 
-fn failed_tries(tpm: &Swtpm) -> u64 {
+pub fn failed_tries(tpm: &Swtpm) -> u64 {
     let listed = tpm.tool(&["tpm2_getcap", "properties-variable"]);
     let line = listed.lines().find(|line| line.contains("TPM2_PT_LOCKOUT_COUNTER")).unwrap();
     u64::from_str_radix(line.rsplit("0x").next().unwrap().trim(), 16).unwrap()

@@ -4,13 +4,15 @@ use std::str::FromStr;
 
 use tss_esapi::Context;
 use tss_esapi::attributes::ObjectAttributesBuilder;
+use tss_esapi::constants::SessionType;
+use tss_esapi::handles::SessionHandle;
 use tss_esapi::interface_types::algorithm::{HashingAlgorithm, PublicAlgorithm};
 use tss_esapi::interface_types::ecc::EccCurve;
 use tss_esapi::interface_types::resource_handles::Hierarchy;
 use tss_esapi::interface_types::session_handles::AuthSession;
 use tss_esapi::structures::{
     EccParameter, EccPoint, EccScheme, HashScheme, Public, PublicBuilder, PublicEccParametersBuilder,
-    SymmetricDefinitionObject,
+    SymmetricDefinition, SymmetricDefinitionObject,
 };
 use tss_esapi::tcti_ldr::TctiNameConf;
 use tss_esapi::traits::Marshall;
@@ -50,6 +52,43 @@ pub fn leave_an_object_behind(tcti: &str) {
     let mut context = context(tcti);
     context.create_primary(Hierarchy::Owner, storage(&[7; 32]), None, None, None, None).unwrap();
     std::mem::forget(context);
+}
+
+/// Sessions of both kinds that nobody ends, as many as asked for or as there is room for; how many there are.
+pub fn leave_sessions_behind(tcti: &str, most: usize) -> usize {
+    let mut context = context(tcti);
+    context.clear_sessions();
+    let kinds = [SessionType::Policy, SessionType::Hmac];
+    let left =
+        kinds.iter().cycle().take(most).take_while(|kind| start(&mut context, **kind).is_some()).count();
+    std::mem::forget(context);
+    left
+}
+
+/// Sessions that were saved and never loaded again: as many as the TPM has numbers for.
+pub fn save_sessions(tcti: &str) -> usize {
+    let mut context = context(tcti);
+    context.clear_sessions();
+    let mut saved = 0;
+    while let Some(session) = start(&mut context, SessionType::Hmac) {
+        context.context_save(SessionHandle::from(session).into()).unwrap();
+        saved += 1;
+    }
+    std::mem::forget(context);
+    saved
+}
+
+fn start(context: &mut Context, kind: SessionType) -> Option<AuthSession> {
+    let (aes, sha) = (SymmetricDefinition::AES_128_CFB, HashingAlgorithm::Sha256);
+    context.start_auth_session(None, None, None, kind, aes, sha).ok().flatten()
+}
+
+/// Makes a primary with the owner's authorisation as a password, which is sent as it is.
+pub fn make_as_owner(tcti: &str, auth: &str) {
+    let mut context = context(tcti);
+    let auth = tss_esapi::structures::Auth::try_from(auth.as_bytes()).unwrap();
+    context.tr_set_auth(Hierarchy::Owner.into(), auth).unwrap();
+    context.create_primary(Hierarchy::Owner, storage(&[7; 32]), None, None, None, None).unwrap();
 }
 
 /// A signing key under Lacre's root (its template is public) that is not exempt from the dictionary attack

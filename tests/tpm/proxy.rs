@@ -104,6 +104,18 @@ impl Proxy {
     }
 }
 
+impl Proxy {
+    /// How often that command has been sent.
+    pub fn count(&self, command: u32) -> usize {
+        let code = command.to_be_bytes();
+        // The header is a tag, the length and the code. A command of at most 4 KiB has two zeros before the code.
+        self.seen()
+            .windows(10)
+            .filter(|at| at[0] == 0x80 && at[1] <= 2 && at[2..4] == [0; 2] && at[6..] == code)
+            .count()
+    }
+}
+
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.state.ended.store(true, Ordering::Relaxed);

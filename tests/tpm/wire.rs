@@ -11,7 +11,7 @@ use crate::swtpm::{Swtpm, program};
 /// The text that a client would send as its secret.
 const MESSAGE: &[u8] = b"canary of a client secret, 1234567890";
 
-fn contains(seen: &[u8], needle: &[u8]) -> bool {
+pub fn contains(seen: &[u8], needle: &[u8]) -> bool {
     seen.windows(needle.len()).any(|window| window == needle)
 }
 

@@ -45,6 +45,11 @@ impl Fail {
         self.is_of_tpm() && matches!(self.code & 0xFFFF, 0x902..=0x906)
     }
 
+    /// `TPM_RC_SESSION_HANDLES`: every number for a session is given out.
+    pub(super) fn is_out_of_sessions(self) -> bool {
+        self.is_of_tpm() && self.code & 0xFFFF == 0x905
+    }
+
     /// The authorisation did not match: another value, or a session that is out of step.
     pub(super) fn is_auth(self) -> bool {
         matches!(self.format_one(), Some(BAD_AUTH | AUTH_FAIL))
@@ -103,6 +108,9 @@ mod tests {
     #[test]
     fn codes_are_told_apart_by_what_is_to_be_done() {
         assert!(fail(0x902).is_full() && fail(0x903).is_full() && !fail(0x921).is_full());
+        assert!(
+            fail(0x905).is_full() && fail(0x905).is_out_of_sessions() && !fail(0x903).is_out_of_sessions()
+        );
         assert!(fail(0x9A2).is_auth() && fail(0x98E).is_auth() && !fail(0x921).is_auth());
         assert!(fail(0x1DF).is_bad_blob() && fail(0x2D5).is_bad_blob() && !fail(0x18B).is_bad_blob());
         assert!(fail(0x99D).is_policy());

@@ -5,17 +5,17 @@
 //! context as well, which loads without its parent and faster than its blob. When the TPM says that it is
 //! full, because another program left something behind, all of it is flushed and the call repeated once.
 
+mod sessions;
+
 use std::collections::{HashMap, HashSet};
 
 use aws_lc_rs::hmac;
 use tss_esapi::Context;
-use tss_esapi::attributes::SessionAttributesBuilder;
-use tss_esapi::constants::{CapabilityType, PropertyTag, SessionType, StartupType};
+use tss_esapi::constants::{CapabilityType, PropertyTag, StartupType};
 use tss_esapi::handles::{KeyHandle, ObjectHandle, TpmHandle};
-use tss_esapi::interface_types::algorithm::HashingAlgorithm;
 use tss_esapi::interface_types::resource_handles::Hierarchy;
-use tss_esapi::interface_types::session_handles::AuthSession;
-use tss_esapi::structures::{Auth, CapabilityData, Private, Public, SymmetricDefinition};
+use tss_esapi::interface_types::session_handles::{AuthSession, PolicySession};
+use tss_esapi::structures::{Auth, CapabilityData, Private, Public};
 use tss_esapi::utils::TpmsContext;
 
 use super::error::Fail;
@@ -25,9 +25,10 @@ use crate::seal::guarded::SecretBuf;
 
 /// Objects that stay loaded between calls.
 const CACHED: usize = 2;
-/// The first handles of loaded objects and sessions (part 2, section 7.2).
+/// What makes a primary; that the owner refuses it, shows here first.
+const MAKE_PRIMARY: &str = "TPM2_CreatePrimary";
+/// The first handle of loaded objects (part 2, section 7.2).
 const TRANSIENT_FIRST: u32 = 0x8000_0000;
-const SESSION_FIRST: u32 = 0x0200_0000;
 
 /// What an object is known by here: the key's id, or zeros for the root.
 pub(super) type Id = [u8; 16];
@@ -53,8 +54,13 @@ pub(super) struct Link {
     pub(super) since: u64,
     /// Salted to the root; encrypts parameters both ways.
     session: Option<AuthSession>,
-    /// What authorises the owner: nothing to prove, or a secret that is not sent.
+    /// What authorises for the owner: nothing to prove, or a secret that is not sent. That is `session`, once
+    /// there is one.
     owner: Option<AuthSession>,
+    /// The policy session of the present call.
+    policy: Option<PolicySession>,
+    /// Whether a resource manager shares the TPM: what is saved in it then belongs to programs that run.
+    is_shared: bool,
     /// The most recently used last.
     loaded: Vec<Loaded>,
     /// Contexts of what was loaded before.
@@ -110,6 +116,8 @@ impl Link {
             since: tpm.epoch(),
             session: None,
             owner: Some(AuthSession::Password),
+            policy: None,
+            is_shared: ["device:/dev/tpmrm", "tabrmd"].iter().any(|kind| tpm.address.starts_with(kind)),
             loaded: Vec::new(),
             saved: HashMap::new(),
             authorised: HashMap::new(),
@@ -120,7 +128,7 @@ impl Link {
         // A TPM that runs answers INITIALIZE; one that was just switched on needs this.
         let _ = link.context.startup(StartupType::Clear);
         link.authorise_owner(tpm)?;
-        link.again(Self::begin)?;
+        link.again(Self::begin).map_err(|fail| sessions::owner_or(tpm, fail))?;
         Ok(link)
     }
 
@@ -132,50 +140,11 @@ impl Link {
         Ok(())
     }
 
-    /// With an owner authorisation the root is made in an HMAC session: it is proven, not sent.
-    fn authorise_owner(&mut self, tpm: &Tpm) -> Result<(), BackendError> {
-        let Some(source) = &tpm.owner_auth else { return Ok(()) };
-        let auth = tpm
-            .secret(source)?
-            .with(|secret| Auth::try_from(secret))
-            .map_err(|error| Fail::new("owner auth", error))?;
-        let owner = ObjectHandle::from(Hierarchy::Owner);
-        self.context.tr_set_auth(owner, auth).map_err(|error| Fail::new("owner auth", error))?;
-        self.owner = self.again(|link| link.start_session(None, "TPM2_StartAuthSession"))?;
-        Ok(())
-    }
-
-    fn begin(&mut self) -> Result<(), Fail> {
-        let root = self.root()?;
-        self.session = self.start_session(Some(root), "TPM2_StartAuthSession")?;
-        Ok(())
-    }
-
-    fn start_session(
-        &mut self,
-        salt: Option<KeyHandle>,
-        function: &'static str,
-    ) -> Result<Option<AuthSession>, Fail> {
-        let fail = |error| Fail::new(function, error);
-        self.context.clear_sessions();
-        let aes = SymmetricDefinition::AES_128_CFB;
-        let sha = HashingAlgorithm::Sha256;
-        let session = self.context.start_auth_session(salt, None, None, SessionType::Hmac, aes, sha);
-        let Some(session) = session.map_err(fail)? else { return Err(Fail { function, code: 0 }) };
-        let (attributes, mask) = SessionAttributesBuilder::new()
-            .with_continue_session(true)
-            .with_decrypt(true)
-            .with_encrypt(true)
-            .build();
-        self.context.tr_sess_set_attributes(session, attributes, mask).map_err(fail)?;
-        Ok(Some(session))
-    }
-
     /// Repeats `call` once after everything was flushed, if the TPM has no room.
     pub(super) fn again<T>(&mut self, call: impl Fn(&mut Self) -> Result<T, Fail>) -> Result<T, Fail> {
         match call(self) {
             Err(fail) if fail.is_full() => {
-                self.make_room();
+                self.make_room(fail);
                 call(self)
             }
             other => other,
@@ -279,7 +248,7 @@ impl Link {
                 let create = |context: &mut Context| {
                     context.create_primary(Hierarchy::Owner, public, None, None, None, None)
                 };
-                self.command("TPM2_CreatePrimary", sessions, create)?.key_handle
+                self.command(MAKE_PRIMARY, sessions, create)?.key_handle
             }
             Origin::Child(private, public) => {
                 let root = self.root()?;
@@ -324,31 +293,25 @@ impl Link {
 
     /// Flushes all loaded objects, and sessions that are not ours: those that another program, or a process of
     /// ours that was killed, left in a TPM without a resource manager.
-    fn make_room(&mut self) {
+    fn make_room(&mut self, full: Fail) {
         let own = self.loaded.len();
         if let Err(fail) = self.evict(0) {
             tracing::debug!(?fail, "a loaded object cannot be flushed");
         }
         self.loaded.clear();
         let objects = self.handles(TRANSIENT_FIRST).unwrap_or_default();
-        let foreign = objects.into_iter().chain(self.foreign_sessions());
+        // Saved ones take no room, but there are numbers for some dozens only.
+        let with_saved = full.is_out_of_sessions() && !self.is_shared;
+        let foreign = objects.into_iter().chain(self.foreign_sessions(with_saved));
         let mut flushed = 0;
         for handle in foreign.collect::<Vec<_>>() {
-            if let Ok(object) = self.context.tr_from_tpm_public(handle)
-                && self.context.flush_context(object).is_ok()
-            {
+            if let Ok(object) = self.context.tr_from_tpm_public(handle) {
+                // The crate calls it an error to have flushed a policy session; the TPM has flushed it.
+                let _ = self.context.flush_context(object);
                 flushed += 1;
             }
         }
         tracing::warn!(own, flushed, "the TPM had no room; what was left behind in it was flushed");
-    }
-
-    fn foreign_sessions(&mut self) -> Vec<TpmHandle> {
-        // As many as are ours were the last ones to be started; which number they have is not known here.
-        let sessions = self.handles(SESSION_FIRST).unwrap_or_default();
-        let own = usize::from(self.session.is_some())
-            + usize::from(self.owner.is_some_and(|owner| !matches!(owner, AuthSession::Password)));
-        if sessions.len() > own && own == 0 { sessions } else { Vec::new() }
     }
 
     /// Handles that are in use, from `first` on.

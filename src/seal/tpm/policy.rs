@@ -15,9 +15,8 @@ use p256::elliptic_curve::sec1::ToSec1Point;
 use p256::pkcs8::DecodePublicKey;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use tss_esapi::attributes::{ObjectAttributesBuilder, SessionAttributesBuilder};
-use tss_esapi::constants::SessionType;
-use tss_esapi::handles::{KeyHandle, SessionHandle};
+use tss_esapi::attributes::ObjectAttributesBuilder;
+use tss_esapi::handles::KeyHandle;
 use tss_esapi::interface_types::algorithm::{HashingAlgorithm, PublicAlgorithm};
 use tss_esapi::interface_types::ecc::EccCurve;
 use tss_esapi::interface_types::resource_handles::Hierarchy;
@@ -25,11 +24,10 @@ use tss_esapi::interface_types::session_handles::{AuthSession, PolicySession};
 use tss_esapi::structures::{
     Digest, DigestList, EccParameter, EccPoint, EccScheme, EccSignature, HashScheme, KeyedHashScheme, Nonce,
     PcrSelectionList, PcrSlot, Private, Public, PublicBuffer, PublicBuilder, PublicEccParametersBuilder,
-    PublicKeyedHashParameters, SensitiveData, Signature, SymmetricDefinition,
+    PublicKeyedHashParameters, SensitiveData, Signature,
 };
 use tss_esapi::traits::Marshall;
 
-use super::error::Fail;
 use super::link::Link;
 use super::scrub::{scrub, wipe_blocks};
 use super::{BackendError, Tpm};
@@ -114,49 +112,27 @@ fn selection(pcrs: &[u8]) -> Result<PcrSelectionList, BackendError> {
         .map_err(unusable)
 }
 
-/// A session that has come as far as the PCRs, and the digest it has then. The caller flushes it.
+/// A session that has come as far as the PCRs, and the digest it has then. The caller ends it.
 fn pcr_session(link: &mut Link, pcrs: &[u8]) -> Result<(PolicySession, Digest), BackendError> {
     let function = "TPM2_PolicyPCR";
     let selected = selection(pcrs)?;
-    let session = start(link)?;
+    let session = link.start_policy()?;
     let stepped = link
         .command(function, (None, None), |context| context.policy_pcr(session, Digest::default(), selected))
         .and_then(|()| link.command(function, (None, None), |context| context.policy_get_digest(session)));
     match stepped {
         Ok(digest) => Ok((session, digest)),
         Err(fail) => {
-            end(link, session);
+            link.end_policy();
             Err(fail.into())
         }
     }
 }
 
-/// A policy session whose answers are encrypted.
-fn start(link: &mut Link) -> Result<PolicySession, BackendError> {
-    let function = "TPM2_StartAuthSession";
-    let root = link.root()?;
-    let aes = SymmetricDefinition::AES_128_CFB;
-    let started = link.command(function, (None, None), |context| {
-        context.start_auth_session(Some(root), None, None, SessionType::Policy, aes, HashingAlgorithm::Sha256)
-    })?;
-    let session = started.ok_or(Fail { function, code: 0 })?;
-    let (attributes, mask) = SessionAttributesBuilder::new().with_encrypt(true).build();
-    link.command(function, (None, None), |context| {
-        context.tr_sess_set_attributes(session, attributes, mask)
-    })?;
-    PolicySession::try_from(session).map_err(|_| Fail { function, code: 0 }.into())
-}
-
-fn end(link: &mut Link, session: PolicySession) {
-    let handle = SessionHandle::from(AuthSession::from(session));
-    // A session that was used up is gone already.
-    let _ = link.flush(handle.into());
-}
-
 /// The digest that an approval of the PCRs' present values has to sign.
 pub(super) fn present(link: &mut Link, pcrs: &[u8]) -> Result<Vec<u8>, BackendError> {
-    let (session, digest) = pcr_session(link, pcrs)?;
-    end(link, session);
+    let (_, digest) = pcr_session(link, pcrs)?;
+    link.end_policy();
     Ok(digest.value().to_vec())
 }
 
@@ -184,10 +160,13 @@ pub(super) fn seal(
         .map_err(unable)?;
     let data = secret.with(|secret| SensitiveData::try_from(secret));
     let data = data.map_err(|_| stopped("the secret is longer than a TPM seals (128 bytes)"))?;
-    let root = link.root()?;
     let sessions = link.under_parent();
-    let made = link.command("TPM2_Create", sessions, |context| {
-        context.create(root, public, None, Some(data), None, None)
+    let made = link.again(|link| {
+        let root = link.root()?;
+        let (public, data) = (public.clone(), data.clone());
+        link.command("TPM2_Create", sessions, |context| {
+            context.create(root, public, None, Some(data), None, None)
+        })
     });
     scrub(link);
     let made = made?;
@@ -255,9 +234,9 @@ impl SealedSecret {
                 digest.map_err(|_| unreadable())?;
             }
             link.command("TPM2_PolicyOR", (None, None), |context| context.policy_or(session, branches))?;
-            unseal(link, session, private, public, arena)
+            unseal(link, session, &private, &public, arena)
         })();
-        end(link, session);
+        link.end_policy();
         opened
     }
 
@@ -277,10 +256,11 @@ impl SealedSecret {
             let Ok(signature) = EccSignature::create(HashingAlgorithm::Sha256, r, s) else { continue };
             let signed = Digest::try_from(&sha256(&[present.value()])[..]);
             let Ok(signed) = signed else { continue };
-            let load = |context: &mut tss_esapi::Context| {
-                context.load_external_public(key.clone(), Hierarchy::Owner)
-            };
-            let handle: KeyHandle = link.command("TPM2_LoadExternal", (None, None), load)?;
+            let handle: KeyHandle = link.again(|link| {
+                link.command("TPM2_LoadExternal", (None, None), |context| {
+                    context.load_external_public(key.clone(), Hierarchy::Owner)
+                })
+            })?;
             let name = link.context.tr_get_name(handle.into());
             let ticket = link.command("TPM2_VerifySignature", (None, None), |context| {
                 context.verify_signature(handle, signed, Signature::EcDsa(signature))
@@ -303,13 +283,16 @@ impl SealedSecret {
 fn unseal(
     link: &mut Link,
     session: PolicySession,
-    private: Private,
-    public: Public,
+    private: &Private,
+    public: &Public,
     arena: &Arena,
 ) -> Result<SecretBuf, BackendError> {
-    let root = link.root()?;
     let parent = (Some(AuthSession::Password), None);
-    let object = link.command("TPM2_Load", parent, |context| context.load(root, private, public))?;
+    let object = link.again(|link| {
+        let root = link.root()?;
+        let (private, public) = (private.clone(), public.clone());
+        link.command("TPM2_Load", parent, |context| context.load(root, private, public))
+    })?;
     let sessions = (Some(AuthSession::from(session)), None);
     let data = link.command("TPM2_Unseal", sessions, |context| context.unseal(object.into()));
     wipe_blocks();
