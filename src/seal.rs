@@ -293,7 +293,12 @@ impl Sealer {
             (Way::Child(client), Way::Child(other)) if Arc::ptr_eq(client, other) => {
                 return client.rewrap(from, to, context, key).await;
             }
-            // A daemon with several devices drives them all itself (`Devices::start`).
+            (Way::Child(source), Way::Child(target)) => {
+                let address = target.address().await?;
+                let parcel = source.export(from, context, key, (to, address)).await?;
+                return target.import(to, context, parcel).await;
+            }
+            // All of a daemon's devices are driven in the same way (`Devices::start`).
             _ => return Err(worker::mismatch("rewrap")),
         };
         let wrapped = if Arc::ptr_eq(source, target) {
@@ -302,6 +307,48 @@ impl Sealer {
             rewrap_across((source, from), (target, to), context, key).await?
         };
         Ok(WrappedKey::new(to, wrapped))
+    }
+
+    /// Unwraps a DEK for another sealer process, which will wrap it under what `aad` says.
+    pub(crate) async fn export(
+        &self,
+        from: &Kek,
+        context: &Context<'_>,
+        key: &WrappedKey,
+        (address, aad): (&child::Address, &[u8]),
+    ) -> Result<child::Parcel, SealError> {
+        let route = self.routes.to(&from.key)?;
+        let _room = route.enter().await?;
+        let Way::Lanes(source) = &route.way else { return Err(worker::mismatch("rewrap")) };
+        let mut dek = unwrap(source, from, context, key, Priority::Background).await?;
+        child::pack(&mut dek, address, aad).map_err(|_| SealError::no_randomness())
+    }
+
+    /// Wraps a DEK that another sealer process has unwrapped for this one.
+    pub(crate) async fn import(
+        &self,
+        to: &Kek,
+        context: &Context<'_>,
+        parcel: &child::Parcel,
+        mailbox: &child::Mailbox,
+    ) -> Result<WrappedKey, SealError> {
+        let route = self.routes.to(&to.key)?;
+        let _room = route.enter().await?;
+        let Way::Lanes(target) = &route.way else { return Err(worker::mismatch("rewrap")) };
+        let _place = target.arrival(&to.key).await?;
+        for _ in 0..DEK_TRIES {
+            let mut dek = self.arena.take(envelope::DEK_LEN).await?;
+            let aad = context.wrap_aad(to);
+            // No word against the record: the process that it was for may have been replaced.
+            mailbox.open(parcel, &aad, &mut dek).map_err(|_| SealError::Unavailable {
+                retry_after: Duration::from_secs(1),
+                reason: "a data key came for another sealer process".to_owned(),
+            })?;
+            if let Some(wrapped) = target.wrap_within(DEK_LIFETIME, to, dek, aad, context.flow()).await? {
+                return Ok(WrappedKey::new(to, wrapped));
+            }
+        }
+        Err(worker::full())
     }
 
     /// Signs `message` (hashed here) and returns the JOSE form: `r || s` of fixed width for ECDSA

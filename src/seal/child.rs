@@ -15,6 +15,7 @@ mod errors;
 mod pipe;
 mod serve;
 mod supervisor;
+mod transfer;
 mod wire;
 
 use std::path::{Path, PathBuf};
@@ -33,6 +34,7 @@ use crate::seal::{device, pkcs11};
 pub(crate) use client::Client;
 pub use serve::{ServeError, serve};
 pub(crate) use supervisor::Supervisor;
+pub(crate) use transfer::{Address, Mailbox, Parcel, pack};
 
 use supervisor::Plan;
 

@@ -133,8 +133,7 @@ pub struct Devices {
 impl Devices {
     /// Starts every device. Returns with those up that could be; recovery of the others goes on.
     ///
-    /// One device is driven where `sealer` says. Several are driven in threads of this process: a DEK that
-    /// moves from one to the other would have to cross between sealer processes.
+    /// Each is driven where `sealer` says, in a process of its own or in threads of this one.
     ///
     /// # Errors
     /// [`StartError`] for what no waiting heals, whichever device it is.
@@ -145,18 +144,10 @@ impl Devices {
         arena: &Arena,
     ) -> Result<Self, StartError> {
         let (modules, mut all) = (Modules::default(), Vec::<Device>::new());
-        let alone = configs.len() == 1;
-        if !alone && sealer.mode == SealerMode::Process {
-            tracing::info!(
-                "Several devices: they are driven in threads of the daemon, not in a sealer process"
-            );
-        }
         for (name, config) in configs {
             let started = match sealer.mode {
-                SealerMode::Process if alone => {
-                    child::start(name.clone(), sealer, config, surroundings, arena)
-                }
-                _ => device::start_named(name.clone(), config, arena, &modules),
+                SealerMode::Process => child::start(name.clone(), sealer, config, surroundings, arena),
+                SealerMode::Thread => device::start_named(name.clone(), config, arena, &modules),
             };
             match started {
                 Ok(device) => all.push(device),

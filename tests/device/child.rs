@@ -20,7 +20,7 @@ use crate::softhsm;
 const READY_AGAIN: Duration = Duration::from_secs(2);
 
 /// Sends a signal to one process.
-fn signal(pid: u64, name: &str) {
+pub fn signal(pid: u64, name: &str) {
     let sent = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status().unwrap();
     assert!(sent.success(), "{pid} is not there");
 }

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use lacre::seal::guarded::Options;
 use lacre::seal::{
-    Alg, Arena, DeviceName, DeviceState, Devices, Kek, KeyRef, KeySpec, SealError, SealerConfig, StartError,
-    Surroundings,
+    Alg, Arena, DeviceName, DeviceState, Devices, Kek, KeyRef, KeySpec, SealError, SealerConfig, SealerMode,
+    StartError, Surroundings,
 };
 use serde_json::json;
 
@@ -45,7 +45,12 @@ fn try_start(
     let options = Options { slots: 64, allow_unlocked: true, ..Options::default() };
     let arena = Arena::new(&options).unwrap();
     let surroundings = Surroundings::new(&options, "info", false);
-    Devices::start(&configs, &SealerConfig::default(), &surroundings, &arena)
+    Devices::start(
+        &configs,
+        &SealerConfig { mode: SealerMode::Thread, ..SealerConfig::default() },
+        &surroundings,
+        &arena,
+    )
 }
 
 /// A second token beside the stage's, made once.

@@ -11,6 +11,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
+use crate::child::signal;
 use crate::daemon::{Api, Options, TestDaemon};
 use crate::postgres::Postgres;
 use crate::served::{refused_for_now, stored, value_path};
@@ -99,6 +100,52 @@ async fn keys_are_made_where_they_are_placed_and_a_device_that_is_away_fails_its
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert_eq!(api.value(&id).await, value);
+    daemon.finish().await;
+}
+
+/// Each device has a sealer process of its own.
+#[tokio::test]
+async fn a_sealer_process_that_is_killed_or_stopped_leaves_the_other_devices_calls_alone() {
+    let (mut daemon, direct, control) = prepared().await;
+    let more = "[database]\nurl = \"sqlite:{dir}/two.db\"\n[placement]\nsigning_keys = \"b\"\n";
+    daemon.set_options(options(&control, config(&direct, more)));
+    daemon.initialise();
+    daemon.run().await;
+    let api = daemon.api().await;
+    let value = daemon.secret("kept");
+    let id = stored(&api, "kept", &value).await;
+    let pids = async || {
+        let status: Value = api.get("/v1/status").await.json().await.unwrap();
+        let pid = |device: &Value| device["sealer"]["pid"].as_u64().unwrap();
+        let pids: Vec<_> = status["devices"].as_array().unwrap().iter().map(pid).collect();
+        <[u64; 2]>::try_from(pids).unwrap()
+    };
+    let served = async || {
+        let began = Instant::now();
+        while api.get(&value_path(&id)).await.status() != StatusCode::OK {
+            // Signed on the other device meanwhile.
+            daemon.token("all").await;
+            assert!(began.elapsed() < Duration::from_secs(10));
+        }
+        assert_eq!(api.value(&id).await, value);
+    };
+    let [b, default] = pids().await;
+    assert_ne!(b, default);
+
+    signal(default, "KILL");
+    daemon.token("all").await;
+    served().await;
+    let [same, other] = pids().await;
+    assert!(same == b && other != default, "{b} {default}, then {same} {other}");
+
+    signal(other, "STOP");
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(3) {
+        daemon.token("all").await;
+    }
+    refused_for_now(api.get(&value_path(&id)).await, "device-unavailable").await;
+    signal(other, "CONT");
+    served().await;
     daemon.finish().await;
 }
 

@@ -18,6 +18,7 @@ use zeroize::Zeroizing;
 use crate::seal::backend::BackendError;
 use crate::seal::child::errors::{Names, WireError};
 use crate::seal::child::pipe::Outbox;
+use crate::seal::child::transfer::{Address, Parcel};
 use crate::seal::child::wire::{self, Ask, Body, FIRST_ID, Frame, Garbled, Kind, LARGEST_BODY};
 use crate::seal::context::Context;
 use crate::seal::device::{DeviceState, DeviceStatus};
@@ -398,6 +399,41 @@ impl Client {
         key: &WrappedKey,
     ) -> Result<WrappedKey, SealError> {
         let ask = Ask::Rewrap { from: from.clone(), to: to.clone(), context: *context, key: key.clone() };
+        let wrapped = self.ask(&ask, Body::None, None, |meta| Ok(WrappedKey::from_bytes(meta)?)).await?;
+        if wrapped.wrapped_by(to).is_none() {
+            return self.read(Err(Garbled("wrapped by another KEK")));
+        }
+        Ok(wrapped)
+    }
+
+    /// Where DEKs for the process are encrypted to, as long as it lives.
+    pub(crate) async fn address(&self) -> Result<Address, SealError> {
+        let read = |meta: &[u8]| meta.try_into().map_err(|_| Garbled("not an address"));
+        self.ask(&Ask::Address, Body::None, None, read).await
+    }
+
+    /// The DEK of `key`, encrypted for the process at `address`, which will wrap it under `to`.
+    pub(crate) async fn export(
+        &self,
+        from: &Kek,
+        context: &Context<'_>,
+        key: &WrappedKey,
+        (to, address): (&Kek, Address),
+    ) -> Result<Parcel, SealError> {
+        let aad = Cow::Owned(context.wrap_aad(to));
+        let ask = Ask::Export { from: from.clone(), context: *context, key: key.clone(), address, aad };
+        let read = |meta: &[u8]| meta.try_into().map_err(|_| Garbled("not a parcel"));
+        self.ask(&ask, Body::None, None, read).await
+    }
+
+    /// Wraps the DEK of a parcel that was made for this process.
+    pub(crate) async fn import(
+        &self,
+        to: &Kek,
+        context: &Context<'_>,
+        parcel: Parcel,
+    ) -> Result<WrappedKey, SealError> {
+        let ask = Ask::Import { to: to.clone(), context: *context, parcel };
         let wrapped = self.ask(&ask, Body::None, None, |meta| Ok(WrappedKey::from_bytes(meta)?)).await?;
         if wrapped.wrapped_by(to).is_none() {
             return self.read(Err(Garbled("wrapped by another KEK")));

@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 
 use crate::seal::child::errors::WireError;
 use crate::seal::child::pipe::{Inbox, Outbox};
+use crate::seal::child::transfer::Mailbox;
 use crate::seal::child::wire::{self, Ask, Body, Frame, HEAD, Kind, LARGEST_META, NO_ID};
 use crate::seal::child::{Start, complete, confine};
 use crate::seal::device::{self, Device, DeviceStatus, SealerStatus};
@@ -120,6 +121,7 @@ async fn run(mut stream: UnixStream, mut start: Start, body_len: usize) -> Resul
     stream.set_nonblocking(true)?;
     let outbox = Outbox::start(stream.try_clone()?, &arena).map_err(io::Error::other)?;
     let inbox = Inbox::new(&arena).map_err(io::Error::other)?;
+    let mailbox = Mailbox::new().map_err(io::Error::other)?;
     let stream = tokio::net::UnixStream::from_std(stream)?;
     let device = match bring_up(&start, &arena, &outbox, &stream).await {
         Some(Ok(device)) => device,
@@ -131,7 +133,14 @@ async fn run(mut stream: UnixStream, mut start: Start, body_len: usize) -> Resul
         }
         None => return Ok(()),
     };
-    let part = Arc::new(Part { device, arena, outbox, active: AtomicUsize::new(0), told: Mutex::new(None) });
+    let part = Arc::new(Part {
+        device,
+        arena,
+        outbox,
+        mailbox,
+        active: AtomicUsize::new(0),
+        told: Mutex::new(None),
+    });
     part.tell(Kind::Hello);
     let outcome = part.listen(&stream, inbox).await;
     part.device.close();
@@ -190,6 +199,8 @@ struct Part {
     device: Device,
     arena: Arena,
     outbox: Arc<Outbox>,
+    /// Where DEKs from other sealer processes arrive.
+    mailbox: Mailbox,
     /// Requests that are not answered yet.
     active: AtomicUsize,
     /// What the daemon was last told of the device.
@@ -317,6 +328,13 @@ impl Part {
                 (plain(&[]), Body::None)
             }
             Ask::Inspect { key } => (Frame::note(Kind::Answer, &admin.inspect(&key).await?).meta, Body::None),
+            Ask::Address => (plain(&self.mailbox.address), Body::None),
+            Ask::Export { from, context, key, address, aad } => {
+                (plain(&sealer.export(&from, &context, &key, (&address, &aad)).await?), Body::None)
+            }
+            Ask::Import { to, context, parcel } => {
+                (plain(&sealer.import(&to, &context, &parcel, &self.mailbox).await?.to_bytes()), Body::None)
+            }
             Ask::Count(count) => {
                 (wire::encode_count(admin.count(self.device.name(), count).await?), Body::None)
             }

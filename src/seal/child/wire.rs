@@ -10,6 +10,7 @@ use std::borrow::Cow;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
+use crate::seal::child::transfer::{Address, Parcel};
 use crate::seal::context::Context;
 use crate::seal::driver::Count;
 use crate::seal::envelope::{BadSealed, Payload, Reader, WrappedKey};
@@ -187,6 +188,22 @@ pub(super) enum Ask<'a> {
     },
     Capabilities,
     Count(Count),
+    /// Where DEKs for this process are encrypted to. The device is not asked.
+    Address,
+    /// Unwraps a DEK and encrypts it for another process, which will wrap it under `aad`.
+    Export {
+        from: Kek,
+        context: Context<'a>,
+        key: WrappedKey,
+        address: Address,
+        aad: Cow<'a, [u8]>,
+    },
+    /// Wraps a DEK that another process has encrypted for this one.
+    Import {
+        to: Kek,
+        context: Context<'a>,
+        parcel: Parcel,
+    },
 }
 
 /// Appends length-prefixed parts; [`Reader`] reads them.
@@ -248,6 +265,9 @@ impl<'a> Ask<'a> {
             Self::Inspect { .. } => "inspect",
             Self::Capabilities => "capabilities",
             Self::Count(_) => "count",
+            Self::Address => "address",
+            Self::Export { .. } => "unwrap",
+            Self::Import { .. } => "wrap",
         }
     }
 
@@ -304,6 +324,17 @@ impl<'a> Ask<'a> {
             Self::Destroy { key } => out.keyed(8, key),
             Self::Inspect { key } => out.keyed(9, key),
             Self::Capabilities => out.0.push(10),
+            Self::Address => out.0.push(12),
+            Self::Export { from, context, key, address, aad } => {
+                out.0.push(13);
+                out.kek(from).context(context).part(&key.to_bytes()).part(aad);
+                out.0.extend_from_slice(address);
+            }
+            Self::Import { to, context, parcel } => {
+                out.0.push(14);
+                out.kek(to).context(context);
+                out.0.extend_from_slice(parcel);
+            }
             Self::Count(count) => {
                 let (kind, from) = match count {
                     Count::Read => (1, 0),
@@ -352,6 +383,15 @@ impl<'a> Ask<'a> {
                     _ => return Err(Garbled("unknown count")),
                 })
             }
+            12 => Self::Address,
+            13 => Self::Export {
+                from: kek(r)?,
+                context: context(r)?,
+                key: wrapped(r)?,
+                aad: Cow::Borrowed(r.long()?),
+                address: r.array()?,
+            },
+            14 => Self::Import { to: kek(r)?, context: context(r)?, parcel: r.array()? },
             _ => return Err(Garbled("unknown request")),
         };
         reader.end()?;
@@ -448,7 +488,7 @@ mod tests {
         vec![
             Ask::Seal { kek: kek.clone(), context },
             Ask::Open { kek: kek.clone(), context, key: wrapped.clone(), iv: [4; 12], tag: [5; 16] },
-            Ask::Rewrap { from: kek, to: other, context, key: wrapped },
+            Ask::Rewrap { from: kek.clone(), to: other.clone(), context, key: wrapped.clone() },
             Ask::Sign { key: key.clone(), alg: Alg::Es384, digest: Cow::Owned(vec![6; 48]) },
             Ask::Mac { key: key.clone() },
             Ask::PublicKey { key: key.clone() },
@@ -456,6 +496,15 @@ mod tests {
             Ask::Destroy { key: key.clone() },
             Ask::Inspect { key },
             Ask::Capabilities,
+            Ask::Address,
+            Ask::Export {
+                from: kek.clone(),
+                context,
+                key: wrapped.clone(),
+                address: [8; 32],
+                aad: Cow::Owned(vec![1; 90]),
+            },
+            Ask::Import { to: other.clone(), context, parcel: [9; 80] },
             Ask::Count(Count::Read),
             Ask::Count(Count::Make),
             Ask::Count(Count::Advance { from: u64::MAX }),
