@@ -142,7 +142,8 @@ pub(crate) fn start(
         sealer: Some(SealerStatus { pid: 0, restarts: 0, memory: arena.status() }),
         ..DeviceStatus::default()
     };
-    let client = Arc::new(Client::new(config.deadline, config.queue.saturating_mul(LANES), status));
+    let limit = config.queue.saturating_mul(LANES);
+    let client = Arc::new(Client::new(name.clone(), config.deadline, limit, status));
     let (tell, told) = mpsc::channel();
     let supervisor = Supervisor::start(Arc::clone(&client), plan, arena, tell)
         .map_err(|error| StartError::Threads { reason: error.to_string() })?;

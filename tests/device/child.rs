@@ -386,6 +386,30 @@ async fn released_values_leave_nothing_in_either_process() {
 }
 
 #[tokio::test]
+async fn operations_are_counted_by_device_wherever_it_is_driven() {
+    for mode in ["process", "thread"] {
+        let (daemon, _control) = served_with(&format!("[sealer]\nmode = \"{mode}\"")).await;
+        let api = daemon.api().await;
+        let id = stored(&api, "counted", &daemon.secret("counted")).await;
+        api.value(&id).await;
+        let metrics = api.get("/metrics").await.text().await.unwrap();
+        let operations = metrics.lines().filter(|line| line.starts_with("lacre_hsm_operation"));
+        let (mut ops, mut sums) = (Vec::new(), 0);
+        for line in operations {
+            assert!(line.contains("{device=\"default\",op=\""), "{mode}: {line}");
+            ops.extend(line.strip_prefix("lacre_hsm_operations_total{device=\"default\",op=\""));
+            sums += usize::from(line.starts_with("lacre_hsm_operation_duration_seconds_sum"));
+        }
+        for op in ["wrap", "unwrap"] {
+            let is_it = |found: &&str| found.starts_with(&format!("{op}\",result=\"ok\"}} "));
+            assert!(ops.iter().any(is_it), "{mode} {op}: {ops:?}");
+        }
+        assert!(sums > 0, "{mode}: no durations");
+        daemon.finish().await;
+    }
+}
+
+#[tokio::test]
 async fn large_values_cross_whole() {
     let (daemon, _control) = served_with("[vault]\nmax_value_bytes = 1048576").await;
     let api = daemon.api().await;
