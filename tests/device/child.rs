@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use crate::daemon::{Api, Options, TestDaemon, contains, encodings};
-use crate::served::{over, refused_for_now, served, stored, value_path};
+use crate::served::{config, over, refused_for_now, served, stored, value_path};
 use crate::shim::{ShimControl, shim_path};
 use crate::slow::the_rest_is_quick;
 use crate::softhsm;
@@ -382,6 +382,67 @@ async fn released_values_leave_nothing_in_either_process() {
     assert!(!pages_with(pid, &[b"lacre-dev".to_vec()]).is_empty(), "the search finds nothing");
     let found = pages_with(pid, &encodings(&daemon.canary));
     assert!(found.is_empty(), "the value is in {found:?}");
+    daemon.finish().await;
+}
+
+/// A user of this host that is a member of a group beside its own: their names. Nothing is changed on the host.
+fn member() -> Option<(String, String)> {
+    let groups = fs::read_to_string("/etc/group").unwrap();
+    groups.lines().find_map(|line| {
+        let (group, members) = (line.split(':').next()?, line.split(':').nth(3)?);
+        let user = members.split(',').find(|user| !user.is_empty() && *user != "root")?;
+        Some((user.to_owned(), group.to_owned()))
+    })
+}
+
+fn run(program: &str, args: &[&str]) -> String {
+    let output = Command::new(program).args(args).output().unwrap();
+    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn the_process_of_another_user_reaches_what_belongs_to_a_group_of_that_user() {
+    let is_root = run("id", &["-u"]).trim() == "0";
+    let Some((user, group)) = member().filter(|_| is_root) else {
+        println!("skipped: needs root and a user that is a member of a group");
+        return;
+    };
+    let mut daemon = TestDaemon::dev().await;
+    daemon.stop().await;
+    // The directory of all can be entered and the token used by members of the group only.
+    let dir = daemon.dir().canonicalize().unwrap();
+    let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
+    run("chgrp", &[&group, dir.to_str().unwrap()]);
+    run("chmod", &["0750", dir.to_str().unwrap()]);
+    run("chgrp", &["-R", &group, &path("tokens"), &path("softhsm2.conf")]);
+    run("chmod", &["-R", "u=rwX,g=rwX,o=", &path("tokens"), &path("softhsm2.conf")]);
+    run("chown", &["-R", &user, &path("pin"), &path("latch")]);
+    let text = format!("{}[sealer]\nuser = \"{user}\"\n", config(&softhsm::module(), ""));
+    daemon.set_options(Options { config: Some(text), ..Options::default() });
+    daemon.run().await;
+
+    let api = daemon.api().await;
+    let value = daemon.secret("of-a-group");
+    let id = stored(&api, "of-a-group", &value).await;
+    assert_eq!(api.value(&id).await, value);
+    let status = fs::read_to_string(format!("/proc/{}/status", sealer(&api).await)).unwrap();
+    let numbers = |name: &str| -> Vec<u32> {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        let mut numbers: Vec<_> = line.split_whitespace().map(|id| id.parse().unwrap()).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        numbers
+    };
+    let asked = |what: &str| -> Vec<u32> {
+        let mut ids: Vec<_> =
+            run("id", &[what, &user]).split_whitespace().map(|id| id.parse().unwrap()).collect();
+        ids.sort_unstable();
+        ids
+    };
+    assert_eq!((numbers("Uid:"), numbers("Gid:")), (asked("-u"), asked("-g")));
+    assert_eq!(numbers("Groups:"), asked("-G"));
+    assert!(numbers("Groups:").len() > 1);
     daemon.finish().await;
 }
 

@@ -7,7 +7,7 @@
 
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use crate::seal::child::Start;
+use crate::seal::child::account::Account;
 use crate::seal::child::client::{Client, Link};
 use crate::seal::child::pipe::{Inbox, Outbox};
 use crate::seal::child::wire::{Body, Frame, Garbled, Kind, NO_ID};
@@ -39,8 +40,8 @@ const UNFIT_PAUSE: Duration = Duration::from_secs(5);
 /// Everything that a start needs.
 pub(super) struct Plan {
     pub(super) program: PathBuf,
-    /// User and group that the process runs as, if others than the daemon's.
-    pub(super) user: Option<(u32, u32)>,
+    /// Who the process runs as, if somebody else than the daemon.
+    pub(super) user: Option<Account>,
     pub(super) start: Start,
     /// The PIN that was typed.
     pub(super) pin: Option<Arc<SecretBuf>>,
@@ -212,8 +213,8 @@ impl Watch {
                 command.env_remove(name);
             }
         }
-        if let Some((user, group)) = self.plan.user {
-            command.gid(group).uid(user);
+        if let Some(user) = &self.plan.user {
+            user.put_on(&mut command);
         }
         let child = command.spawn().map_err(text);
         if child.is_err() {
