@@ -23,6 +23,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use crate::seal::StartError;
 use crate::seal::device::{Config, Device, DeviceState, DeviceStatus, SealerStatus};
@@ -75,8 +76,8 @@ pub struct Surroundings {
     pub program: PathBuf,
     /// How its guarded memory is set up.
     pub memory: Options,
-    /// What it logs.
-    pub log_filter: String,
+    /// What it logs, now and after each change.
+    pub log_filter: watch::Receiver<String>,
     /// Whether it logs JSON also on a terminal.
     pub log_json: bool,
 }
@@ -86,7 +87,9 @@ impl Surroundings {
     pub fn new(memory: &Options, log_filter: &str, log_json: bool) -> Self {
         // The link and not its target: the same program also after the file was replaced by an upgrade.
         let program = PathBuf::from("/proc/self/exe");
-        Self { program, memory: memory.clone(), log_filter: log_filter.to_owned(), log_json }
+        // Never changed unless somebody puts another receiver in its place.
+        let (_, log_filter) = watch::channel(log_filter.to_owned());
+        Self { program, memory: memory.clone(), log_filter, log_json }
     }
 }
 
@@ -135,11 +138,12 @@ pub(crate) fn start(
         memory: surroundings.memory.clone(),
         credentials_dir: credentials_dir(config),
         network: sealer.network || config.tpm.as_ref().is_some_and(|tpm| tpm.is_simulated()),
-        log_filter: surroundings.log_filter.clone(),
+        log_filter: surroundings.log_filter.borrow().clone(),
         log_json: surroundings.log_json,
     };
     let program = surroundings.program.clone();
-    let plan = Plan { program, user, start, pin: typed.map(|typed| typed.0) };
+    let log_filter = surroundings.log_filter.clone();
+    let plan = Plan { program, user, start, log_filter, pin: typed.map(|typed| typed.0) };
     let status = DeviceStatus {
         state: DeviceState::Away("the sealer process is starting".to_owned()),
         sealer: Some(SealerStatus { pid: 0, restarts: 0, memory: arena.status() }),

@@ -385,6 +385,50 @@ async fn released_values_leave_nothing_in_either_process() {
     daemon.finish().await;
 }
 
+#[tokio::test]
+async fn a_hangup_changes_what_the_sealer_process_logs_and_that_of_the_next_one() {
+    // Said by the process itself, unless its new filter leaves it out.
+    const CHANGED: &str = "log level of the sealer process changed";
+    let (daemon, _control) = served_with("[log]\nlevel = \"info\"").await;
+    let api = daemon.api().await;
+    let id = stored(&api, "logged", &daemon.secret("logged")).await;
+    let pid = sealer(&api).await;
+    let set = |from: &str, to: &str| {
+        let file = daemon.dir().join("test.toml");
+        let text = fs::read_to_string(&file).unwrap();
+        let changed = text.replace(&format!("level = \"{from}\""), &format!("level = \"{to}\""));
+        assert_ne!(text, changed);
+        fs::write(&file, changed).unwrap();
+        signal(u64::from(daemon.pid()), "HUP");
+    };
+
+    set("info", "info,hyper=warn");
+    said(&daemon, CHANGED, 1).await;
+    set("info,hyper=warn", "error");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(daemon.log().matches(CHANGED).count(), 1, "it logs what it is not to log");
+    // What is no filter changes nothing.
+    set("error", "lacre=loud");
+    said(&daemon, "the old log level stays", 1).await;
+    assert_eq!(sealer(&api).await, pid, "another process");
+
+    signal(pid, "KILL");
+    served_again(&api, &id, Duration::from_secs(10)).await;
+    set("lacre=loud", "info");
+    said(&daemon, CHANGED, 2).await;
+    assert_eq!(api.value(&id).await, daemon.secret("logged"));
+    daemon.finish().await;
+}
+
+/// Waits until the log has that text so many times.
+async fn said(daemon: &TestDaemon, text: &str, times: usize) {
+    let began = Instant::now();
+    while daemon.log().matches(text).count() < times {
+        assert!(began.elapsed() < Duration::from_secs(5), "not said: {text}\n{}", daemon.log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// A user of this host that is a member of a group beside its own: their names. Nothing is changed on the host.
 fn member() -> Option<(String, String)> {
     let groups = fs::read_to_string("/etc/group").unwrap();
