@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
+use tokio::sync::watch;
 
 use crate::db;
 use crate::http;
@@ -214,11 +215,14 @@ pub struct LogConfig {
     pub level: String,
     /// How a line looks.
     pub format: LogFormat,
+    /// Where a running daemon is told of another level; filled by whoever reads it again, not by the file.
+    #[serde(skip)]
+    pub changes: Option<watch::Receiver<String>>,
 }
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { level: "info".to_owned(), format: LogFormat::Text }
+        Self { level: "info".to_owned(), format: LogFormat::Text, changes: None }
     }
 }
 

@@ -1,6 +1,7 @@
 //! `lacre serve`: the daemon.
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
 use super::error::CliError;
 use super::global::Context;
@@ -36,7 +37,9 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     }
     let levels = logging::start(&config.log.level, config.log.format == LogFormat::Json)?;
     if !is_fixed {
-        reload_on_hangup(levels, context)?;
+        let (tell, changes) = watch::channel(config.log.level.clone());
+        config.log.changes = Some(changes);
+        reload_on_hangup(levels, tell, context)?;
     }
     let ready = |url: &str| {
         // The daemon works whether somebody reads this line or not.
@@ -45,7 +48,13 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     daemon::run(config, ready).await.map_err(|e| CliError::local("the daemon ended", e))
 }
 
-fn reload_on_hangup(levels: logging::Levels, context: &Context) -> Result<(), CliError> {
+/// Reads the level again when the daemon is told to; `tell` is for the sealer process, which has a log filter of
+/// its own.
+fn reload_on_hangup(
+    levels: logging::Levels,
+    tell: watch::Sender<String>,
+    context: &Context,
+) -> Result<(), CliError> {
     let mut hangups =
         signal(SignalKind::hangup()).map_err(|e| CliError::local("cannot listen for SIGHUP", e))?;
     let file = context.global.config.clone();
@@ -53,7 +62,10 @@ fn reload_on_hangup(levels: logging::Levels, context: &Context) -> Result<(), Cl
         while hangups.recv().await.is_some() {
             match Config::load(file.as_deref()) {
                 Ok(config) => match levels.set(&config.log.level) {
-                    Ok(()) => tracing::info!(level = config.log.level, "log level read again"),
+                    Ok(()) => {
+                        tracing::info!(level = config.log.level, "log level read again");
+                        tell.send_replace(config.log.level);
+                    }
                     Err(error) => tracing::error!(%error, "the old log level stays"),
                 },
                 Err(error) => tracing::error!(%error, "the old log level stays"),

@@ -135,7 +135,10 @@ impl Ground {
         let audit_options = AuditOptions { deadline: config.audit.deadline };
         let audit = AuditLog::open(db.clone(), Arc::clone(&clock), audit_options).await?;
         let json = config.log.format == LogFormat::Json;
-        let surroundings = Surroundings::new(&config.memory, &config.log.level, json);
+        let mut surroundings = Surroundings::new(&config.memory, &config.log.level, json);
+        if let Some(changes) = &config.log.changes {
+            surroundings.log_filter = changes.clone();
+        }
         let devices = Devices::start(&configs, &config.sealer, &surroundings, &arena)?;
         let keys = Keys::new(keys::Parts {
             db: db.clone(),

@@ -2,13 +2,14 @@
 //! module that crashes or hangs takes nothing else along, and no plain DEK is ever in the daemon.
 //!
 //! The cut is at [`Sealer`](crate::seal::Sealer) and [`KeyAdmin`](crate::seal::KeyAdmin): lanes, breaker,
-//! recovery, latch and the payload's cipher are the child's, whatever driver is below them. `client.rs` and
-//! `supervisor.rs` are the daemon's side, `serve.rs` and `confine.rs` the child's; `wire.rs`, `errors.rs`
+//! recovery, latch and the payload's cipher are the child's, whatever driver is below them. `client.rs`,
+//! `supervisor.rs` and `account.rs` are the daemon's side, `serve.rs` and `confine.rs` the child's; `wire.rs`, `errors.rs`
 //! and `pipe.rs` are what both speak. The daemon never loads a module in this mode.
 //!
 //! Not here: what a module may do to the host with the files of its own user. That is the unit's business,
 //! and that of `user`.
 
+mod account;
 mod client;
 mod confine;
 mod errors;
@@ -23,6 +24,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use crate::seal::StartError;
 use crate::seal::device::{Config, Device, DeviceState, DeviceStatus, SealerStatus};
@@ -36,6 +38,7 @@ pub use serve::{ServeError, serve};
 pub(crate) use supervisor::Supervisor;
 pub(crate) use transfer::{Address, Mailbox, Parcel, pack};
 
+use account::Account;
 use supervisor::Plan;
 
 /// For so long a start waits for the device; after that it goes on in the background.
@@ -51,8 +54,9 @@ pub struct SealerConfig {
     pub mode: Mode,
     /// Whether the process may reach the network: for network HSMs.
     pub network: bool,
-    /// The user that the process runs as, by a name of /etc/passwd or a number; the daemon has to be
-    /// started as root. The PIN file and `seal.latch_dir` then belong to that user.
+    /// The user that the process runs as, by a name of /etc/passwd or a number, with all its groups of
+    /// /etc/group; the daemon has to be started as root. The PIN file and `seal.latch_dir` then belong to
+    /// that user.
     pub user: Option<String>,
 }
 
@@ -74,8 +78,8 @@ pub struct Surroundings {
     pub program: PathBuf,
     /// How its guarded memory is set up.
     pub memory: Options,
-    /// What it logs.
-    pub log_filter: String,
+    /// What it logs, now and after each change.
+    pub log_filter: watch::Receiver<String>,
     /// Whether it logs JSON also on a terminal.
     pub log_json: bool,
 }
@@ -85,7 +89,9 @@ impl Surroundings {
     pub fn new(memory: &Options, log_filter: &str, log_json: bool) -> Self {
         // The link and not its target: the same program also after the file was replaced by an upgrade.
         let program = PathBuf::from("/proc/self/exe");
-        Self { program, memory: memory.clone(), log_filter: log_filter.to_owned(), log_json }
+        // Never changed unless somebody puts another receiver in its place.
+        let (_, log_filter) = watch::channel(log_filter.to_owned());
+        Self { program, memory: memory.clone(), log_filter, log_json }
     }
 }
 
@@ -126,7 +132,7 @@ pub(crate) fn start(
     arena: &Arena,
 ) -> Result<Device, StartError> {
     let failed = |reason: String| StartError::Sealer { reason };
-    let user = sealer.user.as_deref().map(find_user).transpose().map_err(failed)?.flatten();
+    let user = sealer.user.as_deref().map(Account::find).transpose().map_err(failed)?.flatten();
     // Asked for here, once: a child that is started again must not ask anybody.
     let typed = config.pkcs11.as_ref().map(|pkcs11| pkcs11::ask_pin(pkcs11, arena)).transpose()?.flatten();
     let start = Start {
@@ -134,17 +140,19 @@ pub(crate) fn start(
         memory: surroundings.memory.clone(),
         credentials_dir: credentials_dir(config),
         network: sealer.network || config.tpm.as_ref().is_some_and(|tpm| tpm.is_simulated()),
-        log_filter: surroundings.log_filter.clone(),
+        log_filter: surroundings.log_filter.borrow().clone(),
         log_json: surroundings.log_json,
     };
     let program = surroundings.program.clone();
-    let plan = Plan { program, user, start, pin: typed.map(|typed| typed.0) };
+    let log_filter = surroundings.log_filter.clone();
+    let plan = Plan { program, user, start, log_filter, pin: typed.map(|typed| typed.0) };
     let status = DeviceStatus {
         state: DeviceState::Away("the sealer process is starting".to_owned()),
         sealer: Some(SealerStatus { pid: 0, restarts: 0, memory: arena.status() }),
         ..DeviceStatus::default()
     };
-    let client = Arc::new(Client::new(config.deadline, config.queue.saturating_mul(LANES), status));
+    let limit = config.queue.saturating_mul(LANES);
+    let client = Arc::new(Client::new(name.clone(), config.deadline, limit, status));
     let (tell, told) = mpsc::channel();
     let supervisor = Supervisor::start(Arc::clone(&client), plan, arena, tell)
         .map_err(|error| StartError::Threads { reason: error.to_string() })?;
@@ -161,29 +169,6 @@ fn credentials_dir(config: &Config) -> Option<PathBuf> {
     pkcs11.or_else(|| config.tpm.as_ref().and_then(|tpm| tpm.credentials_dir.clone()))
 }
 
-/// User and group of a name in /etc/passwd or of a number; `None` if that is who this process is.
-fn find_user(name: &str) -> Result<Option<(u32, u32)>, String> {
-    let text = std::fs::read_to_string("/etc/passwd").map_err(|error| format!("/etc/passwd: {error}"))?;
-    let found = parse_user(&text, name).ok_or_else(|| format!("no user {name} in /etc/passwd"))?;
-    let own = rustix::process::geteuid();
-    if own.as_raw() == found.0 {
-        return Ok(None);
-    }
-    if !own.is_root() {
-        return Err(format!("only root can start the sealer process as user {name}"));
-    }
-    Ok(Some(found))
-}
-
-fn parse_user(passwd: &str, name: &str) -> Option<(u32, u32)> {
-    passwd.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let (known, user, group) = (fields.next()?, fields.nth(1)?, fields.next()?);
-        let is_it = known == name || user == name;
-        is_it.then(|| Some((user.parse().ok()?, group.parse().ok()?))).flatten()
-    })
-}
-
 /// Puts back what does not travel inside the configuration.
 fn complete(config: &mut Config, credentials_dir: Option<&Path>, typed: Option<TypedPin>) {
     if let Some(tpm) = &mut config.tpm {
@@ -192,19 +177,5 @@ fn complete(config: &mut Config, credentials_dir: Option<&Path>, typed: Option<T
     if let Some(pkcs11) = &mut config.pkcs11 {
         pkcs11.credentials_dir = credentials_dir.map(Path::to_owned);
         pkcs11.typed_pin = typed;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::parse_user;
-
-    #[test]
-    fn a_user_is_found_by_name_and_by_number() {
-        let passwd = "root:x:0:0:root:/root:/bin/sh\nhsm:x:990:985::/:/usr/sbin/nologin\n";
-        assert_eq!(parse_user(passwd, "hsm"), Some((990, 985)));
-        assert_eq!(parse_user(passwd, "990"), Some((990, 985)));
-        assert_eq!(parse_user(passwd, "hs"), None);
-        assert_eq!(parse_user("x", "x"), None);
     }
 }

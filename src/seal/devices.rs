@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -45,6 +46,16 @@ impl DeviceName {
     /// For labels of metrics, without a copy.
     pub(crate) fn shared(&self) -> Arc<str> {
         Arc::clone(&self.0)
+    }
+
+    /// Counts one operation of the device. Here, so that it has the same labels wherever it is driven.
+    pub(crate) fn count(&self, operation: &'static str, is_ok: bool, took: Duration) {
+        let result = if is_ok { "ok" } else { "error" };
+        let name = || metrics::SharedString::from_shared(self.shared());
+        metrics::counter!("lacre_hsm_operations_total", "device" => name(), "op" => operation, "result" => result)
+            .increment(1);
+        metrics::histogram!("lacre_hsm_operation_duration_seconds", "device" => name(), "op" => operation)
+            .record(took.as_secs_f64());
     }
 }
 

@@ -65,7 +65,8 @@ pub struct Config {
     #[serde(default)]
     pub init_parameters: Option<String>,
     /// Evidence of a key's custody that this token cannot give and that is done without: `CKA_LOCAL`,
-    /// `CKA_ALWAYS_SENSITIVE`, `CKA_NEVER_EXTRACTABLE`. Shown in `lacre status` and in every report.
+    /// `CKA_ALWAYS_SENSITIVE`, `CKA_NEVER_EXTRACTABLE`, and `CKA_COPYABLE` if it does not know that one. Shown
+    /// in `lacre status` and in every report.
     #[serde(default)]
     pub without_evidence: Vec<String>,
     /// Who makes the IV of GCM: `host` (default) or `device`, for devices that refuse a given one.

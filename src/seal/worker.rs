@@ -279,13 +279,7 @@ impl Lanes {
             }),
             _ => Err(late()),
         };
-        let outcome = if result.is_ok() { "ok" } else { "error" };
-        let took = started.elapsed().as_secs_f64();
-        let device = || metrics::SharedString::from_shared(self.device.shared());
-        metrics::counter!("lacre_hsm_operations_total", "device" => device(), "op" => operation, "result" => outcome)
-            .increment(1);
-        metrics::histogram!("lacre_hsm_operation_duration_seconds", "device" => device(), "op" => operation)
-            .record(took);
+        self.device.count(operation, result.is_ok(), started.elapsed());
         result
     }
 

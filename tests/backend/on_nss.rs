@@ -17,6 +17,7 @@ pub const BACKEND: Backend = Backend {
             "no KEK by A256CBC+HS256",
             "of two secret keys with one id the second takes the first one's place; it has GCM, which is chosen",
         ),
+        ("CKA_COPYABLE cannot be read", "it does not know the attribute; it exports every key anyhow"),
         ("CKA_LOCAL is false", "it says so of every secret key it makes; Lacre made them, and pins each"),
         (
             "exports keys that are not extractable",
@@ -46,6 +47,6 @@ fn install(dir: &Path) -> Value {
         "pin_source": format!("file:{}", pin_file.display()),
         "init_parameters":
             format!("configdir='{database}' certPrefix='' keyPrefix='' secmod='secmod.db' flags="),
-        "without_evidence": ["CKA_LOCAL"],
+        "without_evidence": ["CKA_LOCAL", "CKA_COPYABLE"],
     }})
 }

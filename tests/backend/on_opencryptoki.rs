@@ -17,7 +17,12 @@ use crate::stage::{Backend, companion, first_of, random_pin, write_private};
 
 /// openCryptoki from the distribution.
 pub const BACKEND: Backend =
-    Backend { title: "openCryptoki 3.8.1", install, deviations: &[], own_process: true };
+    Backend { title: "openCryptoki 3.8.1", install, deviations: DEVIATIONS, own_process: true };
+
+const DEVIATIONS: &[(&str, &str)] = &[(
+    "CKA_COPYABLE cannot be read",
+    "it is of the time before this attribute; a copy would be as sensitive and as little extractable",
+)];
 
 const LOCK: &str = "/tmp/lacre-test-opencryptoki.lock";
 const TOKEN_DATA: &str = "/var/lib/opencryptoki/swtok/NVTOK.DAT";
@@ -72,6 +77,7 @@ fn install(dir: &Path) -> Value {
         "module": module,
         "token": label,
         "pin_source": format!("file:{}", pin_file.display()),
+        "without_evidence": ["CKA_COPYABLE"],
     }})
 }
 

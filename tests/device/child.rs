@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use crate::daemon::{Api, Options, TestDaemon, contains, encodings};
-use crate::served::{over, refused_for_now, served, stored, value_path};
+use crate::served::{config, over, refused_for_now, served, stored, value_path};
 use crate::shim::{ShimControl, shim_path};
 use crate::slow::the_rest_is_quick;
 use crate::softhsm;
@@ -383,6 +383,135 @@ async fn released_values_leave_nothing_in_either_process() {
     let found = pages_with(pid, &encodings(&daemon.canary));
     assert!(found.is_empty(), "the value is in {found:?}");
     daemon.finish().await;
+}
+
+#[tokio::test]
+async fn a_hangup_changes_what_the_sealer_process_logs_and_that_of_the_next_one() {
+    // Said by the process itself, unless its new filter leaves it out.
+    const CHANGED: &str = "log level of the sealer process changed";
+    let (daemon, _control) = served_with("[log]\nlevel = \"info\"").await;
+    let api = daemon.api().await;
+    let id = stored(&api, "logged", &daemon.secret("logged")).await;
+    let pid = sealer(&api).await;
+    let set = |from: &str, to: &str| {
+        let file = daemon.dir().join("test.toml");
+        let text = fs::read_to_string(&file).unwrap();
+        let changed = text.replace(&format!("level = \"{from}\""), &format!("level = \"{to}\""));
+        assert_ne!(text, changed);
+        fs::write(&file, changed).unwrap();
+        signal(u64::from(daemon.pid()), "HUP");
+    };
+
+    set("info", "info,hyper=warn");
+    said(&daemon, CHANGED, 1).await;
+    set("info,hyper=warn", "error");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(daemon.log().matches(CHANGED).count(), 1, "it logs what it is not to log");
+    // What is no filter changes nothing.
+    set("error", "lacre=loud");
+    said(&daemon, "the old log level stays", 1).await;
+    assert_eq!(sealer(&api).await, pid, "another process");
+
+    signal(pid, "KILL");
+    served_again(&api, &id, Duration::from_secs(10)).await;
+    set("lacre=loud", "info");
+    said(&daemon, CHANGED, 2).await;
+    assert_eq!(api.value(&id).await, daemon.secret("logged"));
+    daemon.finish().await;
+}
+
+/// Waits until the log has that text so many times.
+async fn said(daemon: &TestDaemon, text: &str, times: usize) {
+    let began = Instant::now();
+    while daemon.log().matches(text).count() < times {
+        assert!(began.elapsed() < Duration::from_secs(5), "not said: {text}\n{}", daemon.log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A user of this host that is a member of a group beside its own: their names. Nothing is changed on the host.
+fn member() -> Option<(String, String)> {
+    let groups = fs::read_to_string("/etc/group").unwrap();
+    groups.lines().find_map(|line| {
+        let (group, members) = (line.split(':').next()?, line.split(':').nth(3)?);
+        let user = members.split(',').find(|user| !user.is_empty() && *user != "root")?;
+        Some((user.to_owned(), group.to_owned()))
+    })
+}
+
+fn run(program: &str, args: &[&str]) -> String {
+    let output = Command::new(program).args(args).output().unwrap();
+    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn the_process_of_another_user_reaches_what_belongs_to_a_group_of_that_user() {
+    let is_root = run("id", &["-u"]).trim() == "0";
+    let Some((user, group)) = member().filter(|_| is_root) else {
+        println!("skipped: needs root and a user that is a member of a group");
+        return;
+    };
+    let mut daemon = TestDaemon::dev().await;
+    daemon.stop().await;
+    // The directory of all can be entered and the token used by members of the group only.
+    let dir = daemon.dir().canonicalize().unwrap();
+    let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
+    run("chgrp", &[&group, dir.to_str().unwrap()]);
+    run("chmod", &["0750", dir.to_str().unwrap()]);
+    run("chgrp", &["-R", &group, &path("tokens"), &path("softhsm2.conf")]);
+    run("chmod", &["-R", "u=rwX,g=rwX,o=", &path("tokens"), &path("softhsm2.conf")]);
+    run("chown", &["-R", &user, &path("pin"), &path("latch")]);
+    let text = format!("{}[sealer]\nuser = \"{user}\"\n", config(&softhsm::module(), ""));
+    daemon.set_options(Options { config: Some(text), ..Options::default() });
+    daemon.run().await;
+
+    let api = daemon.api().await;
+    let value = daemon.secret("of-a-group");
+    let id = stored(&api, "of-a-group", &value).await;
+    assert_eq!(api.value(&id).await, value);
+    let status = fs::read_to_string(format!("/proc/{}/status", sealer(&api).await)).unwrap();
+    let numbers = |name: &str| -> Vec<u32> {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        let mut numbers: Vec<_> = line.split_whitespace().map(|id| id.parse().unwrap()).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        numbers
+    };
+    let asked = |what: &str| -> Vec<u32> {
+        let mut ids: Vec<_> =
+            run("id", &[what, &user]).split_whitespace().map(|id| id.parse().unwrap()).collect();
+        ids.sort_unstable();
+        ids
+    };
+    assert_eq!((numbers("Uid:"), numbers("Gid:")), (asked("-u"), asked("-g")));
+    assert_eq!(numbers("Groups:"), asked("-G"));
+    assert!(numbers("Groups:").len() > 1);
+    daemon.finish().await;
+}
+
+#[tokio::test]
+async fn operations_are_counted_by_device_wherever_it_is_driven() {
+    for mode in ["process", "thread"] {
+        let (daemon, _control) = served_with(&format!("[sealer]\nmode = \"{mode}\"")).await;
+        let api = daemon.api().await;
+        let id = stored(&api, "counted", &daemon.secret("counted")).await;
+        api.value(&id).await;
+        let metrics = api.get("/metrics").await.text().await.unwrap();
+        let operations = metrics.lines().filter(|line| line.starts_with("lacre_hsm_operation"));
+        let (mut ops, mut sums) = (Vec::new(), 0);
+        for line in operations {
+            assert!(line.contains("{device=\"default\",op=\""), "{mode}: {line}");
+            ops.extend(line.strip_prefix("lacre_hsm_operations_total{device=\"default\",op=\""));
+            sums += usize::from(line.starts_with("lacre_hsm_operation_duration_seconds_sum"));
+        }
+        for op in ["wrap", "unwrap"] {
+            let is_it = |found: &&str| found.starts_with(&format!("{op}\",result=\"ok\"}} "));
+            assert!(ops.iter().any(is_it), "{mode} {op}: {ops:?}");
+        }
+        assert!(sums > 0, "{mode}: no durations");
+        daemon.finish().await;
+    }
 }
 
 #[tokio::test]

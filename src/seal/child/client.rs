@@ -22,6 +22,7 @@ use crate::seal::child::transfer::{Address, Parcel};
 use crate::seal::child::wire::{self, Ask, Body, FIRST_ID, Frame, Garbled, Kind, LARGEST_BODY};
 use crate::seal::context::Context;
 use crate::seal::device::{DeviceState, DeviceStatus};
+use crate::seal::devices::DeviceName;
 use crate::seal::driver::Count;
 use crate::seal::envelope::{Payload, Reader, Sealed, WrappedKey};
 use crate::seal::guarded::SecretBuf;
@@ -40,6 +41,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Asks the sealer process. Outlives each of its lives.
 pub(crate) struct Client {
+    device: DeviceName,
     pub(crate) deadline: Duration,
     /// Requests that may wait for the process at one time.
     limit: usize,
@@ -214,9 +216,9 @@ fn gone() -> SealError {
 }
 
 impl Client {
-    pub(super) fn new(deadline: Duration, limit: usize, status: DeviceStatus) -> Self {
+    pub(super) fn new(device: DeviceName, deadline: Duration, limit: usize, status: DeviceStatus) -> Self {
         let state = State { link: None, status, failures_before: 0 };
-        Self { deadline, limit, names: Names::default(), state: RwLock::new(state) }
+        Self { device, deadline, limit, names: Names::default(), state: RwLock::new(state) }
     }
 
     /// From now on this life of the process is asked.
@@ -305,10 +307,7 @@ impl Client {
             Ok(Err(_)) => Err(gone()),
             Err(_) => Err(unavailable("the device did not answer within the deadline")),
         };
-        let outcome = if result.is_ok() { "ok" } else { "error" };
-        metrics::counter!("lacre_hsm_operations_total", "op" => ask.name(), "result" => outcome).increment(1);
-        metrics::histogram!("lacre_hsm_operation_duration_seconds", "op" => ask.name())
-            .record(started.elapsed().as_secs_f64());
+        self.device.count(ask.name(), result.is_ok(), started.elapsed());
         result
     }
 

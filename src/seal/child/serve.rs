@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 use crate::seal::child::errors::WireError;
 use crate::seal::child::pipe::{Inbox, Outbox};
 use crate::seal::child::transfer::Mailbox;
-use crate::seal::child::wire::{self, Ask, Body, Frame, HEAD, Kind, LARGEST_META, NO_ID};
+use crate::seal::child::wire::{self, Ask, Body, Frame, Garbled, HEAD, Kind, LARGEST_META, NO_ID};
 use crate::seal::child::{Start, complete, confine};
 use crate::seal::device::{self, Device, DeviceStatus, SealerStatus};
 use crate::seal::envelope::{Payload, Sealed};
@@ -45,20 +45,21 @@ pub enum ServeError {
     Start,
 }
 
-/// Runs until the daemon hangs up. `log` starts logging, by filter and whether as JSON.
+/// Runs until the daemon hangs up. `log` starts logging, by filter and whether as JSON; what it gives sets
+/// another filter.
 ///
 /// # Errors
 /// [`ServeError`]. What is wrong with the device is told to the daemon.
-pub fn serve(log: impl FnOnce(&str, bool)) -> Result<(), ServeError> {
+pub fn serve<F: Fn(&str)>(log: impl FnOnce(&str, bool) -> F) -> Result<(), ServeError> {
     let mut stream = take_stdin()?;
     // The kernel ends this process with the daemon's thread that started it, however that ends.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(io::Error::from)?;
     // In lists of processes it would be called "exe" after the link it was started by. Only a name.
     let _ = std::fs::write("/proc/self/comm", "lacre-sealer");
     let (start, body_len) = read_start(&mut stream)?;
-    log(&start.log_filter, start.log_json);
+    let set_filter = log(&start.log_filter, start.log_json);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let outcome = runtime.block_on(run(stream, start, body_len));
+    let outcome = runtime.block_on(run(stream, start, body_len, &set_filter));
     runtime.shutdown_background();
     outcome
 }
@@ -110,7 +111,12 @@ fn prepare(stream: &mut UnixStream, start: &mut Start, body_len: usize) -> Resul
     Ok(arena)
 }
 
-async fn run(mut stream: UnixStream, mut start: Start, body_len: usize) -> Result<(), ServeError> {
+async fn run(
+    mut stream: UnixStream,
+    mut start: Start,
+    body_len: usize,
+    set_filter: &dyn Fn(&str),
+) -> Result<(), ServeError> {
     // Kept, so that these signals stay without effect.
     let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()];
     let _signals = kinds.map(signal);
@@ -142,7 +148,7 @@ async fn run(mut stream: UnixStream, mut start: Start, body_len: usize) -> Resul
         told: Mutex::new(None),
     });
     part.tell(Kind::Hello);
-    let outcome = part.listen(&stream, inbox).await;
+    let outcome = part.listen(&stream, inbox, set_filter).await;
     part.device.close();
     part.outbox.close();
     outcome
@@ -194,6 +200,14 @@ async fn bring_up(
     }
 }
 
+/// The one thing that the daemon says without asking for anything.
+fn log_filter(meta: &[u8]) -> Result<String, Garbled> {
+    match (Kind::of(meta)?, serde_json::from_slice(&meta[1..])) {
+        (Kind::LogFilter, Ok(filter)) => Ok(filter),
+        _ => Err(Garbled("neither a request nor a log filter")),
+    }
+}
+
 /// The device and the way back to the daemon.
 struct Part {
     device: Device,
@@ -222,6 +236,7 @@ impl Part {
         self: &Arc<Self>,
         stream: &tokio::net::UnixStream,
         mut inbox: Inbox,
+        set_filter: &dyn Fn(&str),
     ) -> Result<(), ServeError> {
         let mut tick = tokio::time::interval(LOOK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -243,6 +258,10 @@ impl Part {
             }
             let room = |_, meta: &[u8], len| self.room(meta, len);
             while let Some(frame) = inbox.next(room).map_err(io::Error::other)? {
+                if frame.id == NO_ID {
+                    set_filter(&log_filter(&frame.meta).map_err(io::Error::other)?);
+                    continue;
+                }
                 self.active.fetch_add(1, Ordering::Relaxed);
                 tokio::spawn(Arc::clone(self).answer(frame));
             }

@@ -7,14 +7,17 @@
 
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
+
 use crate::seal::child::Start;
+use crate::seal::child::account::Account;
 use crate::seal::child::client::{Client, Link};
 use crate::seal::child::pipe::{Inbox, Outbox};
 use crate::seal::child::wire::{Body, Frame, Garbled, Kind, NO_ID};
@@ -39,9 +42,11 @@ const UNFIT_PAUSE: Duration = Duration::from_secs(5);
 /// Everything that a start needs.
 pub(super) struct Plan {
     pub(super) program: PathBuf,
-    /// User and group that the process runs as, if others than the daemon's.
-    pub(super) user: Option<(u32, u32)>,
+    /// Who the process runs as, if somebody else than the daemon.
+    pub(super) user: Option<Account>,
     pub(super) start: Start,
+    /// What the process is to log, whenever that changes.
+    pub(super) log_filter: watch::Receiver<String>,
     /// The PIN that was typed.
     pub(super) pin: Option<Arc<SecretBuf>>,
 }
@@ -72,8 +77,15 @@ impl Supervisor {
     ) -> io::Result<Self> {
         let closing = Arc::new(AtomicBool::new(false));
         let arena = arena.clone();
-        let watch =
-            Watch { client, plan, arena, closing: Arc::clone(&closing), first: Some(first), restarts: 0 };
+        let watch = Watch {
+            client,
+            plan,
+            arena,
+            closing: Arc::clone(&closing),
+            first: Some(first),
+            restarts: 0,
+            has_greeted: false,
+        };
         let thread = std::thread::Builder::new().name("sealer-watch".to_owned());
         let thread = thread.spawn(move || watch.run())?;
         Ok(Self { closing, thread: Mutex::new(Some(thread)) })
@@ -105,6 +117,8 @@ struct Watch {
     closing: Arc<AtomicBool>,
     first: Option<mpsc::Sender<Result<(), StartError>>>,
     restarts: u64,
+    /// The process that is there has said hello. Before, it takes whatever it is sent for its end.
+    has_greeted: bool,
 }
 
 /// How long to wait before the next start after `failures` short lives in a row.
@@ -164,6 +178,8 @@ impl Watch {
 
     /// One life of the process, from its start to its last word.
     fn live(&mut self) -> End {
+        self.has_greeted = false;
+        self.plan.start.log_filter.clone_from(&self.plan.log_filter.borrow_and_update());
         let (mut child, link, inbox) = match self.spawn() {
             Ok(parts) => parts,
             Err(reason) => return End::Died(format!("the sealer process cannot be started: {reason}")),
@@ -212,8 +228,8 @@ impl Watch {
                 command.env_remove(name);
             }
         }
-        if let Some((user, group)) = self.plan.user {
-            command.gid(group).uid(user);
+        if let Some(user) = &self.plan.user {
+            user.put_on(&mut command);
         }
         let child = command.spawn().map_err(text);
         if child.is_err() {
@@ -249,6 +265,9 @@ impl Watch {
                 Err(error) if is_patience(&error) => {}
                 Err(error) => return Err(format!("the sealer process cannot be read from: {error}")),
             }
+            if self.has_greeted {
+                self.pass_on_filter(link);
+            }
             if self.is_closing() {
                 let since = *closing_since.get_or_insert_with(|| {
                     link.hang_up();
@@ -264,6 +283,16 @@ impl Watch {
         }
     }
 
+    /// Tells the process what to log, if that has changed since it was told.
+    fn pass_on_filter(&mut self, link: &Link) {
+        // An error means that nobody is left who could change it.
+        if self.plan.log_filter.has_changed().unwrap_or(false) {
+            let filter = self.plan.log_filter.borrow_and_update().clone();
+            link.outbox.push(Frame::note(Kind::LogFilter, &filter));
+            link.outbox.flush();
+        }
+    }
+
     fn hear(&mut self, child: &Child, link: &Arc<Link>, frame: Frame) -> Result<Option<End>, Garbled> {
         let note = &frame.meta[1..];
         match (Kind::of(&frame.meta)?, frame.id) {
@@ -275,6 +304,7 @@ impl Watch {
                     serde_json::from_slice(note).map_err(|_| Garbled("a status that is none"))?;
                 self.client.update(status, child.id(), self.restarts);
                 if kind == Kind::Hello {
+                    self.has_greeted = true;
                     self.client.begin(link);
                     tracing::info!(pid = child.id(), "The sealer process serves");
                     // Nobody waits for it if the first start took too long, and then again at no restart.

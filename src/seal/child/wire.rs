@@ -114,7 +114,7 @@ impl Frame {
     }
 }
 
-/// What a message from the sealer process is: the first byte of its meta part.
+/// What a message from the sealer process is, or one to it that is no request: the first byte of its meta part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Kind {
@@ -132,12 +132,22 @@ pub(super) enum Kind {
     Status = 6,
     /// A sign of life during the start.
     Starting = 7,
+    /// To the process: what it is to log from now on.
+    LogFilter = 8,
 }
 
 impl Kind {
     pub(super) fn of(meta: &[u8]) -> Result<Self, Garbled> {
-        const ALL: [Kind; 7] =
-            [Kind::Answer, Kind::Error, Kind::Ended, Kind::Hello, Kind::Failed, Kind::Status, Kind::Starting];
+        const ALL: [Kind; 8] = [
+            Kind::Answer,
+            Kind::Error,
+            Kind::Ended,
+            Kind::Hello,
+            Kind::Failed,
+            Kind::Status,
+            Kind::Starting,
+            Kind::LogFilter,
+        ];
         let kind = meta.first().and_then(|code| ALL.into_iter().find(|kind| *kind as u8 == *code));
         kind.ok_or(Garbled("unknown kind"))
     }

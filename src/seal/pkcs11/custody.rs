@@ -1,19 +1,22 @@
 //! What a token says of a key's objects, against the rules (KL-1).
 //!
-//! Three attributes are evidence and not protection: where the key was made, and whether it was ever
-//! readable. A token that cannot give it is refused, unless the configuration names the attribute; then
-//! what is missing stands in every report.
+//! An attribute that a rule is about and that the token does not tell counts as wrong. Three are evidence
+//! and not protection: where the key was made, and whether it was ever readable. A fourth, that it cannot be
+//! copied, is younger than some tokens. A token that cannot give one of these is refused too, unless the
+//! configuration names the attribute; then what is missing stands in every report.
 
 use cryptoki::mechanism::MechanismType;
-use cryptoki::object::{Attribute, AttributeType, ObjectHandle};
+use cryptoki::object::{Attribute, AttributeType, ObjectClass, ObjectHandle};
 use cryptoki::session::Session;
 
 use crate::seal::backend::BackendError;
 use crate::seal::pkcs11::error::fail;
 use crate::seal::pkcs11::parts::{Make, Part};
 
-/// What an operator may go without, by `without_evidence`.
-pub(super) const EVIDENCE: [&str; 3] = ["CKA_LOCAL", "CKA_ALWAYS_SENSITIVE", "CKA_NEVER_EXTRACTABLE"];
+/// What an operator may go without, by `without_evidence`. Of `CKA_COPYABLE` only that it is not told: a copy is
+/// as sensitive and as little extractable as its original, but a token that says true has not obeyed.
+pub(super) const EVIDENCE: [&str; 4] =
+    ["CKA_LOCAL", "CKA_ALWAYS_SENSITIVE", "CKA_NEVER_EXTRACTABLE", "CKA_COPYABLE"];
 
 const ATTRIBUTES: [AttributeType; 17] = [
     AttributeType::KeyType,
@@ -75,10 +78,9 @@ pub(super) fn check(
     Ok(Found { attributes, broken, accepted })
 }
 
-/// The rules, as a pure function of what the token says.
-fn deviations(found: &[Attribute], make: Make, part: Part) -> Vec<String> {
-    let (on, allowed) = (make.roles(part), make.allowed(part));
-    let must = |kind| match kind {
+/// What each boolean attribute has to be; `None` for those that have no rule.
+fn wanted(kind: AttributeType, on: &[AttributeType]) -> Option<bool> {
+    match kind {
         AttributeType::Token
         | AttributeType::Private
         | AttributeType::Sensitive
@@ -93,10 +95,22 @@ fn deviations(found: &[Attribute], make: Make, part: Part) -> Vec<String> {
         | AttributeType::Sign
         | AttributeType::Derive => Some(on.contains(&kind)),
         _ => None,
-    };
+    }
+}
+
+/// Whether objects of that class have the attribute: a private key has no role that only its public half can
+/// have (PKCS#11 2.40, section 4.9).
+fn is_defined(kind: AttributeType, class: ObjectClass) -> bool {
+    class != ObjectClass::PRIVATE_KEY || !matches!(kind, AttributeType::Encrypt | AttributeType::Wrap)
+}
+
+/// The rules, as a pure function of what the token says.
+fn deviations(found: &[Attribute], make: Make, part: Part) -> Vec<String> {
+    let (on, allowed, class) = (make.roles(part), make.allowed(part), make.kind(part).0);
     let mut broken = Vec::new();
     for attribute in found {
-        if let (Some((name, value)), Some(wanted)) = (boolean(attribute), must(attribute.attribute_type()))
+        if let (Some((name, value)), Some(wanted)) =
+            (boolean(attribute), wanted(attribute.attribute_type(), on))
             && value != wanted
         {
             broken.push(format!("{name} is {value}"));
@@ -108,16 +122,11 @@ fn deviations(found: &[Attribute], make: Make, part: Part) -> Vec<String> {
             broken.push("CKA_ALLOWED_MECHANISMS has other mechanisms".to_owned());
         }
     }
-    // A token that hides these leaves the key's custody unproven.
-    for (kind, name) in [
-        (AttributeType::Sensitive, "CKA_SENSITIVE"),
-        (AttributeType::Extractable, "CKA_EXTRACTABLE"),
-        (AttributeType::Local, "CKA_LOCAL"),
-        (AttributeType::AlwaysSensitive, "CKA_ALWAYS_SENSITIVE"),
-        (AttributeType::NeverExtractable, "CKA_NEVER_EXTRACTABLE"),
-    ] {
-        if !found.iter().any(|attribute| attribute.attribute_type() == kind) {
-            broken.push(unread(name));
+    // A token that hides one of these leaves the key's custody unproven, as if it were wrong.
+    for kind in ATTRIBUTES {
+        let is_told = found.iter().any(|attribute| attribute.attribute_type() == kind);
+        if wanted(kind, on).is_some() && !is_told && is_defined(kind, class) {
+            broken.push(unread(&kind.to_string()));
         }
     }
     broken
@@ -167,23 +176,52 @@ fn describe(attribute: &Attribute) -> Option<(&'static str, String)> {
 mod tests {
     use cryptoki::object::Attribute;
 
-    use super::{EVIDENCE, Make, Part, boolean, deviations, unread};
+    use super::{EVIDENCE, Make, Part, deviations, unread};
     use crate::seal::key::{KeySpec, WrapMechanism};
 
     const GCM: Make = Make { spec: KeySpec::Kek, wrap: Some(WrapMechanism::AesGcm) };
 
-    fn kek(extractable: bool, decrypt: bool, wrap: bool) -> Vec<Attribute> {
+    /// All that a token may tell of a secret key, as it should be for a key with no role at all.
+    fn told() -> Vec<Attribute> {
         vec![
+            Attribute::Token(true),
+            Attribute::Private(true),
             Attribute::Sensitive(true),
             Attribute::AlwaysSensitive(true),
             Attribute::NeverExtractable(true),
             Attribute::Local(true),
+            Attribute::Extractable(false),
+            Attribute::Modifiable(false),
+            Attribute::Copyable(false),
+            Attribute::Encrypt(false),
+            Attribute::Decrypt(false),
+            Attribute::Wrap(false),
+            Attribute::Unwrap(false),
+            Attribute::Sign(false),
+            Attribute::Derive(false),
+        ]
+    }
+
+    /// What is told with these in the place of their like.
+    fn with(changed: &[Attribute]) -> Vec<Attribute> {
+        let mut all = told();
+        for new in changed {
+            let is_like = |old: &&mut Attribute| old.attribute_type() == new.attribute_type();
+            match all.iter_mut().find(is_like) {
+                Some(old) => *old = new.clone(),
+                None => all.push(new.clone()),
+            }
+        }
+        all
+    }
+
+    fn kek(extractable: bool, decrypt: bool, wrap: bool) -> Vec<Attribute> {
+        with(&[
             Attribute::Extractable(extractable),
             Attribute::Encrypt(true),
             Attribute::Decrypt(decrypt),
             Attribute::Wrap(wrap),
-            Attribute::Unwrap(false),
-        ]
+        ])
     }
 
     #[test]
@@ -200,18 +238,32 @@ mod tests {
         let rsa = Make { wrap: Some(WrapMechanism::RsaOaep256), ..GCM };
         let mut found = kek(false, true, false);
         assert_eq!(deviations(&found, rsa, Part::Main), ["CKA_ENCRYPT is true"]);
-        found.extend([Attribute::Sign(true)]);
+        found.retain(|attribute| !matches!(attribute, Attribute::Sign(_)));
+        found.push(Attribute::Sign(true));
         assert_eq!(deviations(&found, rsa, Part::Main).len(), 2);
     }
 
     #[test]
-    fn a_key_whose_custody_cannot_be_read_is_unfit() {
+    fn a_key_of_which_anything_is_not_told_is_unfit() {
         let mac = Make { spec: KeySpec::HmacSha256, wrap: None };
-        assert_eq!(deviations(&[], mac, Part::Main).len(), 5);
-        for name in EVIDENCE {
-            let told = |attribute: &Attribute| boolean(attribute).is_none_or(|(found, _)| found != name);
-            let found: Vec<_> = kek(false, true, false).into_iter().filter(told).collect();
-            assert_eq!(deviations(&found, GCM, Part::Main), [unread(name)]);
+        assert_eq!(deviations(&[], mac, Part::Main).len(), told().len());
+        for left_out in told() {
+            let kind = left_out.attribute_type();
+            let mut found = kek(false, true, false);
+            found.retain(|attribute| attribute.attribute_type() != kind);
+            assert_eq!(deviations(&found, GCM, Part::Main), [unread(&kind.to_string())]);
         }
+        // Names as the configuration has them.
+        assert!(EVIDENCE.iter().all(|name| deviations(&[], mac, Part::Main).contains(&unread(name))));
+    }
+
+    #[test]
+    fn a_private_key_need_not_speak_of_roles_that_only_its_public_half_has() {
+        let ec = Make { spec: KeySpec::EcP256, wrap: None };
+        let mut found = with(&[Attribute::Sign(true)]);
+        found.retain(|attribute| !matches!(attribute, Attribute::Encrypt(_) | Attribute::Wrap(_)));
+        assert!(deviations(&found, ec, Part::Main).is_empty());
+        found.push(Attribute::Wrap(true));
+        assert_eq!(deviations(&found, ec, Part::Main), ["CKA_WRAP is true"]);
     }
 }
