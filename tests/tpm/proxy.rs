@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -21,11 +21,15 @@ pub enum Wire {
     Garbage,
     /// Their header promises more than there is.
     TooLong,
+    /// Those to one command are altered, as by a chip that computes wrongly.
+    Altered(u32, fn(&mut [u8])),
 }
 
 struct State {
     tpm: u16,
     wire: Mutex<Wire>,
+    /// Answers to let pass, and what happens to the one after them.
+    spoiled: Mutex<Option<(usize, fn(&mut [u8]))>>,
     seen: Mutex<Vec<u8>>,
     ended: AtomicBool,
 }
@@ -42,6 +46,7 @@ impl Proxy {
         let state = State {
             tpm: tpm.port,
             wire: Mutex::new(Wire::Clean),
+            spoiled: Mutex::default(),
             seen: Mutex::default(),
             ended: AtomicBool::new(false),
         };
@@ -72,6 +77,16 @@ impl Proxy {
 
     pub fn set(&self, wire: Wire) {
         *self.state.wire.lock().unwrap() = wire;
+    }
+
+    /// Alters one answer, after that many others.
+    pub fn spoil(&self, after: usize, how: fn(&mut [u8])) {
+        *self.state.spoiled.lock().unwrap() = Some((after, how));
+    }
+
+    /// Alters none any more; whether one was.
+    pub fn has_spoiled(&self) -> bool {
+        self.state.spoiled.lock().unwrap().take().is_none()
     }
 
     /// Everything that has passed, in both directions.
@@ -107,8 +122,13 @@ fn serve(client: &TcpStream, state: &Arc<State>, plus: u16) {
         return;
     };
     let (from, to, there) = (client.try_clone().unwrap(), tpm.try_clone().unwrap(), Arc::clone(state));
+    let command = Arc::new(AtomicU32::new(0));
+    let asked = Arc::clone(&command);
     std::thread::spawn(move || {
         copy(from, to, &mut |bytes, to| {
+            if let Some(code) = bytes.get(6..10) {
+                asked.store(u32::from_be_bytes(code.try_into().unwrap()), Ordering::Relaxed);
+            }
             there.seen.lock().unwrap().extend_from_slice(bytes);
             to.write_all(bytes)
         });
@@ -118,11 +138,22 @@ fn serve(client: &TcpStream, state: &Arc<State>, plus: u16) {
         if plus == 1 {
             return to.write_all(bytes);
         }
+        let mut bytes = bytes.to_vec();
+        let mut spoiled = state.spoiled.lock().unwrap();
+        *spoiled = match spoiled.take() {
+            Some((0, how)) => {
+                how(&mut bytes);
+                None
+            }
+            Some((after, how)) => Some((after - 1, how)),
+            None => None,
+        };
+        drop(spoiled);
         match *state.wire.lock().unwrap() {
-            Wire::Clean => to.write_all(bytes),
+            Wire::Clean => to.write_all(&bytes),
             Wire::Late(time) => {
                 std::thread::sleep(time);
-                to.write_all(bytes)
+                to.write_all(&bytes)
             }
             Wire::Cut(len) => {
                 to.write_all(&bytes[..len.min(bytes.len())])?;
@@ -130,10 +161,15 @@ fn serve(client: &TcpStream, state: &Arc<State>, plus: u16) {
             }
             Wire::Garbage => to.write_all(&bytes.iter().map(|byte| byte ^ 0xA5).collect::<Vec<_>>()),
             Wire::TooLong => {
-                let mut bytes = bytes.to_vec();
                 bytes[2..6].copy_from_slice(&0x00FF_FFFF_u32.to_be_bytes());
                 to.write_all(&bytes)?;
                 Err(std::io::ErrorKind::ConnectionReset.into())
+            }
+            Wire::Altered(code, how) => {
+                if command.load(Ordering::Relaxed) == code {
+                    how(&mut bytes);
+                }
+                to.write_all(&bytes)
             }
         }
     });
