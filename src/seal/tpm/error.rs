@@ -51,6 +51,16 @@ impl Fail {
         self.is_of_tpm() && self.code & 0xFFFF == 0x905
     }
 
+    /// `TPM_RC_TESTING`, `TPM_RC_NEEDS_TEST`: no failure was found so far.
+    pub(super) fn is_testing(self) -> bool {
+        self.is_of_tpm() && matches!(self.code & 0xFFFF, 0x90A | 0x153)
+    }
+
+    /// `TPM_RC_FAILURE`: the chip has found that it is broken.
+    pub(super) fn is_failure(self) -> bool {
+        self.is_of_tpm() && self.code & 0xFFFF == 0x101
+    }
+
     /// The authorisation did not match: another value, or a session that is out of step.
     pub(super) fn is_auth(self) -> bool {
         matches!(self.format_one(), Some(BAD_AUTH | AUTH_FAIL))
