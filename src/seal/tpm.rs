@@ -8,7 +8,8 @@
 //! the first start: another TPM, a cleared one or somebody in between is noticed by it and stops the device.
 //!
 //! `link` is the connection: sessions, object slots, retries; `template` what keys look like and the rules
-//! they must keep; `keys` the [`Backend`]; `report` what the chip can do; `error` what response codes mean.
+//! they must keep; `keys` the [`Backend`]; `selftest` what the chip must pass before it is ready; `report` what
+//! it can do; `error` what response codes mean.
 //! Not here: recovery and deadlines, which are those of every device.
 
 mod counter;
@@ -19,6 +20,7 @@ mod policy;
 mod report;
 mod salt;
 mod scrub;
+mod selftest;
 mod template;
 
 use std::path::PathBuf;
@@ -259,7 +261,7 @@ impl Tpm {
     }
 
     fn bring_up(&self) -> Result<(), Problem> {
-        self.with_link(|_| Ok(())).map_err(|error| match error {
+        self.with_link(selftest::run).map_err(|error| match error {
             BackendError::Stopped(reason) => Problem::Stopped(reason),
             other => Problem::Away(format!("TPM at {}: {other}", self.address)),
         })

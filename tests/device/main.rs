@@ -25,6 +25,8 @@ mod raw;
 mod shim;
 #[path = "../support/softhsm.rs"]
 mod softhsm;
+#[path = "../support/swtpm.rs"]
+mod swtpm;
 
 mod attributes;
 mod child;

@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
-use crate::daemon::{Api, TestDaemon};
+use crate::daemon::{Api, Options, TestDaemon};
 use crate::postgres::Postgres;
 use crate::served::{stored, value_path};
 use crate::shim::ShimControl;
+use crate::swtpm::Swtpm;
 use crate::two::{add_token, config, options, prepared};
 
 const BACKUP: &str = "[backup]\ndevice = \"b\"\n";
@@ -312,6 +313,102 @@ async fn a_restore_that_names_no_loss_only_sets_the_quarantine() {
     let run = daemon.command_of(&args).output().unwrap();
     let report: Value = serde_json::from_slice(&run.stdout).unwrap();
     assert_eq!((&report["replaced_keys"], &report["reissued"]), (&json!(0), &json!(0)), "{report}");
+    daemon.finish().await;
+}
+
+/// A daemon with the token of `lacre dev` and a TPM, one of them in use and the other one for the backups.
+async fn beside_a_tpm(tpm: &Swtpm, is_backup: bool) -> (TestDaemon, String) {
+    let mut daemon = TestDaemon::dev().await;
+    daemon.stop().await;
+    let (of_token, of_tpm) = if is_backup { ("seal", "devices.b") } else { ("devices.b", "seal") };
+    let text = format!(
+        "data_dir = \"{{dir}}\"\n[server]\nlisten = \"127.0.0.1:{{port}}\"\n\
+         [database]\nurl = \"sqlite:{{dir}}/two.db\"\n\
+         [{of_token}.pkcs11]\nmodule = \"{{module}}\"\ntoken = \"lacre-dev\"\npin_source = \"file:{{pin}}\"\n\
+         [{of_tpm}.tpm]\ntcti = \"{}\"\nauth_source = \"file:{}\"\n{BACKUP}",
+        tpm.tcti(),
+        tpm.auth_file.display()
+    );
+    daemon.set_options(Options { config: Some(text.clone()), ..Options::default() });
+    daemon.initialise();
+    daemon.run().await;
+    (daemon, text)
+}
+
+/// Runs `lacre restore run` to its end and takes up the new client secret; what it says if it refuses.
+fn restored_once(daemon: &TestDaemon, records: usize) -> Result<(), String> {
+    let secrets = tempfile::tempdir().unwrap();
+    let dir = secrets.path().to_str().unwrap();
+    let args = ["restore", "run", "--lost", "default", "--secrets-dir", dir, "-o", "json"];
+    let run = daemon.command_of(&args).output().unwrap();
+    if !run.status.success() {
+        return Err(String::from_utf8_lossy(&run.stderr).into_owned());
+    }
+    let report: Value = serde_json::from_slice(&run.stdout).unwrap();
+    assert_eq!((&report["restored"], &report["failed"]), (&json!(records), &json!(0)), "{report}");
+    let mut dev = daemon.dev_json();
+    let client = dev["management"]["client_id"].as_str().unwrap().to_owned();
+    let fresh = std::fs::read_to_string(secrets.path().join(format!("{client}.secret"))).unwrap();
+    dev["management"]["client_secret"] = json!(fresh);
+    std::fs::write(daemon.dir().join("dev.json"), dev.to_string()).unwrap();
+    Ok(())
+}
+
+async fn all_stored(daemon: &TestDaemon, value: &str) -> Vec<String> {
+    let api = daemon.api().await;
+    let mut ids = Vec::new();
+    for number in 0..10 {
+        ids.push(stored(&api, &format!("kept/{number}"), value).await);
+    }
+    without_backup(&api, 0).await;
+    ids
+}
+
+#[tokio::test]
+async fn what_a_cleared_tpm_had_comes_back_from_a_backup_token() {
+    let tpm = Swtpm::new();
+    let (mut daemon, _) = beside_a_tpm(&tpm, false).await;
+    let value = daemon.secret("kept");
+    let ids = all_stored(&daemon, &value).await;
+    daemon.stop().await;
+    tpm.tool(&["tpm2_clear", "-c", "p"]);
+
+    // Not before somebody has said that this TPM is the one to go on with.
+    let refused = restored_once(&daemon, 0).unwrap_err();
+    assert!(refused.contains("tpm_cleared"), "{refused}");
+    assert_eq!(tpm.tool(&["tpm2_getcap", "handles-nv-index"]).trim(), "");
+    let unlatched = daemon.command_of(&["hsm", "unlatch", "--force"]).output().unwrap();
+    assert!(unlatched.status.success(), "{}", String::from_utf8_lossy(&unlatched.stderr));
+    restored_once(&daemon, ids.len()).unwrap();
+
+    daemon.run().await;
+    let api = daemon.api().await;
+    for id in &ids {
+        assert_eq!(api.value(id).await, value);
+    }
+    quarantine_holds_until_released(&daemon, &api).await;
+    daemon.finish().await;
+}
+
+#[tokio::test]
+async fn what_a_token_had_comes_back_from_a_backup_tpm() {
+    let tpm = Swtpm::new();
+    let (mut daemon, text) = beside_a_tpm(&tpm, true).await;
+    let value = daemon.secret("kept");
+    let ids = all_stored(&daemon, &value).await;
+    daemon.stop().await;
+    util(daemon.dir(), &["--delete-token", "--token", "lacre-dev"]);
+    add_token(daemon.dir(), "fresh");
+    let text = text.replace("\"lacre-dev\"", "\"fresh\"");
+    daemon.set_options(Options { config: Some(text), ..Options::default() });
+    restored_once(&daemon, ids.len()).unwrap();
+
+    daemon.run().await;
+    let api = daemon.api().await;
+    for id in &ids {
+        assert_eq!(api.value(id).await, value);
+    }
+    quarantine_holds_until_released(&daemon, &api).await;
     daemon.finish().await;
 }
 

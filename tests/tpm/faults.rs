@@ -72,6 +72,21 @@ async fn ten_power_cuts_cost_no_try() {
     device.opens(&kek, &sealed, b"value").await;
 }
 
+/// Waits until the device says that its TPM was cleared, and nothing else.
+async fn cleared(device: &Running) {
+    let until = Instant::now() + Duration::from_secs(10);
+    loop {
+        match device.status().state {
+            DeviceState::Stopped(reason) => {
+                assert!(reason.starts_with("tpm_cleared"), "{reason}");
+                return;
+            }
+            state => assert!(Instant::now() < until, "{state:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 /// TP-3.
 #[tokio::test]
 async fn a_cleared_tpm_is_recognised_and_nothing_is_made_in_it() {
@@ -83,22 +98,32 @@ async fn a_cleared_tpm_is_recognised_and_nothing_is_made_in_it() {
 
     let refused = device.sealer.open(&kek, &HERE, &sealed).await;
     assert!(matches!(refused, Err(SealError::Unavailable { .. })), "not opened, not blamed on the row");
-    let until = Instant::now() + Duration::from_secs(10);
-    loop {
-        match device.status().state {
-            DeviceState::Stopped(reason) => {
-                assert!(reason.starts_with("tpm_cleared"), "{reason}");
-                break;
-            }
-            state => assert!(Instant::now() < until, "{state:?}"),
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    cleared(&device).await;
     drop(device);
     let again = Running::on(&tpm);
-    assert!(
-        matches!(again.status().state, DeviceState::Stopped(reason) if reason.starts_with("tpm_cleared"))
-    );
+    cleared(&again).await;
+    let made = again.admin.generate(&KeyRef::plan(KeySpec::Kek).unwrap()).await;
+    assert!(matches!(made, Err(SealError::Unavailable { .. })), "{made:?}");
+    assert_eq!(tpm.tool(&["tpm2_getcap", "handles-nv-index"]).trim(), "");
+}
+
+/// TP-3: what opens the secret went with the TPM, and that is not what is told first.
+#[tokio::test]
+async fn a_cleared_tpm_is_recognised_where_the_secret_is_sealed_too() {
+    let tpm = Swtpm::new();
+    let source = crate::policy::sealed_source(&tpm, &crate::policy::arena());
+    let config = crate::policy::config(&tpm, &tpm.tcti(), &source);
+    let device = Running::with(&config);
+    let kek = device.kek().await;
+    let sealed = device.sealer.seal(&kek, &HERE, b"value").await.unwrap();
+    tpm.tool(&["tpm2_clear", "-c", "p"]);
+
+    let refused = device.sealer.open(&kek, &HERE, &sealed).await;
+    assert!(matches!(refused, Err(SealError::Unavailable { .. })), "not opened, not blamed on the row");
+    cleared(&device).await;
+    drop(device);
+    let again = Running::with(&config);
+    cleared(&again).await;
     let made = again.admin.generate(&KeyRef::plan(KeySpec::Kek).unwrap()).await;
     assert!(matches!(made, Err(SealError::Unavailable { .. })), "{made:?}");
     assert_eq!(tpm.tool(&["tpm2_getcap", "handles-nv-index"]).trim(), "");
@@ -182,6 +207,54 @@ async fn a_bad_wire_is_an_outage_that_heals() {
         let sealed = device.sealer.seal(&kek, &HERE, value.as_bytes()).await.unwrap();
         device.opens(&kek, &sealed, value.as_bytes()).await;
     }
+}
+
+/// TP-5: the first use after a start is when a key has to prove that it is itself.
+#[tokio::test]
+async fn a_bad_wire_at_the_first_use_of_a_key_blames_no_key() {
+    let tpm = Swtpm::new();
+    let device = Running::ready_on(&tpm);
+    let (kek, signer) = (device.kek().await, device.key(KeySpec::EcP256).await);
+    let sealed = device.sealer.seal(&kek, &HERE, b"value").await.unwrap();
+    drop(device);
+    let proxy = Proxy::before(&tpm);
+    let everything: fn(&mut [u8]) = |bytes| bytes.iter_mut().for_each(|byte| *byte ^= 0xA5);
+    let its_end: fn(&mut [u8]) = |bytes| *bytes.last_mut().unwrap() ^= 1;
+    // Behind the header: a length that is too long is another test's.
+    let its_middle: fn(&mut [u8]) = |bytes| {
+        let at = 10 + (bytes.len() - 10) / 2;
+        bytes[at.min(bytes.len() - 1)] ^= 0x10;
+    };
+    let mut blamed = Vec::new();
+    for (what, how) in [("everything", everything), ("its end", its_end), ("its middle", its_middle)] {
+        for after in 0.. {
+            let device = Running::at(&proxy.tcti(), &tpm);
+            assert_eq!(device.status().state, DeviceState::Ready);
+            proxy.spoil(after, how);
+            let opened = device.sealer.open(&kek, &HERE, &sealed).await;
+            let signed = device.sealer.sign(&signer, Alg::Es256, b"m").await;
+            let hit = proxy.has_spoiled();
+            for error in [opened.err(), signed.err()].into_iter().flatten() {
+                let state = device.status().state;
+                if !matches!(error, SealError::Unavailable { .. }) || matches!(state, DeviceState::Stopped(_))
+                {
+                    blamed.push(format!("{what} of answer {after}: {error:?}, {state:?}"));
+                }
+            }
+            device.ready(Duration::from_secs(10)).await;
+            device.opens(&kek, &sealed, b"value").await;
+            device.sealer.sign(&signer, Alg::Es256, b"m").await.unwrap();
+            for key in [&kek.key, &signer] {
+                let report = device.admin.inspect(key).await.unwrap();
+                assert!(report.deviations.is_empty(), "{what} of {after}: {report:?}");
+            }
+            if !hit {
+                assert!(after > 10, "{after} answers");
+                break;
+            }
+        }
+    }
+    assert!(blamed.is_empty(), "{blamed:#?}");
 }
 
 /// TP-5.

@@ -54,6 +54,15 @@ pub fn leave_an_object_behind(tcti: &str) {
     std::mem::forget(context);
 }
 
+/// The same until there is no room; how many there are.
+pub fn leave_objects_behind(tcti: &str) -> usize {
+    let mut context = context(tcti);
+    let make = |_| context.create_primary(Hierarchy::Owner, storage(&[7; 32]), None, None, None, None);
+    let left = (0..16).map(make).take_while(Result::is_ok).count();
+    std::mem::forget(context);
+    left
+}
+
 /// Sessions of both kinds that nobody ends, as many as asked for or as there is room for; how many there are.
 pub fn leave_sessions_behind(tcti: &str, most: usize) -> usize {
     let mut context = context(tcti);

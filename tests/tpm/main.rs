@@ -22,6 +22,7 @@ mod memory;
 mod owner;
 mod policy;
 mod proxy;
+mod selftest;
 mod slots;
 mod stage;
 mod wire;

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -21,6 +21,8 @@ pub enum Wire {
     Garbage,
     /// Their header promises more than there is.
     TooLong,
+    /// Those to one command are altered, as by a chip that computes wrongly.
+    Altered(u32, fn(&mut [u8])),
 }
 
 /// Where a command is lost, once.
@@ -37,6 +39,8 @@ struct State {
     wire: Mutex<Wire>,
     trap: Mutex<Option<Trap>>,
     is_sprung: AtomicBool,
+    /// Answers to let pass, and what happens to the one after them.
+    spoiled: Mutex<Option<(usize, fn(&mut [u8]))>>,
     seen: Mutex<Vec<u8>>,
     ended: AtomicBool,
 }
@@ -55,6 +59,7 @@ impl Proxy {
             wire: Mutex::new(Wire::Clean),
             trap: Mutex::default(),
             is_sprung: AtomicBool::new(false),
+            spoiled: Mutex::default(),
             seen: Mutex::default(),
             ended: AtomicBool::new(false),
         };
@@ -98,6 +103,16 @@ impl Proxy {
         self.state.is_sprung.load(Ordering::SeqCst)
     }
 
+    /// Alters one answer, after that many others.
+    pub fn spoil(&self, after: usize, how: fn(&mut [u8])) {
+        *self.state.spoiled.lock().unwrap() = Some((after, how));
+    }
+
+    /// Alters none any more; whether one was.
+    pub fn has_spoiled(&self) -> bool {
+        self.state.spoiled.lock().unwrap().take().is_none()
+    }
+
     /// Everything that has passed, in both directions.
     pub fn seen(&self) -> Vec<u8> {
         self.state.seen.lock().unwrap().clone()
@@ -133,11 +148,16 @@ fn serve(client: &TcpStream, state: &Arc<State>, plus: u16) {
     let (from, to, there) = (client.try_clone().unwrap(), tpm.try_clone().unwrap(), Arc::clone(state));
     let withheld = Arc::new(AtomicBool::new(false));
     let withhold = Arc::clone(&withheld);
+    let command = Arc::new(AtomicU32::new(0));
+    let asked = Arc::clone(&command);
     std::thread::spawn(move || {
         copy(from, to, &mut |bytes, to| {
             there.seen.lock().unwrap().extend_from_slice(bytes);
             // Tag and length come before the command code (part 1, section 18.3).
             let code = bytes.get(6..10).map(|code| u32::from_be_bytes(code.try_into().unwrap()));
+            if let Some(code) = code {
+                asked.store(code, Ordering::Relaxed);
+            }
             let trap = there.trap.lock().unwrap().take_if(|trap| {
                 let (Trap::Before(lost) | Trap::After(lost)) = *trap;
                 plus == 0 && code == Some(lost)
@@ -162,11 +182,22 @@ fn serve(client: &TcpStream, state: &Arc<State>, plus: u16) {
             state.is_sprung.store(true, Ordering::SeqCst);
             return Err(std::io::ErrorKind::ConnectionReset.into());
         }
+        let mut bytes = bytes.to_vec();
+        let mut spoiled = state.spoiled.lock().unwrap();
+        *spoiled = match spoiled.take() {
+            Some((0, how)) => {
+                how(&mut bytes);
+                None
+            }
+            Some((after, how)) => Some((after - 1, how)),
+            None => None,
+        };
+        drop(spoiled);
         match *state.wire.lock().unwrap() {
-            Wire::Clean => to.write_all(bytes),
+            Wire::Clean => to.write_all(&bytes),
             Wire::Late(time) => {
                 std::thread::sleep(time);
-                to.write_all(bytes)
+                to.write_all(&bytes)
             }
             Wire::Cut(len) => {
                 to.write_all(&bytes[..len.min(bytes.len())])?;
@@ -174,10 +205,15 @@ fn serve(client: &TcpStream, state: &Arc<State>, plus: u16) {
             }
             Wire::Garbage => to.write_all(&bytes.iter().map(|byte| byte ^ 0xA5).collect::<Vec<_>>()),
             Wire::TooLong => {
-                let mut bytes = bytes.to_vec();
                 bytes[2..6].copy_from_slice(&0x00FF_FFFF_u32.to_be_bytes());
                 to.write_all(&bytes)?;
                 Err(std::io::ErrorKind::ConnectionReset.into())
+            }
+            Wire::Altered(code, how) => {
+                if command.load(Ordering::Relaxed) == code {
+                    how(&mut bytes);
+                }
+                to.write_all(&bytes)
             }
         }
     });

@@ -264,8 +264,8 @@ impl<'a> Ask<'a> {
     /// The name in errors and metrics.
     pub(super) const fn name(&self) -> &'static str {
         match self {
-            Self::Seal { .. } => "wrap",
-            Self::Open { .. } => "unwrap",
+            Self::Seal { .. } | Self::Import { .. } => "wrap",
+            Self::Open { .. } | Self::Export { .. } => "unwrap",
             Self::Rewrap { .. } => "rewrap",
             Self::Sign { .. } => "sign",
             Self::Mac { .. } => "mac",
@@ -276,8 +276,6 @@ impl<'a> Ask<'a> {
             Self::Capabilities => "capabilities",
             Self::Count(_) => "count",
             Self::Address => "address",
-            Self::Export { .. } => "unwrap",
-            Self::Import { .. } => "wrap",
         }
     }
 

@@ -30,9 +30,10 @@ impl Fail {
         Self { function, code }
     }
 
-    /// Whether the TPM itself answered, or its resource manager; everything else is on the way there.
+    /// Whether the TPM itself answered, or its resource manager; everything else is on the way there. That has one of
+    /// two bits set: format one, or the version that is not TPM 1.2.
     fn is_of_tpm(self) -> bool {
-        matches!(self.code >> 16, 0 | 0x0B | 0x0C) && self.code != 0
+        matches!(self.code >> 16, 0 | 0x0B | 0x0C) && self.code & 0x180 != 0
     }
 
     /// The number of a format-one code, without the parameter, handle or session it is about.
@@ -48,6 +49,16 @@ impl Fail {
     /// `TPM_RC_SESSION_HANDLES`: every number for a session is given out.
     pub(super) fn is_out_of_sessions(self) -> bool {
         self.is_of_tpm() && self.code & 0xFFFF == 0x905
+    }
+
+    /// `TPM_RC_TESTING`, `TPM_RC_NEEDS_TEST`: no failure was found so far.
+    pub(super) fn is_testing(self) -> bool {
+        self.is_of_tpm() && matches!(self.code & 0xFFFF, 0x90A | 0x153)
+    }
+
+    /// `TPM_RC_FAILURE`: the chip has found that it is broken.
+    pub(super) fn is_failure(self) -> bool {
+        self.is_of_tpm() && self.code & 0xFFFF == 0x101
     }
 
     /// The authorisation did not match: another value, or a session that is out of step.
@@ -123,7 +134,7 @@ mod tests {
         for code in [0x910, 0x918, 0x18B, 0x9A2] {
             assert!(matches!(BackendError::from(fail(code)), BackendError::SessionLost { .. }), "{code:#x}");
         }
-        for code in [0x000A_000A, 0x0007_0007, 0x921, 0x101, 0] {
+        for code in [0x000A_000A, 0x0007_0007, 0x921, 0x101, 0, 1] {
             assert!(matches!(BackendError::from(fail(code)), BackendError::Away { .. }), "{code:#x}");
         }
         assert!(matches!(BackendError::from(fail(0x2C4)), BackendError::Refused { .. }));

@@ -11,6 +11,7 @@ use subtle::ConstantTimeEq;
 use tss_esapi::Context;
 use tss_esapi::handles::KeyHandle;
 use tss_esapi::interface_types::algorithm::HashingAlgorithm;
+use tss_esapi::interface_types::session_handles::AuthSession;
 use tss_esapi::structures::{
     Digest, HashScheme, HashcheckTicket, MaxBuffer, Private, Public, PublicBuffer, SensitiveData,
     Signature as TpmSignature, SignatureScheme,
@@ -22,7 +23,7 @@ use super::error::Fail;
 use super::link::{Id, Link, Origin};
 use super::salt::{destroy_salt, make_salt, read_salt};
 use super::scrub::{scrub, wipe_blocks};
-use super::{Tpm, template};
+use super::{Tpm, selftest, template};
 use crate::seal::KeyReport;
 use crate::seal::backend::{Backend, BackendError};
 use crate::seal::envelope::{DEK_LEN, DEK_SLOT_LEN};
@@ -222,7 +223,7 @@ fn unwrap(
     let auth = link.auth(*id.as_bytes()).map_err(|error| Fail::new("auth value", error))?;
     let unsealed = link.again(|link| {
         let parent = link.load_again(*id.as_bytes())?;
-        let sessions = (Some(tss_esapi::interface_types::session_handles::AuthSession::Password), None);
+        let sessions = (Some(AuthSession::Password), None);
         let load = |context: &mut Context| context.load(parent, private.clone(), public.clone());
         let leaf = link.command("TPM2_Load", sessions, load)?;
         let unsealed = match link.context.tr_set_auth(leaf.into(), auth.clone()) {
@@ -336,7 +337,7 @@ fn scheme(alg: Alg) -> SignatureScheme {
     }
 }
 
-fn jose(spec: KeySpec, signature: &TpmSignature) -> Option<Vec<u8>> {
+pub(super) fn jose(spec: KeySpec, signature: &TpmSignature) -> Option<Vec<u8>> {
     match (signature, spec.field_len(), spec.modulus_bits()) {
         (TpmSignature::EcDsa(ecc), Some(field), _) => {
             let r = template::padded(ecc.signature_r().value(), field)?;
@@ -351,25 +352,40 @@ fn jose(spec: KeySpec, signature: &TpmSignature) -> Option<Vec<u8>> {
     }
 }
 
-/// TPMs differ in the length of the salt of PSS; RFC 7518, section 3.5, wants that of the hash.
-fn has_jose_salt(public: &PublicKey, digest: &[u8], signature: &[u8]) -> bool {
-    use aws_lc_rs::digest::{Digest, SHA256};
-    use aws_lc_rs::signature::{RSA_PSS_2048_8192_SHA256, UnparsedPublicKey};
-    let PublicKey::Rsa { n, e } = public else { return false };
-    let Ok(digest) = Digest::import_less_safe(digest, &SHA256) else { return false };
-    UnparsedPublicKey::new(&RSA_PSS_2048_8192_SHA256, rsa_der(n, e)).verify_digest(&digest, signature).is_ok()
+/// Signs with a loaded key.
+pub(super) fn sign_with(
+    link: &mut Link,
+    function: &'static str,
+    handle: KeyHandle,
+    alg: Alg,
+    digest: &[u8],
+    sessions: (Option<AuthSession>, Option<AuthSession>),
+) -> Result<TpmSignature, Fail> {
+    let fail = |error| Fail::new(function, error);
+    let digest = Digest::try_from(digest).map_err(fail)?;
+    let ticket = HashcheckTicket::try_from(no_ticket()).map_err(fail)?;
+    link.command(function, sessions, |context| context.sign(handle, digest, scheme(alg), ticket))
 }
 
-/// `RSAPublicKey` (RFC 8017, appendix A.1.1).
-fn rsa_der(n: &[u8], e: &[u8]) -> Vec<u8> {
-    let element = |tag: u8, body: &[u8]| {
-        let len = u16::try_from(body.len()).unwrap_or(u16::MAX).to_be_bytes();
-        [&[tag, 0x82], &len[..], body].concat()
-    };
-    let integer = |number: &[u8]| element(0x02, &[&[0], number].concat());
-    // Lengths of two bytes and a zero before each number; a DER parser wants them only where they are needed.
-    let short = [&[0x02, u8::try_from(e.len()).unwrap_or(u8::MAX)], e].concat();
-    element(0x30, &[integer(n), short].concat())
+/// Every signature is verified in software before it leaves: that costs little beside a TPM's.
+fn sign(link: &mut Link, key: &KeyRef, alg: Alg, digest: &[u8]) -> Result<Signature, BackendError> {
+    let (at, _) = leaf(link, key)?;
+    let made = link.again(|link| {
+        let handle = link.load_again(at)?;
+        let sessions = link.secretly();
+        sign_with(link, "TPM2_Sign", handle, alg, digest, sessions)
+    });
+    let made = made.map_err(|fail| auth_or(link, fail))?;
+    link.prove();
+    let signature = jose(key.spec, &made).ok_or_else(|| refused("TPM2_Sign"))?;
+    let (_, public) = read_blob(blob_of(key)?)?;
+    let is_right = template::public_key(key.spec, &public)
+        .is_some_and(|public| selftest::verifies(&public, alg, digest, &signature));
+    match alg {
+        _ if is_right => Ok(Signature(signature)),
+        Alg::Ps256 => Err(refused("the salt of this TPM's PSS")),
+        _ => Err(BackendError::SelfTest("a signature does not verify with its public key")),
+    }
 }
 
 fn public_key(link: &mut Link, key: &KeyRef) -> Result<PublicKey, BackendError> {
@@ -440,27 +456,7 @@ impl Backend for Session {
     }
 
     fn sign(&mut self, key: &KeyRef, alg: Alg, digest: &[u8]) -> Result<Signature, BackendError> {
-        self.tpm.with_link(|link| {
-            let (at, _) = leaf(link, key)?;
-            let made = link.again(|link| {
-                let fail = |error| Fail::new("TPM2_Sign", error);
-                let digest = Digest::try_from(digest).map_err(fail)?;
-                let handle = link.load_again(at)?;
-                let sessions = link.secretly();
-                let none = || HashcheckTicket::try_from(no_ticket());
-                let ticket = none().map_err(fail)?;
-                link.command("TPM2_Sign", sessions, |context| {
-                    context.sign(handle, digest, scheme(alg), ticket)
-                })
-            });
-            let made = made.map_err(|fail| auth_or(link, fail))?;
-            link.prove();
-            let signature = jose(key.spec, &made).ok_or_else(|| refused("TPM2_Sign"))?;
-            if alg == Alg::Ps256 && !has_jose_salt(&public_key(link, key)?, digest, &signature) {
-                return Err(refused("the salt of this TPM's PSS"));
-            }
-            Ok(Signature(signature))
-        })
+        self.tpm.with_link(|link| sign(link, key, alg, digest))
     }
 
     fn mac(&mut self, key: &KeyRef, message: &[u8]) -> Result<[u8; 32], BackendError> {
@@ -529,7 +525,9 @@ fn inspect(tpm: &Tpm, link: &mut Link, key: &KeyRef) -> Result<KeyReport, Backen
             Pin::Blob { fingerprint: pinned, .. } if fingerprint(link, key)? != *pinned => {
                 deviations.push("its fingerprint is another one".to_owned());
             }
-            _ => {}
+            // A MAC key's fingerprint is a MAC.
+            Pin::Blob { .. } => test_pair(link, key)?,
+            Pin::Fingerprint(_) => {}
         }
         Ok(attributes)
     })();
@@ -541,6 +539,17 @@ fn inspect(tpm: &Tpm, link: &mut Link, key: &KeyRef) -> Result<KeyReport, Backen
         }
         Err(other) => Err(other),
     }
+}
+
+/// What the private half signs, the public half verifies (KL-10).
+fn test_pair(link: &mut Link, key: &KeyRef) -> Result<(), BackendError> {
+    let (alg, digest) = match key.spec {
+        KeySpec::HmacSha256 | KeySpec::Kek => return Ok(()),
+        KeySpec::EcP256 => (Alg::Es256, &[7; 32][..]),
+        KeySpec::EcP384 => (Alg::Es384, &[7; 48][..]),
+        _ => (Alg::Rs256, &[7; 32][..]),
+    };
+    sign(link, key, alg, digest).map(drop)
 }
 
 /// The digest was not made by the TPM, and the keys are not restricted: no ticket is needed.

@@ -323,6 +323,18 @@ impl Link {
         }
     }
 
+    /// The same, proven by the session to be the TPM's own answer: what is not in it, is not there.
+    pub(super) fn handles_for_sure(&mut self, first: u32) -> Result<Vec<TpmHandle>, Fail> {
+        self.audit(true)?;
+        let ask = |context: &mut Context| context.get_capability(CapabilityType::Handles, first, 32);
+        let listed = self.command("TPM2_GetCapability", (self.session, None), ask);
+        self.audit(false)?;
+        match listed?.0 {
+            CapabilityData::Handles(list) => Ok(list.into_inner()),
+            _ => Err(Fail { function: "TPM2_GetCapability", code: 0 }),
+        }
+    }
+
     /// The authorisation value of a key.
     pub(super) fn auth(&self, id: Id) -> tss_esapi::Result<Auth> {
         let Some(secret) = &self.secret else {

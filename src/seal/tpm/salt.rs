@@ -53,8 +53,8 @@ enum Kept {
 
 fn look(link: &mut Link, id: KeyId) -> Result<Kept, BackendError> {
     let index = nv_index(id)?;
-    // An error is no answer: only a TPM that lists its indices can be without one.
-    if !link.handles(u32::from(index))?.contains(&TpmHandle::NvIndex(index)) {
+    // An error is no answer: only a TPM that lists its indices, and proves that it is its list, can be without one.
+    if !link.handles_for_sure(u32::from(index))?.contains(&TpmHandle::NvIndex(index)) {
         return Ok(Kept::Nothing);
     }
     let fail = |error| Fail::new("TPM2_NV_Read", error);

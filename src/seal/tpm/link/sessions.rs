@@ -91,6 +91,18 @@ impl Link {
         Ok(Some(session))
     }
 
+    /// Has the session vouch for a command that has nothing to authorise and nothing to encrypt.
+    pub(super) fn audit(&mut self, is_on: bool) -> Result<(), Fail> {
+        let Some(session) = self.session else { return Ok(()) };
+        let (attributes, mask) = SessionAttributesBuilder::new()
+            .with_audit(is_on)
+            .with_decrypt(!is_on)
+            .with_encrypt(!is_on)
+            .build();
+        let set = self.context.tr_sess_set_attributes(session, attributes, mask);
+        set.map_err(|error| Fail::new("session attributes", error))
+    }
+
     /// The sessions in the TPM that are not ours; none, where it cannot be told which ones are ours.
     pub(super) fn foreign_sessions(&mut self, with_saved: bool) -> Vec<TpmHandle> {
         let Some(own) = self.own_sessions() else { return Vec::new() };
