@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use lacre::seal::{Alg, DeviceState, KeyRef, KeySpec, SealError};
 use rustix::process::Signal;
 
-use crate::proxy::{Proxy, Wire};
+use crate::proxy::{Alter, Proxy, Wire};
 use crate::stage::{HERE, Running};
 use crate::swtpm::Swtpm;
 
@@ -218,10 +218,10 @@ async fn a_bad_wire_at_the_first_use_of_a_key_blames_no_key() {
     let sealed = device.sealer.seal(&kek, &HERE, b"value").await.unwrap();
     drop(device);
     let proxy = Proxy::before(&tpm);
-    let everything: fn(&mut [u8]) = |bytes| bytes.iter_mut().for_each(|byte| *byte ^= 0xA5);
-    let its_end: fn(&mut [u8]) = |bytes| *bytes.last_mut().unwrap() ^= 1;
+    let everything: Alter = |bytes| bytes.iter_mut().for_each(|byte| *byte ^= 0xA5);
+    let its_end: Alter = |bytes| *bytes.last_mut().unwrap() ^= 1;
     // Behind the header: a length that is too long is another test's.
-    let its_middle: fn(&mut [u8]) = |bytes| {
+    let its_middle: Alter = |bytes| {
         let at = 10 + (bytes.len() - 10) / 2;
         bytes[at.min(bytes.len() - 1)] ^= 0x10;
     };

@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use crate::swtpm::Swtpm;
 
+/// What is done to an answer.
+pub type Alter = fn(&mut [u8]);
+
 /// What happens to the TPM's answers.
 #[derive(Clone, Copy, Debug)]
 pub enum Wire {
@@ -22,7 +25,7 @@ pub enum Wire {
     /// Their header promises more than there is.
     TooLong,
     /// Those to one command are altered, as by a chip that computes wrongly.
-    Altered(u32, fn(&mut [u8])),
+    Altered(u32, Alter),
 }
 
 /// Where a command is lost, once.
@@ -40,7 +43,7 @@ struct State {
     trap: Mutex<Option<Trap>>,
     is_sprung: AtomicBool,
     /// Answers to let pass, and what happens to the one after them.
-    spoiled: Mutex<Option<(usize, fn(&mut [u8]))>>,
+    spoiled: Mutex<Option<(usize, Alter)>>,
     seen: Mutex<Vec<u8>>,
     ended: AtomicBool,
 }
@@ -104,7 +107,7 @@ impl Proxy {
     }
 
     /// Alters one answer, after that many others.
-    pub fn spoil(&self, after: usize, how: fn(&mut [u8])) {
+    pub fn spoil(&self, after: usize, how: Alter) {
         *self.state.spoiled.lock().unwrap() = Some((after, how));
     }
 

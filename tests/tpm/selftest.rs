@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use lacre::seal::{Alg, DeviceState, KeySpec, SealError};
 
-use crate::proxy::{Proxy, Wire};
+use crate::proxy::{Alter, Proxy, Wire};
 use crate::stage::{HERE, Running};
 use crate::swtpm::Swtpm;
 
@@ -28,7 +28,7 @@ async fn a_chip_that_computes_wrongly_is_not_ready_and_says_which_test_it_failed
     let sealed = device.sealer.seal(&kek, &HERE, b"value").await.unwrap();
     drop(device);
     let proxy = Proxy::before(&tpm);
-    let ills: [(u32, fn(&mut [u8]), &str); 7] = [
+    let ills: [(u32, Alter, &str); 7] = [
         (SELF_TEST, |answer| answer[6..HEADER].copy_from_slice(&FAILURE), "the chip's own test failed"),
         (
             GET_TEST_RESULT,

@@ -176,7 +176,7 @@ fn key_pair(link: &mut Link) -> Result<(), BackendError> {
 /// A known value under the root, in the session that data keys take.
 fn sealing(link: &mut Link) -> Result<(), BackendError> {
     let template = template::sealed(&[])?;
-    let (made, opened, altered) = link.again(|link| {
+    let (opened, altered) = link.again(|link| {
         let template = template.clone();
         let data = SensitiveData::try_from(&MESSAGE[..]).map_err(|error| Fail::new(CREATE, error))?;
         let root = link.root()?;
@@ -203,9 +203,8 @@ fn sealing(link: &mut Link) -> Result<(), BackendError> {
             Err(fail) if fail.is_bad_blob() => false,
             Err(fail) => return Err(fail),
         };
-        Ok((made, opened, altered))
+        Ok((opened, altered))
     })?;
-    drop(made);
     if opened.value() != MESSAGE {
         return Err(BackendError::SelfTest("what the chip seals does not open"));
     }
@@ -257,8 +256,9 @@ fn rsa_der(n: &[u8], e: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use p256::ecdsa::signature::hazmat::PrehashSigner;
+    use sha2::Digest;
 
-    use super::{Alg, Digest, KeySpec, MAC, MAC_KEY, MAC_MESSAGE, PublicKey, Sha256, verifies};
+    use super::{Alg, KeySpec, MAC, MAC_KEY, MAC_MESSAGE, PublicKey, Sha256, verifies};
 
     #[test]
     fn a_signature_is_right_only_with_its_key_its_hash_and_unaltered() {

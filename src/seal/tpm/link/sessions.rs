@@ -52,7 +52,7 @@ impl Link {
         Ok(())
     }
 
-    /// Whether the owner hierarchy has an authorisation: TPMA_PERMANENT, bit 0 (part 2, section 8.6).
+    /// Whether the owner hierarchy has an authorisation: `TPMA_PERMANENT`, bit 0 (part 2, section 8.6).
     fn owner_has_auth(&mut self) -> Result<bool, Fail> {
         let found = self.properties(PropertyTag::Permanent, 1)?;
         Ok(found.get(&PropertyTag::Permanent).is_some_and(|attributes| attributes & 1 != 0))
