@@ -48,6 +48,33 @@ struct State {
     ended: AtomicBool,
 }
 
+impl State {
+    /// The trap of this command, which is sprung.
+    fn trap_for(&self, code: Option<u32>) -> Option<Trap> {
+        let trap = self.trap.lock().unwrap().take_if(|trap| {
+            let (Trap::Before(lost) | Trap::After(lost)) = *trap;
+            code == Some(lost)
+        });
+        if matches!(trap, Some(Trap::Before(_))) {
+            self.is_sprung.store(true, Ordering::SeqCst);
+        }
+        trap
+    }
+
+    /// Alters the answer if it is its turn.
+    fn spoil(&self, bytes: &mut [u8]) {
+        let mut spoiled = self.spoiled.lock().unwrap();
+        *spoiled = match spoiled.take() {
+            Some((0, how)) => {
+                how(bytes);
+                None
+            }
+            Some((after, how)) => Some((after - 1, how)),
+            None => None,
+        };
+    }
+}
+
 /// A proxy on two ports, as swtpm has them.
 pub struct Proxy {
     /// The server's port; the control channel is the next one.
@@ -161,15 +188,8 @@ fn serve(client: &TcpStream, state: &Arc<State>, plus: u16) {
             if let Some(code) = code {
                 asked.store(code, Ordering::Relaxed);
             }
-            let trap = there.trap.lock().unwrap().take_if(|trap| {
-                let (Trap::Before(lost) | Trap::After(lost)) = *trap;
-                plus == 0 && code == Some(lost)
-            });
-            match trap {
-                Some(Trap::Before(_)) => {
-                    there.is_sprung.store(true, Ordering::SeqCst);
-                    return Err(std::io::ErrorKind::ConnectionReset.into());
-                }
+            match there.trap_for(code.filter(|_| plus == 0)) {
+                Some(Trap::Before(_)) => return Err(std::io::ErrorKind::ConnectionReset.into()),
                 Some(Trap::After(_)) => withhold.store(true, Ordering::SeqCst),
                 None => {}
             }
@@ -182,20 +202,12 @@ fn serve(client: &TcpStream, state: &Arc<State>, plus: u16) {
             return to.write_all(bytes);
         }
         if withheld.load(Ordering::SeqCst) {
+            // Only now: the TPM has done it.
             state.is_sprung.store(true, Ordering::SeqCst);
             return Err(std::io::ErrorKind::ConnectionReset.into());
         }
         let mut bytes = bytes.to_vec();
-        let mut spoiled = state.spoiled.lock().unwrap();
-        *spoiled = match spoiled.take() {
-            Some((0, how)) => {
-                how(&mut bytes);
-                None
-            }
-            Some((after, how)) => Some((after - 1, how)),
-            None => None,
-        };
-        drop(spoiled);
+        state.spoil(&mut bytes);
         match *state.wire.lock().unwrap() {
             Wire::Clean => to.write_all(&bytes),
             Wire::Late(time) => {
