@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
-use lacre::seal::{Alg, DeviceConfig, DeviceState, KeySpec, SealError};
+use lacre::seal::{Alg, Count, DeviceConfig, DeviceName, DeviceState, KeySpec, SealError};
 use serde_json::{Value, json};
 
 use crate::daemon::{lacre, run, text};
@@ -70,6 +70,13 @@ async fn everything_works_under_an_owner_authorisation_and_a_listener_learns_not
     device.admin.destroy(&to.key).await.unwrap();
     let gone = device.admin.inspect(&to.key).await;
     assert!(matches!(gone, Err(SealError::KeyMissing { .. })), "{gone:?}");
+    let count = async |count| device.admin.count(&DeviceName::default(), count).await.unwrap();
+    assert_eq!(count(Count::Read).await, None);
+    let made = count(Count::Make).await.unwrap();
+    assert_eq!(count(Count::Make).await, Some(made));
+    assert_eq!(count(Count::Advance { from: made }).await, Some(made + 1));
+    // Asked again, as after an answer that was lost.
+    assert_eq!(count(Count::Advance { from: made }).await, Some(made + 1));
     assert_eq!(tpm.tool(&["tpm2_getcap", "handles-loaded-session"]).lines().count(), 1);
     drop(device);
     assert_eq!(tpm.tool(&["tpm2_getcap", "handles-loaded-session"]).trim(), "");

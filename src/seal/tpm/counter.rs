@@ -3,17 +3,13 @@
 //! The TPM keeps that promise also where the index is deleted and defined again: a new counter starts above
 //! the highest value that any counter of this TPM has ever had (part 1, section 37.2.4).
 
-use tss_esapi::Context;
-use tss_esapi::attributes::NvIndexAttributesBuilder;
 use tss_esapi::constants::NvIndexType;
-use tss_esapi::handles::{NvIndexHandle, NvIndexTpmHandle, ObjectHandle, TpmHandle};
-use tss_esapi::interface_types::algorithm::HashingAlgorithm;
-use tss_esapi::interface_types::resource_handles::{NvAuth, Provision};
-use tss_esapi::structures::NvPublicBuilder;
+use tss_esapi::handles::{NvIndexHandle, NvIndexTpmHandle, TpmHandle};
+use tss_esapi::interface_types::resource_handles::NvAuth;
 
 use super::error::Fail;
 use super::link::{Id, Link};
-use super::salt::{NV_AUTHORIZATION, NV_RANGE, NV_UNINITIALIZED, nv_index_of, refused};
+use super::salt::{NV_AUTHORIZATION, NV_RANGE, NV_UNINITIALIZED, define_index, nv_index_of, refused};
 use crate::seal::backend::BackendError;
 use crate::seal::driver::Count;
 
@@ -50,8 +46,8 @@ fn with_handle<T>(
 }
 
 fn look(link: &mut Link, index: NvIndexTpmHandle) -> Result<Kept, BackendError> {
-    // An error is no answer: only a TPM that lists its indices can be without one.
-    if !link.handles(u32::from(index))?.contains(&TpmHandle::NvIndex(index)) {
+    // Proven: a wrong answer would read as a counter that is gone.
+    if !link.handles_for_sure(u32::from(index))?.contains(&TpmHandle::NvIndex(index)) {
         return Ok(Kept::Nothing);
     }
     let read = with_handle(link, index, |link, handle| {
@@ -78,23 +74,7 @@ fn look(link: &mut Link, index: NvIndexTpmHandle) -> Result<Kept, BackendError> 
 }
 
 fn define(link: &mut Link, index: NvIndexTpmHandle) -> Result<(), BackendError> {
-    let attributes = NvIndexAttributesBuilder::new()
-        .with_nv_index_type(NvIndexType::Counter)
-        .with_owner_write(true)
-        .with_owner_read(true)
-        .with_no_da(true)
-        .build()
-        .map_err(|_| refused("NV attributes"))?;
-    let public = NvPublicBuilder::new()
-        .with_nv_index(index)
-        .with_index_name_algorithm(HashingAlgorithm::Sha256)
-        .with_index_attributes(attributes)
-        .with_data_area_size(usize::from(LEN))
-        .build()
-        .map_err(|_| refused("NV template"))?;
-    let sessions = link.as_owner();
-    let define = |context: &mut Context| context.nv_define_space(Provision::Owner, None, public);
-    let mut handle = ObjectHandle::from(link.command("TPM2_NV_DefineSpace", sessions, define)?);
+    let mut handle = define_index(link, index, NvIndexType::Counter, usize::from(LEN))?;
     Ok(link.context.tr_close(&mut handle).map_err(|error| Fail::new("NV index", error))?)
 }
 

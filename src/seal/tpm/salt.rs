@@ -4,6 +4,8 @@
 //! had sealed stays shut, in backups too.
 
 use tss_esapi::Context;
+use tss_esapi::attributes::NvIndexAttributesBuilder;
+use tss_esapi::constants::NvIndexType;
 use tss_esapi::handles::{NvIndexTpmHandle, ObjectHandle, TpmHandle};
 use tss_esapi::interface_types::algorithm::HashingAlgorithm;
 use tss_esapi::interface_types::resource_handles::{NvAuth, Provision};
@@ -88,6 +90,32 @@ pub(super) fn read_salt(link: &mut Link, id: KeyId) -> Result<Option<[u8; 32]>, 
     })
 }
 
+/// Defines an index that is the owner's to read and write.
+pub(super) fn define_index(
+    link: &mut Link,
+    index: NvIndexTpmHandle,
+    kind: NvIndexType,
+    len: usize,
+) -> Result<ObjectHandle, BackendError> {
+    let attributes = NvIndexAttributesBuilder::new()
+        .with_nv_index_type(kind)
+        .with_owner_write(true)
+        .with_owner_read(true)
+        .with_no_da(true)
+        .build()
+        .map_err(|_| refused("NV attributes"))?;
+    let public = NvPublicBuilder::new()
+        .with_nv_index(index)
+        .with_index_name_algorithm(HashingAlgorithm::Sha256)
+        .with_index_attributes(attributes)
+        .with_data_area_size(len)
+        .build()
+        .map_err(|_| refused("NV template"))?;
+    let sessions = link.as_owner();
+    let define = |context: &mut Context| context.nv_define_space(Provision::Owner, None, public);
+    Ok(link.command("TPM2_NV_DefineSpace", sessions, define)?.into())
+}
+
 /// Gives the chip something to keep for a KEK; repeated, it is what is there already.
 pub(super) fn make_salt(link: &mut Link, id: KeyId) -> Result<(), BackendError> {
     let is_defined = match look(link, id)? {
@@ -98,19 +126,6 @@ pub(super) fn make_salt(link: &mut Link, id: KeyId) -> Result<(), BackendError> 
         Kept::Foreign => return Err(refused("the NV index of this key's id, which something else has")),
     };
     let index = nv_index(id)?;
-    let attributes = tss_esapi::attributes::NvIndexAttributesBuilder::new()
-        .with_owner_write(true)
-        .with_owner_read(true)
-        .with_no_da(true)
-        .build()
-        .map_err(|_| refused("NV attributes"))?;
-    let public = NvPublicBuilder::new()
-        .with_nv_index(index)
-        .with_index_name_algorithm(HashingAlgorithm::Sha256)
-        .with_index_attributes(attributes)
-        .with_data_area_size(NV_LEN)
-        .build()
-        .map_err(|_| refused("NV template"))?;
     let mut data = [0; NV_LEN];
     data[..16].copy_from_slice(id.as_bytes());
     getrandom::fill(&mut data[16..]).map_err(|_| refused("getrandom"))?;
@@ -119,9 +134,7 @@ pub(super) fn make_salt(link: &mut Link, id: KeyId) -> Result<(), BackendError> 
         let handle = link.context.tr_from_tpm_public(TpmHandle::NvIndex(index));
         handle.map_err(|error| Fail::new("NV index", error))?
     } else {
-        let sessions = link.as_owner();
-        let define = |context: &mut Context| context.nv_define_space(Provision::Owner, None, public);
-        ObjectHandle::from(link.command("TPM2_NV_DefineSpace", sessions, define)?)
+        define_index(link, index, NvIndexType::Ordinary, NV_LEN)?
     };
     let mut handle = defined;
     let sessions = link.as_owner();
