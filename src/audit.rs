@@ -180,18 +180,13 @@ impl AuditLog {
         Ok(self.db.read(store::head).await?)
     }
 
-    /// A tenant's last record of one of these actions, for the daemon itself.
+    /// A tenant's last record of the roll-back anchor, for the daemon itself.
     ///
     /// # Errors
     /// [`AuditError::Read`] if the database cannot be read.
-    pub async fn last(
-        &self,
-        tenant: &TenantId,
-        actions: &'static [Action],
-    ) -> Result<Option<Record>, AuditError> {
+    pub async fn last_of_anchor(&self, tenant: &TenantId) -> Result<Option<Record>, AuditError> {
         let tenant = tenant.clone();
-        let names: Vec<_> = actions.iter().map(|action| action.name()).collect();
-        Ok(self.db.read(move |conn| store::last(conn, tenant.as_str(), &names)).await?)
+        Ok(self.db.read(move |conn| store::last_of_anchor(conn, tenant.as_str())).await?)
     }
 
     /// The hash of the record with that number, `None` if it is not there. 0 is before the first.

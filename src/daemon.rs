@@ -144,9 +144,6 @@ async fn serve(
     let ended = listen::until_stopped(server, &health, certificates, keys_unfit, on_ready).await;
     tasks.shutdown().await;
     services.record_stop().await;
-    if let Some(anchor) = &services.anchor {
-        anchor.advance().await;
-    }
     services.close().await;
     ended
 }

@@ -322,7 +322,7 @@ fn postgres_is_migrated_by_command_only() {
 
     let refused = Db::open(&url, &OpenOptions::default()).map(|_| ());
     assert!(matches!(refused, Err(OpenError::MigrationsPending { count: 6 })), "{refused:?}");
-    assert_eq!(migrate::migrate(&url).unwrap().len(), 6);
+    assert_eq!(migrate::migrate(&url).unwrap().len(), 7);
 
     assert!(migrate::migrate(&url).unwrap().is_empty());
     Db::open(&url, &OpenOptions::default()).unwrap();

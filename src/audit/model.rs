@@ -63,6 +63,8 @@ pub enum Action {
     RestoreRelease,
     /// The roll-back anchor goes on to the next generation.
     AnchorAdvance,
+    /// The database is not the one that is anchored.
+    AnchorIncident,
     /// Persons took the database as the present one.
     AnchorAccept,
     /// A stored value failed its integrity check.
@@ -77,7 +79,7 @@ pub enum Action {
 
 impl Action {
     /// Every action, for the documentation.
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 35] = [
         Self::DaemonStart,
         Self::DaemonStop,
         Self::DbMigrate,
@@ -108,6 +110,7 @@ impl Action {
         Self::RestoreRelease,
         Self::AnchorAdvance,
         Self::AnchorAccept,
+        Self::AnchorIncident,
         Self::IntegrityIncident,
         Self::KeyIncident,
         Self::AuditRead,
@@ -146,6 +149,7 @@ impl Action {
             Self::RestoreEnd => "restore.end",
             Self::RestoreRelease => "restore.release",
             Self::AnchorAdvance => "anchor.advance",
+            Self::AnchorIncident => "incident.anchor",
             Self::AnchorAccept => "anchor.accept",
             Self::IntegrityIncident => "incident.integrity",
             Self::KeyIncident => "incident.key",

@@ -3,7 +3,9 @@
 //! `audit_head` row 1 is the chain's end. Row 2 exists on SQLite only, where one daemon writes: all
 //! intents up to its number have their outcome, so a start after a crash reads only what is newer.
 
+use diesel::dsl::sql;
 use diesel::prelude::{ExpressionMethods, OptionalExtension, QueryDsl, RunQueryDsl};
+use diesel::sql_types::Bool;
 use uuid::Uuid;
 
 use crate::audit::model::Record;
@@ -125,15 +127,13 @@ pub(super) fn page(
     Ok(rows.into_iter().map(|(action, seq, body)| (action, Record { seq: unsigned(seq), body })).collect())
 }
 
-/// A tenant's last record of one of these actions.
-pub(super) fn last(
-    conn: &mut Conn,
-    tenant: &str,
-    actions: &[&'static str],
-) -> Result<Option<Record>, DbError> {
+/// A tenant's last record of the roll-back anchor.
+pub(super) fn last_of_anchor(conn: &mut Conn, tenant: &str) -> Result<Option<Record>, DbError> {
+    // Word for word as in the index: neither engine uses a partial one for values that are bound.
+    let of_anchor = sql::<Bool>("action IN ('anchor.advance', 'anchor.accept')");
     let query = audit_records::table
         .filter(audit_records::tenant_id.eq(tenant))
-        .filter(audit_records::action.eq_any(actions))
+        .filter(of_anchor)
         .order(audit_records::seq.desc())
         .select((audit_records::seq, audit_records::body));
     let row: Option<(i64, String)> = with_conn!(conn, |c| query.first(c).optional())?;

@@ -12,11 +12,12 @@ use crate::daemon::anchor::{self, Acceptance};
 pub(crate) enum Command {
     /// Take the database as it is for the present one
     #[command(after_help = "EXAMPLES
-  lacre anchor accept --by ana --reason 'first start with an anchor'
-  lacre anchor accept --by ana --by rui --reason 'put back from the backup of 2026-11-27'
+  lacre anchor accept --by ana --reason first-start
+  lacre anchor accept --by ana --by rui --reason restored-2026-11-27
 
 Run it while no daemon runs, once after [anchor] was put into the configuration, and after a database was put
-back from a copy. Where it overrides the anchor it takes two persons. It is recorded in the audit log.")]
+back from a copy. Where it overrides the anchor it takes two persons and begins a quarantine, as `lacre restore run`
+does. It is recorded in the audit log.")]
     Accept(Accept),
 }
 

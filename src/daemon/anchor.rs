@@ -10,22 +10,31 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::RunError;
 use super::health::{Health, chain};
-use super::services::{Services, StartError};
+use super::services::{ProvisionError, Services, StartError};
 use crate::audit::{Action, AuditError, AuditLog, Checkpoint, Event, Outcome, Record};
 use crate::clock::{Clock, Timestamp};
 use crate::config::{AnchorConfig, Config};
 use crate::db::{Db, DbError, TurnName};
+use crate::http::Check;
 use crate::identity::Caller;
 use crate::ids::TenantId;
 use crate::keys::{Keys, KeysError};
 use crate::seal::{Count, DeviceName, KeyAdmin, SealError};
+
+/// How long a start waits for devices that do not answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+const RETRY: Duration = Duration::from_millis(500);
+/// How often the counter is looked at, at the least.
+const LOOK: Duration = Duration::from_secs(60);
+/// How long the last step may hold up an orderly end.
+const AT_LAST: Duration = Duration::from_secs(5);
 
 /// Why the database is not taken for the present one.
 #[derive(Debug, thiserror::Error)]
@@ -97,6 +106,18 @@ impl AnchorError {
     /// Whether database and device were asked, and do not agree.
     const fn is_verdict(&self) -> bool {
         matches!(self, Self::Older { .. } | Self::Replaced { .. } | Self::NotGenuine { .. })
+    }
+
+    /// Whether it may go by itself: nothing was compared.
+    const fn is_passing(&self) -> bool {
+        matches!(
+            self,
+            Self::Device { source, .. } | Self::Keys(KeysError::Seal(source))
+                if matches!(
+                    source,
+                    SealError::Unavailable { .. } | SealError::Unknown { .. } | SealError::Busy { .. }
+                )
+        )
     }
 }
 
@@ -175,6 +196,8 @@ struct Shown {
     generation: u64,
     advanced_at: Timestamp,
     problem: Option<String>,
+    /// Whether the problem is that database and counter do not agree.
+    is_verdict: bool,
 }
 
 /// The anchor of a running daemon.
@@ -223,7 +246,7 @@ impl Parts {
 
     /// The last record of the anchor; `None` if there is none, or if it is damaged beyond reading.
     async fn mark(&self) -> Result<Option<Mark>, AnchorError> {
-        let record = self.audit.last(&self.tenant, &[Action::AnchorAdvance, Action::AnchorAccept]).await?;
+        let record = self.audit.last_of_anchor(&self.tenant).await?;
         Ok(record.as_ref().and_then(Mark::read))
     }
 
@@ -242,8 +265,16 @@ impl Parts {
         }
     }
 
-    /// Compares database and counter, and finishes a step that a crash came into.
+    /// Compares database and counter, and finishes a step that a crash came into. What speaks against the
+    /// database is looked at twice: a device's answer that was altered on the way is no evidence.
     async fn check(&self) -> Result<Mark, AnchorError> {
+        match self.compare().await {
+            Err(error) if error.is_verdict() => self.compare().await,
+            other => other,
+        }
+    }
+
+    async fn compare(&self) -> Result<Mark, AnchorError> {
         let device = || self.config.device.clone();
         let mark = self.mark().await?;
         let counter = self.count(Count::Read).await?;
@@ -288,26 +319,77 @@ impl Parts {
         Ok(generation)
     }
 
+    /// What is overridden by taking the database as it is, and where the counter is, which is made where there
+    /// is none; `None` if database and counter agree.
+    async fn to_accept(&self, by: &[String]) -> Result<Option<(Option<AnchorError>, u64)>, AnchorError> {
+        let overridden = match self.check().await {
+            Ok(_) => return Ok(None),
+            Err(AnchorError::NotAccepted) => None,
+            Err(error) if !error.is_verdict() => return Err(error),
+            Err(error) if by.iter().collect::<BTreeSet<_>>().len() < 2 => {
+                return Err(AnchorError::OnePerson(Box::new(error)));
+            }
+            Err(error) => Some(error),
+        };
+        let device = || self.config.device.clone();
+        let made = self.count(Count::Make).await?;
+        let counter =
+            made.ok_or_else(|| AnchorError::Replaced { device: device(), known: 0, counter: None })?;
+        Ok(Some((overridden, counter)))
+    }
+
+    /// Takes the database as it is; its generation from now on.
+    async fn take(
+        &self,
+        Acceptance { by, reason }: &Acceptance,
+        overridden: Option<&AnchorError>,
+        counter: u64,
+    ) -> Result<u64, AnchorError> {
+        let mut event = self.event(Action::AnchorAccept).detail("by", by.join(", ")).detail("reason", reason);
+        if let Some(AnchorError::Older { known, .. }) = overridden {
+            event = event.detail("known", known.map_or_else(|| "none".to_owned(), |known| known.to_string()));
+        }
+        if overridden.is_some() {
+            event = event.detail("counter", counter.to_string());
+        }
+        let caller = Caller::system("anchor", self.tenant.clone());
+        let generation = self.record(counter, event, &caller).await?;
+        self.step(counter).await?;
+        Ok(generation)
+    }
+
     fn event(&self, action: Action) -> Event {
         Event::new(action, "anchor", self.config.device.as_str())
     }
 }
 
 impl Anchor {
-    /// Compares the database with its anchor.
+    /// Compares the database with its anchor. Waits a while for devices that do not answer yet.
     ///
     /// # Errors
     /// [`AnchorError`]: the daemon must not serve this database, or cannot know yet.
     pub(super) async fn open(parts: Parts) -> Result<Self, AnchorError> {
-        let _turn = parts.db.turn(TurnName::DeviceKeys).await?;
-        let mark = parts.check().await?;
-        let shown = Shown { generation: mark.generation, advanced_at: mark.at, problem: None };
+        let began = Instant::now();
+        let _turn = parts.db.turn(TurnName::Anchor).await?;
+        let mark = loop {
+            match parts.check().await {
+                Ok(mark) => break mark,
+                Err(error) if error.is_passing() && began.elapsed() < PATIENCE => {
+                    tracing::warn!(problem = chain(&error), "the anchor cannot be compared yet");
+                    tokio::time::sleep(RETRY).await;
+                }
+                Err(error) => return Err(error),
+            }
+        };
+        let (generation, advanced_at) = (mark.generation, mark.at);
+        let shown = Shown { generation, advanced_at, problem: None, is_verdict: false };
         Ok(Self { parts, shown: RwLock::new(shown) })
     }
 
     /// Advances the counter if it is time and there is something new.
     pub(super) async fn advance(&self) {
         let advanced = self.try_advance().await;
+        let is_verdict = advanced.as_ref().is_err_and(AnchorError::is_verdict);
         let mut shown = self.shown.write().unwrap_or_else(PoisonError::into_inner);
         let problem = match advanced {
             Ok((generation, at)) => {
@@ -318,17 +400,31 @@ impl Anchor {
         };
         if problem != shown.problem {
             match &problem {
+                Some(problem) if is_verdict => {
+                    tracing::error!(problem, "the database is not the one that is anchored");
+                    let caller = Caller::system("anchor", self.parts.tenant.clone());
+                    let event = self.parts.event(Action::AnchorIncident).detail("problem", problem);
+                    self.parts.audit.record_soon(&caller, event, Outcome::Failure("anchor-disagrees"));
+                }
                 Some(problem) => tracing::error!(problem, "the roll-back anchor cannot be advanced"),
                 None => tracing::info!("the roll-back anchor is advanced again"),
             }
         }
-        shown.problem = problem;
+        (shown.problem, shown.is_verdict) = (problem, is_verdict);
+    }
+
+    /// The last step before an orderly end, if it is due. What does not come to its end in time is made
+    /// good by the next start.
+    pub(super) async fn advance_at_last(&self) {
+        if tokio::time::timeout(AT_LAST, self.advance()).await.is_err() {
+            tracing::warn!("the roll-back anchor was not advanced before the end");
+        }
     }
 
     async fn try_advance(&self) -> Result<(u64, Timestamp), AnchorError> {
         let parts = &self.parts;
         // Among all daemons of this database: their steps must not mix.
-        let _turn = parts.db.turn(TurnName::DeviceKeys).await?;
+        let _turn = parts.db.turn(TurnName::Anchor).await?;
         let mark = parts.check().await?;
         let now = parts.clock.now();
         if !is_due(&mark, &parts.audit.head().await?, now, parts.config.period) {
@@ -340,9 +436,16 @@ impl Anchor {
         Ok((generation, now))
     }
 
-    /// What is wrong with it; `None` while it is well.
-    pub(super) fn problem(&self) -> Option<String> {
-        self.shown.read().unwrap_or_else(PoisonError::into_inner).problem.clone()
+    /// A database that is not the anchored one must not be served; a counter that cannot be reached now keeps
+    /// nobody away.
+    pub(super) fn check(&self) -> Check {
+        let shown = self.shown.read().unwrap_or_else(PoisonError::into_inner);
+        Check { name: "anchor".into(), problem: shown.problem.clone(), is_needed: shown.is_verdict }
+    }
+
+    /// Whether database and counter agreed when they were last compared.
+    pub(super) fn agrees(&self) -> bool {
+        self.shown.read().unwrap_or_else(PoisonError::into_inner).problem.is_none()
     }
 
     pub(super) fn generation(&self) -> u64 {
@@ -361,11 +464,12 @@ impl Anchor {
     }
 }
 
-/// Advances the counter once a period, as long as there is an anchor.
+/// Advances the counter once a period, as long as there is an anchor. Looks oftener than that: when a period
+/// ends is counted from the last step, whichever daemon made it and however often it was restarted since.
 pub(super) async fn run(services: Arc<Services>, health: Arc<Health>) {
     let Some(anchor) = &services.anchor else { return };
     loop {
-        tokio::time::sleep(anchor.parts.config.period).await;
+        tokio::time::sleep(anchor.parts.config.period.min(LOOK)).await;
         anchor.advance().await;
         health.refresh();
     }
@@ -398,43 +502,35 @@ pub struct Accepted {
 pub async fn accept(config: Config, acceptance: &Acceptance) -> Result<Accepted, RunError> {
     let services = Services::open_for_restore(config).await?;
     let done = match Parts::of(&services) {
-        Some(parts) => try_accept(&parts, acceptance).await,
-        None => Err(AnchorError::NotAccepted),
+        Some(parts) => try_accept(&services, &parts, acceptance).await,
+        None => Err(StartError::from(AnchorError::NotAccepted).into()),
     };
     services.close().await;
-    Ok(done.map_err(StartError::from)?)
+    done
 }
 
-async fn try_accept(parts: &Parts, acceptance: &Acceptance) -> Result<Accepted, AnchorError> {
-    let Acceptance { by, reason } = acceptance;
-    let _turn = parts.db.turn(TurnName::DeviceKeys).await?;
-    let overridden = match parts.check().await {
-        Ok(Mark { generation, .. }) => return Ok(Accepted { generation, overridden: None, changed: false }),
-        Err(AnchorError::NotAccepted) => None,
-        Err(error) if !error.is_verdict() => return Err(error),
-        Err(error) if by.iter().collect::<BTreeSet<_>>().len() < 2 => {
-            return Err(AnchorError::OnePerson(Box::new(error)));
-        }
-        Err(error) => Some(error),
-    };
-    let made = parts.count(Count::Make).await?;
-    let counter = made.ok_or_else(|| AnchorError::Replaced {
-        device: parts.config.device.clone(),
-        known: 0,
-        counter: None,
-    })?;
-    let text = overridden.as_ref().map(ToString::to_string);
-    let mut event = parts.event(Action::AnchorAccept).detail("by", by.join(", ")).detail("reason", reason);
-    if let Some(AnchorError::Older { known, .. }) = &overridden {
-        event = event.detail("known", known.map_or_else(|| "none".to_owned(), |known| known.to_string()));
-    }
-    if overridden.is_some() {
-        event = event.detail("counter", counter.to_string());
-    }
+async fn try_accept(
+    services: &Services,
+    parts: &Parts,
+    acceptance: &Acceptance,
+) -> Result<Accepted, RunError> {
     let caller = Caller::system("anchor", parts.tenant.clone());
-    let generation = parts.record(counter, event, &caller).await?;
-    parts.step(counter).await?;
-    Ok(Accepted { generation, overridden: text, changed: true })
+    let _turn = parts.db.turn(TurnName::Anchor).await.map_err(|error| refused(error.into()))?;
+    let Some((overridden, counter)) = parts.to_accept(&acceptance.by).await.map_err(refused)? else {
+        let generation = parts.check().await.map_err(refused)?.generation;
+        return Ok(Accepted { generation, overridden: None, changed: false });
+    };
+    if overridden.is_some() {
+        // Like any other restore: what would change the world by itself waits until somebody has looked.
+        let quarantined = services.vault.quarantine(&caller, &BTreeSet::new()).await;
+        quarantined.map_err(|error| RunError::Keys(ProvisionError::Vault(error)))?;
+    }
+    let generation = parts.take(acceptance, overridden.as_ref(), counter).await.map_err(refused)?;
+    Ok(Accepted { generation, overridden: overridden.map(|error| error.to_string()), changed: true })
+}
+
+fn refused(error: AnchorError) -> RunError {
+    StartError::from(error).into()
 }
 
 #[cfg(test)]

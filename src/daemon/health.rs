@@ -125,11 +125,7 @@ impl Operations for Health {
         ];
         checks.extend(self.device_checks());
         checks.extend([Check::needed("keys", keys), Check::needed("serving", draining)]);
-        checks.extend(self.services.anchor.as_ref().map(|anchor| Check {
-            name: "anchor".into(),
-            problem: anchor.problem(),
-            is_needed: false,
-        }));
+        checks.extend(self.services.anchor.as_ref().map(Anchor::check));
         // Values are served in quarantine: it is shown, and keeps nobody away.
         let quarantine = *self.quarantine.read().unwrap_or_else(PoisonError::into_inner);
         checks.extend(quarantine.map(|since| Check {
@@ -169,7 +165,7 @@ impl Operations for Health {
         let missing = self.missing.read().unwrap_or_else(PoisonError::into_inner).len();
         self.metrics.set_state(
             (is_ready, quarantine.is_some()),
-            self.services.anchor.as_ref().map(Anchor::generation),
+            self.services.anchor.as_ref().map(|anchor| (anchor.generation(), anchor.agrees())),
             missing,
             &self.services.arena.status(),
             &self.services.devices.status(),

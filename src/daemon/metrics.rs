@@ -52,14 +52,15 @@ impl Metrics {
     pub(super) fn set_state(
         &self,
         (is_ready, is_quarantined): (bool, bool),
-        anchored: Option<u64>,
+        anchored: Option<(u64, bool)>,
         missing: usize,
         memory: &Memory,
         devices: &[DeviceStatus],
     ) {
         gauge!("lacre_hsm_keys_missing").set(as_figure(missing as u64));
         gauge!("lacre_rollback_detection").set(f64::from(u8::from(anchored.is_some())));
-        if let Some(generation) = anchored {
+        if let Some((generation, agrees)) = anchored {
+            gauge!("lacre_anchor_ok").set(f64::from(u8::from(agrees)));
             gauge!("lacre_anchor_generation").set(as_figure(generation));
         }
         gauge!("lacre_ready").set(f64::from(u8::from(is_ready)));
@@ -122,6 +123,7 @@ fn describe() {
     describe_gauge!("lacre_records_without_backup", "Stored records without a wrap under the backup KEK.");
     describe_gauge!("lacre_quarantine", "1 while the installation is in quarantine after a restore.");
     describe_gauge!("lacre_rollback_detection", "1 where an old copy of the database would be noticed.");
+    describe_gauge!("lacre_anchor_ok", "1 while database and anchor agree and the counter is reached.");
     describe_gauge!("lacre_anchor_generation", "Value of the roll-back anchor's counter.");
     describe_gauge!("lacre_build_info", "Always 1; the version is a label.");
 }

@@ -264,6 +264,9 @@ impl Services {
         if let Err(error) = self.record(event(Action::DaemonStop)).await {
             tracing::warn!(%error, "the stop is not in the audit log");
         }
+        if let Some(anchor) = &self.anchor {
+            anchor.advance_at_last().await;
+        }
     }
 
     async fn record(&self, event: Event) -> Result<(), AuditError> {

@@ -39,31 +39,42 @@ pub enum Name {
     /// Making keys on the token: two daemons that make the same planned key would make two objects
     /// of one id, and neither could be used.
     DeviceKeys,
+    /// Advancing the roll-back anchor's counter: its record and its step belong together.
+    Anchor,
 }
 
 impl Name {
     const fn what(self) -> &'static str {
         match self {
             Self::DeviceKeys => "making keys on the token",
+            Self::Anchor => "advancing the roll-back anchor",
         }
     }
 
     const fn row(self) -> &'static str {
         match self {
             Self::DeviceKeys => "device-keys",
+            Self::Anchor => "anchor",
         }
     }
 }
 
-/// Whose turn it is in this daemon.
+/// Whose turn it is in this daemon, for each name.
 #[derive(Default)]
-pub(super) struct Turns(Arc<Mutex<()>>);
+pub(super) struct Turns {
+    device_keys: Arc<Mutex<()>>,
+    anchor: Arc<Mutex<()>>,
+}
 
 impl Turns {
     /// Waits for the turn in this daemon and then, with a `server`, among all daemons on it.
     pub(super) async fn take(&self, name: Name, server: Option<&SecretString>) -> Result<Turn, DbError> {
         let until = Instant::now() + PATIENCE;
-        let here = timeout_at(until.into(), Arc::clone(&self.0).lock_owned()).await;
+        let place = match name {
+            Name::DeviceKeys => &self.device_keys,
+            Name::Anchor => &self.anchor,
+        };
+        let here = timeout_at(until.into(), Arc::clone(place).lock_owned()).await;
         let here = here.map_err(|_| taken(name))?;
         let Some(url) = server.cloned() else { return Ok(Turn { _end: None, _here: here }) };
         let (granted, grant) = oneshot::channel();

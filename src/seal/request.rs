@@ -100,6 +100,14 @@ impl Request {
         }
     }
 
+    /// Whether it changes what is on the device.
+    pub(crate) const fn alters(&self) -> bool {
+        matches!(
+            self,
+            Self::Generate { .. } | Self::Destroy { .. } | Self::Count(Count::Make | Count::Advance { .. })
+        )
+    }
+
     /// The key that is used; of two, the one that was used last.
     pub(crate) const fn key(&self) -> Option<&KeyRef> {
         match self {

@@ -587,13 +587,7 @@ impl Worker<'_> {
             // After the second lost session in a row the device is not well.
             BackendError::Away { .. } | BackendError::SessionLost { .. } => {
                 let unavailable = self.lanes.breaker.open(error.to_string());
-                let alters = matches!(
-                    request,
-                    Request::Generate { .. }
-                        | Request::Destroy { .. }
-                        | Request::Count(Count::Make | Count::Advance { .. })
-                );
-                if self.lane.read_write && alters {
+                if self.lane.read_write && request.alters() {
                     SealError::Unknown { operation, source: error }
                 } else {
                     unavailable

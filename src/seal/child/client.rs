@@ -307,7 +307,9 @@ impl Client {
             Ok(Err(_)) => Err(gone()),
             Err(_) => Err(unavailable("the device did not answer within the deadline")),
         };
-        self.device.count(ask.name(), result.is_ok(), started.elapsed());
+        if !matches!(ask, Ask::Address) {
+            self.device.count(ask.name(), result.is_ok(), started.elapsed());
+        }
         result
     }
 

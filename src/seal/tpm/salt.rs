@@ -118,7 +118,12 @@ pub(super) fn define_index(
 
 /// Gives the chip something to keep for a KEK; repeated, it is what is there already.
 pub(super) fn make_salt(link: &mut Link, id: KeyId) -> Result<(), BackendError> {
-    let is_defined = match look(link, id)? {
+    let found = match look(link, id)? {
+        // Written over, a salt would be lost; and that there is none is a code, which the TPM does not prove.
+        Kept::Unwritten => look(link, id)?,
+        found => found,
+    };
+    let is_defined = match found {
         Kept::Salt(_) => return Ok(()),
         Kept::Nothing => false,
         Kept::Unwritten => true,
