@@ -215,6 +215,14 @@ impl Tpm {
         result
     }
 
+    /// Ends the connection; the next call opens another one.
+    fn hang_up(&self) {
+        let place = self.place();
+        if let Some(mut link) = turn(&place) {
+            drop(link.take());
+        }
+    }
+
     /// Opens a connection, makes the root and compares it with the one that was known.
     fn connect(&self) -> Result<Link, BackendError> {
         let mut link = Link::open(self)?;

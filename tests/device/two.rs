@@ -103,6 +103,14 @@ async fn keys_are_made_where_they_are_placed_and_a_device_that_is_away_fails_its
     daemon.finish().await;
 }
 
+/// The processes of `b` and of the default device.
+async fn sealers(api: &Api) -> [u64; 2] {
+    let status: Value = api.get("/v1/status").await.json().await.unwrap();
+    let pid = |device: &Value| device["sealer"]["pid"].as_u64().unwrap();
+    let pids: Vec<_> = status["devices"].as_array().unwrap().iter().map(pid).collect();
+    pids.try_into().unwrap()
+}
+
 /// Each device has a sealer process of its own.
 #[tokio::test]
 async fn a_sealer_process_that_is_killed_or_stopped_leaves_the_other_devices_calls_alone() {
@@ -114,12 +122,6 @@ async fn a_sealer_process_that_is_killed_or_stopped_leaves_the_other_devices_cal
     let api = daemon.api().await;
     let value = daemon.secret("kept");
     let id = stored(&api, "kept", &value).await;
-    let pids = async || {
-        let status: Value = api.get("/v1/status").await.json().await.unwrap();
-        let pid = |device: &Value| device["sealer"]["pid"].as_u64().unwrap();
-        let pids: Vec<_> = status["devices"].as_array().unwrap().iter().map(pid).collect();
-        <[u64; 2]>::try_from(pids).unwrap()
-    };
     let served = async || {
         let began = Instant::now();
         while api.get(&value_path(&id)).await.status() != StatusCode::OK {
@@ -129,13 +131,13 @@ async fn a_sealer_process_that_is_killed_or_stopped_leaves_the_other_devices_cal
         }
         assert_eq!(api.value(&id).await, value);
     };
-    let [b, default] = pids().await;
+    let [b, default] = sealers(&api).await;
     assert_ne!(b, default);
 
     signal(default, "KILL");
     daemon.token("all").await;
     served().await;
-    let [same, other] = pids().await;
+    let [same, other] = sealers(&api).await;
     assert!(same == b && other != default, "{b} {default}, then {same} {other}");
 
     signal(other, "STOP");
@@ -214,6 +216,16 @@ async fn moves_to_the_other_device(database: &str) {
     }
     assert!(interrupted >= 1, "the job was not met in the middle");
     let api = daemon.api().await;
+    // The receiving device's process: what was encrypted for it opens in no other.
+    let [b, _] = sealers(&api).await;
+    signal(b, "KILL");
+    let began = Instant::now();
+    for id in &ids {
+        while api.get(&value_path(id)).await.status() != StatusCode::OK {
+            assert!(began.elapsed() < Duration::from_secs(15));
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
     let (mut clients, stop, done) = load(&api, &daemon, &ids, &value);
     let ended = api.job(&id).await;
     assert_eq!((&ended["state"], &ended["failed"]), (&json!("succeeded"), &json!(0)), "{ended}");
@@ -231,6 +243,8 @@ async fn moves_to_the_other_device(database: &str) {
         assert_eq!(api.value(id).await, value);
     }
     control.set_rules("");
+    let incidents = api.audit_lines().await.iter().filter(|line| line.contains("\"incident.")).count();
+    assert_eq!(incidents, 0, "no kill speaks against a record or a key");
     daemon.finish().await;
 }
 

@@ -18,6 +18,14 @@ use crate::swtpm::{Swtpm, program};
 const NV_INCREMENT: u32 = 0x0000_0134;
 const BY_TWO: [&str; 6] = ["--by", "ana", "--by", "rui", "--reason", "a drill"];
 
+#[derive(QueryableByName)]
+struct Row {
+    #[diesel(sql_type = sql_types::BigInt)]
+    seq: i64,
+    #[diesel(sql_type = sql_types::Text)]
+    body: String,
+}
+
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
@@ -200,13 +208,6 @@ impl Installation {
 
     /// The last record of the anchor: its number and its line.
     fn mark(&self) -> (i64, String) {
-        #[derive(QueryableByName)]
-        struct Row {
-            #[diesel(sql_type = sql_types::BigInt)]
-            seq: i64,
-            #[diesel(sql_type = sql_types::Text)]
-            body: String,
-        }
         let mut database = SqliteConnection::establish(self.database().to_str().unwrap()).unwrap();
         let query =
             "SELECT seq, body FROM audit_records WHERE action LIKE 'anchor.%' ORDER BY seq DESC LIMIT 1";
@@ -310,6 +311,8 @@ fn a_database_that_is_older_than_its_anchor_is_not_served() {
     );
     let serving = lacre.serve();
     assert!(lacre.secrets(&["get", "kept", "--reveal"], "").contains("kept"));
+    let quarantined = &lacre.status()["status"]["failing"]["quarantine"];
+    assert!(quarantined.is_string(), "{}", lacre.status());
     serving.stop();
     // What was the present one is an old one now.
     lacre.put_back(&present);
@@ -378,6 +381,36 @@ fn the_counter_goes_on_no_more_than_once_a_period_over_restarts() {
         serving.stop();
     }
     assert_eq!((counter(&tpm), lacre.known()), (at, at));
+}
+
+/// A counter that goes on alone while the daemon runs: the database is not the present one any more.
+#[test]
+fn a_database_that_stops_agreeing_with_its_anchor_is_not_ready_and_an_incident() {
+    let tpm = Swtpm::new();
+    let lacre = Installation::new(&tpm.tcti(), &tpm, "1s");
+    lacre.accept(&["--by", "ana", "--reason", "new"]).unwrap();
+    let serving = lacre.serve();
+    tpm.tool(&["tpm2_nvincrement", &index(&tpm), "-C", "o"]);
+    tpm.tool(&["tpm2_nvincrement", &index(&tpm), "-C", "o"]);
+    let until = Instant::now() + Duration::from_secs(20);
+    let address = format!("unix://{}/socket", lacre.dir.path().display());
+    loop {
+        let output = lacre.command(&["--addr", &address, "-o", "json", "status"]).output().unwrap();
+        let status: Value = serde_json::from_slice(&output.stdout).unwrap();
+        if status["ready"] == false {
+            let problem = status["status"]["failing"]["anchor"].as_str().unwrap();
+            assert!(problem.contains("older than its anchor"), "{problem}");
+            break;
+        }
+        assert!(Instant::now() < until, "{status}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    serving.stop();
+    let mut database = SqliteConnection::establish(lacre.database().to_str().unwrap()).unwrap();
+    let query = "SELECT seq, body FROM audit_records WHERE action = 'incident.anchor'";
+    let rows: Vec<Row> = sql_query(query).load(&mut database).unwrap();
+    assert_eq!(rows.len(), 1);
+    assert!(rows[0].seq > 0 && rows[0].body.contains("older than its anchor"));
 }
 
 /// A counter that somebody deleted, and one that somebody advanced.

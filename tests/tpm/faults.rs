@@ -225,19 +225,38 @@ async fn a_bad_wire_at_the_first_use_of_a_key_blames_no_key() {
         let at = 10 + (bytes.len() - 10) / 2;
         bytes[at.min(bytes.len() - 1)] ^= 0x10;
     };
+    // A refusal that the TPM does not prove: of a blob that was altered, of an index that was never written.
+    let bad_blob: Alter = |bytes| bytes[6..10].copy_from_slice(&0x1DF_u32.to_be_bytes());
+    let unwritten: Alter = |bytes| bytes[6..10].copy_from_slice(&0x14A_u32.to_be_bytes());
     let mut blamed = Vec::new();
-    for (what, how) in [("everything", everything), ("its end", its_end), ("its middle", its_middle)] {
+    for (what, how) in [
+        ("everything", everything),
+        ("its end", its_end),
+        ("its middle", its_middle),
+        ("a bad blob", bad_blob),
+        ("an unwritten index", unwritten),
+    ] {
         for after in 0.. {
             let device = Running::at(&proxy.tcti(), &tpm);
             assert_eq!(device.status().state, DeviceState::Ready);
             proxy.spoil(after, how);
             let opened = device.sealer.open(&kek, &HERE, &sealed).await;
             let signed = device.sealer.sign(&signer, Alg::Es256, b"m").await;
+            let looks = [device.admin.inspect(&kek.key).await, device.admin.inspect(&signer).await];
             let hit = proxy.has_spoiled();
-            for error in [opened.err(), signed.err()].into_iter().flatten() {
+            let mut looked = Vec::new();
+            for look in looks {
+                match look {
+                    Ok(report) if report.deviations.is_empty() => {}
+                    Ok(report) => blamed.push(format!("{what} of answer {after}: {:?}", report.deviations)),
+                    Err(error) => looked.push(error),
+                }
+            }
+            for error in [opened.err(), signed.err()].into_iter().flatten().chain(looked) {
                 let state = device.status().state;
-                if !matches!(error, SealError::Unavailable { .. }) || matches!(state, DeviceState::Stopped(_))
-                {
+                // An admin call is told apart from a refusal by the caller, who looks again.
+                let passes = matches!(error, SealError::Unavailable { .. } | SealError::Unknown { .. });
+                if !passes || matches!(state, DeviceState::Stopped(_)) {
                     blamed.push(format!("{what} of answer {after}: {error:?}, {state:?}"));
                 }
             }

@@ -51,14 +51,26 @@ impl Session {
         Self { tpm }
     }
 
-    /// One call, and once more if its answer speaks against a key: an error that was altered on the way, or one
-    /// that passes, is no evidence. The TPM proves its good answers, and cannot prove the others.
+    /// One call, and once more on another connection if its answer speaks against a key or a secret: the TPM
+    /// proves its good answers and cannot prove the others, so one that was altered on the way is no evidence. It
+    /// leaves a session behind that the TPM does not know in that state.
     fn with_link<T>(
         &self,
         mut call: impl FnMut(&mut Link) -> Result<T, BackendError>,
     ) -> Result<T, BackendError> {
         match self.tpm.with_link(&mut call) {
-            Err(BackendError::Unfit(_) | BackendError::Missing) => self.tpm.with_link(call),
+            Err(BackendError::Refused { function: "guarded memory", code }) => {
+                Err(BackendError::Refused { function: "guarded memory", code })
+            }
+            Err(
+                BackendError::Unfit(_)
+                | BackendError::Missing
+                | BackendError::Refused { .. }
+                | BackendError::Stopped(_),
+            ) => {
+                self.tpm.hang_up();
+                self.tpm.with_link(call)
+            }
             other => other,
         }
     }
