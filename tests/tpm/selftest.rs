@@ -74,7 +74,6 @@ async fn the_self_test_belongs_to_the_start_and_not_to_an_operation() {
     let device = Running::at(&proxy.tcti(), &tpm);
     println!("a start with its self-test: {:?}", began.elapsed());
     assert_eq!(device.status().state, DeviceState::Ready);
-    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
     let (kek, signer) = (device.kek().await, device.key(KeySpec::EcP256).await);
     for _ in 0..5 {
         device.sealer.seal(&kek, &HERE, b"value").await.unwrap();

@@ -3,7 +3,8 @@
 //! The daemon carries it and never has it: the process that unwraps encrypts it for the process that will wrap
 //! it. Each process has a key pair for as long as it lives (X25519, RFC 7748). The DEK goes under a key of its own
 //! (HKDF-SHA256, RFC 5869, over the agreement and both public keys; AES-256-GCM), bound to context and KEK of
-//! the new wrap. Against a daemon that lies this protects nothing: it could ask for the value itself.
+//! the new wrap. Against a daemon that lies this protects nothing: it could ask for the value itself. What
+//! is sent to a process can be opened with its key for as long as it lives.
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::agreement::{PrivateKey, UnparsedPublicKey, X25519, agree};
