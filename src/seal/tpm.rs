@@ -23,6 +23,7 @@ mod scrub;
 mod selftest;
 mod template;
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -32,6 +33,7 @@ use crate::seal::StartError;
 use crate::seal::backend::{Backend, BackendError};
 use crate::seal::driver::{Count, Driver, Known, Problem};
 use crate::seal::guarded::{Arena, SecretBuf};
+use crate::seal::key::KeyId;
 use crate::seal::latch::Latch;
 use crate::seal::pin::PinSource;
 
@@ -39,6 +41,8 @@ use keys::Session;
 use link::Link;
 use policy::{SealedSecret, Secret};
 
+/// How long a key that was found bad is believed to be so at the first word.
+const BAD: Duration = Duration::from_secs(60);
 /// How long a call waits for another one that is at the TPM.
 const TURN: Duration = Duration::from_secs(3);
 
@@ -138,6 +142,8 @@ pub(crate) struct Tpm {
     /// Replaced as a whole when a call hangs in it: the thread that hangs keeps the old one.
     place: Mutex<Place>,
     known: Mutex<Known>,
+    /// Keys that were found bad, and when.
+    bad: Mutex<HashMap<KeyId, Instant>>,
     epoch: AtomicU64,
 }
 
@@ -167,6 +173,7 @@ impl Tpm {
             latch,
             place: Mutex::default(),
             known: Mutex::default(),
+            bad: Mutex::default(),
             epoch: AtomicU64::new(1),
         })
     }
@@ -213,6 +220,17 @@ impl Tpm {
             drop(link.take());
         }
         result
+    }
+
+    /// Whether the TPM has said twice, a moment ago, that there is something wrong with the key.
+    fn is_known_bad(&self, key: KeyId) -> bool {
+        lock(&self.bad).get(&key).is_some_and(|since| since.elapsed() < BAD)
+    }
+
+    fn note_bad(&self, key: KeyId) {
+        let mut bad = lock(&self.bad);
+        bad.retain(|_, since| since.elapsed() < BAD);
+        bad.insert(key, Instant::now());
     }
 
     /// Ends the connection; the next call opens another one.

@@ -9,6 +9,9 @@ use crate::proxy::{Alter, Proxy, Wire};
 use crate::stage::{HERE, Running};
 use crate::swtpm::Swtpm;
 
+/// Part 2, section 6.5.2.
+const START_AUTH_SESSION: u32 = 0x0000_0176;
+
 pub fn failed_tries(tpm: &Swtpm) -> u64 {
     let listed = tpm.tool(&["tpm2_getcap", "properties-variable"]);
     let line = listed.lines().find(|line| line.contains("TPM2_PT_LOCKOUT_COUNTER")).unwrap();
@@ -274,6 +277,26 @@ async fn a_bad_wire_at_the_first_use_of_a_key_blames_no_key() {
         }
     }
     assert!(blamed.is_empty(), "{blamed:#?}");
+}
+
+/// HS-9 on a TPM: who asks for a missing key costs nobody the connection.
+#[tokio::test]
+async fn a_missing_key_is_looked_for_twice_and_then_believed_to_be_missing() {
+    let tpm = Swtpm::new();
+    let proxy = Proxy::before(&tpm);
+    let device = Running::at(&proxy.tcti(), &tpm);
+    let (kek, lost) = (device.kek().await, device.kek().await);
+    let sealed = device.sealer.seal(&lost, &HERE, b"value").await.unwrap();
+    device.admin.destroy(&lost.key).await.unwrap();
+    device.sealer.seal(&kek, &HERE, b"value").await.unwrap();
+    let connections = || proxy.count(START_AUTH_SESSION);
+    let before = connections();
+    for _ in 0..10 {
+        let refused = device.sealer.open(&lost, &HERE, &sealed).await.err();
+        assert!(matches!(refused, Some(SealError::KeyMissing { .. })), "{refused:?}");
+        device.sealer.seal(&kek, &HERE, b"value").await.unwrap();
+    }
+    assert_eq!(connections(), before + 1);
 }
 
 /// TP-5.

@@ -51,28 +51,35 @@ impl Session {
         Self { tpm }
     }
 
-    /// One call, and once more on another connection if its answer speaks against a key or a secret: the TPM
+    /// One call, and once more on another connection if its answer speaks against the key or a secret: the TPM
     /// proves its good answers and cannot prove the others, so one that was altered on the way is no evidence. It
-    /// leaves a session behind that the TPM does not know in that state.
+    /// leaves a session behind that the TPM does not know in that state. A key that was found bad in this way is
+    /// not asked twice again for a while: who asks for a missing key must not cost the others their connection.
     fn with_link<T>(
         &self,
+        key: &KeyRef,
         mut call: impl FnMut(&mut Link) -> Result<T, BackendError>,
     ) -> Result<T, BackendError> {
-        match self.tpm.with_link(&mut call) {
-            Err(BackendError::Refused { function: "guarded memory", code }) => {
-                Err(BackendError::Refused { function: "guarded memory", code })
-            }
-            Err(
-                BackendError::Unfit(_)
-                | BackendError::Missing
-                | BackendError::Refused { .. }
-                | BackendError::Stopped(_),
-            ) => {
-                self.tpm.hang_up();
-                self.tpm.with_link(call)
-            }
-            other => other,
+        let first = self.tpm.with_link(&mut call);
+        if !speaks_against(&first) || self.tpm.is_known_bad(key.id) {
+            return first;
         }
+        self.tpm.hang_up();
+        let second = self.tpm.with_link(call);
+        if speaks_against(&second) {
+            self.tpm.note_bad(key.id);
+        }
+        second
+    }
+}
+
+/// Whether an answer is one that the TPM cannot prove, and that says something of a key or a secret.
+fn speaks_against<T>(result: &Result<T, BackendError>) -> bool {
+    match result {
+        // Ours, not the TPM's.
+        Err(BackendError::Refused { function, .. }) => *function != "guarded memory",
+        Err(BackendError::Unfit(_) | BackendError::Missing | BackendError::Stopped(_)) => true,
+        _ => false,
     }
 }
 
@@ -448,7 +455,7 @@ fn generate_leaf(link: &mut Link, planned: &KeyRef) -> Result<KeyRef, BackendErr
 
 impl Backend for Session {
     fn wrap(&mut self, kek: &KeyRef, dek: &SecretBuf, aad: &[u8]) -> Result<WrappedDek, BackendError> {
-        self.with_link(|link| {
+        self.with_link(kek, |link| {
             check_kek(&self.tpm, link, kek)?;
             wrap(&self.tpm, link, kek.id, dek, aad)
         })
@@ -461,7 +468,7 @@ impl Backend for Session {
         aad: &[u8],
         out: &mut SecretBuf,
     ) -> Result<(), BackendError> {
-        let result = self.with_link(|link| {
+        let result = self.with_link(kek, |link| {
             check_kek(&self.tpm, link, kek)?;
             match unwrap(link, kek.id, &wrapped.bytes, aad, out) {
                 Err(BackendError::Rejected { .. }) => {
@@ -479,15 +486,15 @@ impl Backend for Session {
     }
 
     fn sign(&mut self, key: &KeyRef, alg: Alg, digest: &[u8]) -> Result<Signature, BackendError> {
-        self.with_link(|link| sign(link, key, alg, digest))
+        self.with_link(key, |link| sign(link, key, alg, digest))
     }
 
     fn mac(&mut self, key: &KeyRef, message: &[u8]) -> Result<[u8; 32], BackendError> {
-        self.with_link(|link| mac(link, key, message))
+        self.with_link(key, |link| mac(link, key, message))
     }
 
     fn public_key(&mut self, key: &KeyRef) -> Result<PublicKey, BackendError> {
-        self.with_link(|link| public_key(link, key))
+        self.with_link(key, |link| public_key(link, key))
     }
 
     fn generate(&mut self, planned: &KeyRef) -> Result<KeyRef, BackendError> {
@@ -514,7 +521,7 @@ impl Backend for Session {
     }
 
     fn inspect(&mut self, key: &KeyRef) -> Result<KeyReport, BackendError> {
-        let look = || self.with_link(|link| inspect(&self.tpm, link, key));
+        let look = || self.with_link(key, |link| inspect(&self.tpm, link, key));
         let mut report = look()?;
         if !report.deviations.is_empty() {
             let again = look()?;
