@@ -272,8 +272,9 @@ impl Sealer {
     }
 
     /// Wraps the DEK of a sealed value under another KEK version, on the same device or on another one;
-    /// the payload stays as it is. Between the two calls the DEK is in guarded memory only: on one device
-    /// they follow each other at once, between two it waits 50 ms at the most. Runs behind all foreground work.
+    /// the payload stays as it is. Between the two calls the DEK is in guarded memory, or encrypted for the sealer
+    /// process that wraps it: on one device they follow each other at once, between two a DEK in clear waits 50 ms
+    /// at the most. Runs behind all foreground work.
     ///
     /// # Errors
     /// As [`Sealer::open`] for the old wrap and [`Sealer::seal`] for the new one. [`SealError::Busy`] also if the

@@ -21,7 +21,7 @@ use super::services::{ProvisionError, Services, StartError};
 use crate::audit::{Action, AuditError, AuditLog, Checkpoint, Event, Outcome, Record};
 use crate::clock::{Clock, Timestamp};
 use crate::config::{AnchorConfig, Config};
-use crate::db::{Db, DbError, TurnName};
+use crate::db::{Db, DbError, Turn, TurnName};
 use crate::http::Check;
 use crate::identity::Caller;
 use crate::ids::TenantId;
@@ -232,9 +232,10 @@ impl Parts {
         })
     }
 
-    async fn count(&self, count: Count) -> Result<Option<u64>, AnchorError> {
+    /// The turn lasts until the device has ended the call, also where that is long after this gave up.
+    async fn count(&self, count: Count, turn: &Arc<Turn>) -> Result<Option<u64>, AnchorError> {
         let device = &self.config.device;
-        let counted = self.admin.count(device, count).await;
+        let counted = self.admin.count_holding(device, count, Arc::clone(turn)).await;
         counted.map_err(|source| AnchorError::Device { device: device.clone(), source })
     }
 
@@ -267,24 +268,24 @@ impl Parts {
 
     /// Compares database and counter, and finishes a step that a crash came into. What speaks against the
     /// database is looked at twice: a device's answer that was altered on the way is no evidence.
-    async fn check(&self) -> Result<Mark, AnchorError> {
-        match self.compare().await {
-            Err(error) if error.is_verdict() => self.compare().await,
+    async fn check(&self, turn: &Arc<Turn>) -> Result<Mark, AnchorError> {
+        match self.compare(turn).await {
+            Err(error) if error.is_verdict() => self.compare(turn).await,
             other => other,
         }
     }
 
-    async fn compare(&self) -> Result<Mark, AnchorError> {
+    async fn compare(&self, turn: &Arc<Turn>) -> Result<Mark, AnchorError> {
         let device = || self.config.device.clone();
         let mark = self.mark().await?;
-        let counter = self.count(Count::Read).await?;
+        let counter = self.count(Count::Read, turn).await?;
         let known = mark.as_ref().map(|mark| mark.generation);
         let verdict = judge(known, counter);
         match (verdict, mark, counter) {
             (Verdict::Present, Some(mark), _) => self.prove(&mark).await.map(|()| mark),
             (Verdict::Finish, Some(mark), Some(counter)) => {
                 self.prove(&mark).await?;
-                self.step(counter).await?;
+                self.step(counter, turn).await?;
                 Ok(mark)
             }
             (Verdict::Replaced, Some(mark), counter) => {
@@ -296,9 +297,9 @@ impl Parts {
     }
 
     /// Advances the counter from this value, which it has.
-    async fn step(&self, from: u64) -> Result<(), AnchorError> {
+    async fn step(&self, from: u64, turn: &Arc<Turn>) -> Result<(), AnchorError> {
         let device = || self.config.device.clone();
-        match self.count(Count::Advance { from }).await? {
+        match self.count(Count::Advance { from }, turn).await? {
             Some(now) if Some(now) == from.checked_add(1) => Ok(()),
             Some(counter) => Err(AnchorError::Older { device: device(), known: Some(from), counter }),
             None => Err(AnchorError::Replaced { device: device(), known: from, counter: None }),
@@ -321,8 +322,12 @@ impl Parts {
 
     /// What is overridden by taking the database as it is, and where the counter is, which is made where there
     /// is none; `None` if database and counter agree.
-    async fn to_accept(&self, by: &[String]) -> Result<Option<(Option<AnchorError>, u64)>, AnchorError> {
-        let overridden = match self.check().await {
+    async fn to_accept(
+        &self,
+        by: &[String],
+        turn: &Arc<Turn>,
+    ) -> Result<Option<(Option<AnchorError>, u64)>, AnchorError> {
+        let overridden = match self.check(turn).await {
             Ok(_) => return Ok(None),
             Err(AnchorError::NotAccepted) => None,
             Err(error) if !error.is_verdict() => return Err(error),
@@ -332,7 +337,7 @@ impl Parts {
             Err(error) => Some(error),
         };
         let device = || self.config.device.clone();
-        let made = self.count(Count::Make).await?;
+        let made = self.count(Count::Make, turn).await?;
         let counter =
             made.ok_or_else(|| AnchorError::Replaced { device: device(), known: 0, counter: None })?;
         Ok(Some((overridden, counter)))
@@ -344,6 +349,7 @@ impl Parts {
         Acceptance { by, reason }: &Acceptance,
         overridden: Option<&AnchorError>,
         counter: u64,
+        turn: &Arc<Turn>,
     ) -> Result<u64, AnchorError> {
         let mut event = self.event(Action::AnchorAccept).detail("by", by.join(", ")).detail("reason", reason);
         if let Some(AnchorError::Older { known, .. }) = overridden {
@@ -354,7 +360,7 @@ impl Parts {
         }
         let caller = Caller::system("anchor", self.tenant.clone());
         let generation = self.record(counter, event, &caller).await?;
-        self.step(counter).await?;
+        self.step(counter, turn).await?;
         Ok(generation)
     }
 
@@ -370,9 +376,9 @@ impl Anchor {
     /// [`AnchorError`]: the daemon must not serve this database, or cannot know yet.
     pub(super) async fn open(parts: Parts) -> Result<Self, AnchorError> {
         let began = Instant::now();
-        let _turn = parts.db.turn(TurnName::Anchor).await?;
+        let turn = Arc::new(parts.db.turn(TurnName::Anchor).await?);
         let mark = loop {
-            match parts.check().await {
+            match parts.check(&turn).await {
                 Ok(mark) => break mark,
                 Err(error) if error.is_passing() && began.elapsed() < PATIENCE => {
                     tracing::warn!(problem = chain(&error), "the anchor cannot be compared yet");
@@ -424,20 +430,20 @@ impl Anchor {
     async fn try_advance(&self) -> Result<(u64, Timestamp), AnchorError> {
         let parts = &self.parts;
         // Among all daemons of this database: their steps must not mix.
-        let _turn = parts.db.turn(TurnName::Anchor).await?;
-        let mark = parts.check().await?;
+        let turn = Arc::new(parts.db.turn(TurnName::Anchor).await?);
+        let mark = parts.check(&turn).await?;
         let now = parts.clock.now();
         if !is_due(&mark, &parts.audit.head().await?, now, parts.config.period) {
             return Ok((mark.generation, mark.at));
         }
         let caller = Caller::system("anchor", parts.tenant.clone());
         let generation = parts.record(mark.generation, parts.event(Action::AnchorAdvance), &caller).await?;
-        parts.step(mark.generation).await?;
+        parts.step(mark.generation, &turn).await?;
         Ok((generation, now))
     }
 
-    /// A database that is not the anchored one must not be served; a counter that cannot be reached now keeps
-    /// nobody away.
+    /// A daemon on a database that is not the anchored one is not ready; a counter that cannot be reached now
+    /// keeps nobody away.
     pub(super) fn check(&self) -> Check {
         let shown = self.shown.read().unwrap_or_else(PoisonError::into_inner);
         Check { name: "anchor".into(), problem: shown.problem.clone(), is_needed: shown.is_verdict }
@@ -515,9 +521,10 @@ async fn try_accept(
     acceptance: &Acceptance,
 ) -> Result<Accepted, RunError> {
     let caller = Caller::system("anchor", parts.tenant.clone());
-    let _turn = parts.db.turn(TurnName::Anchor).await.map_err(|error| refused(error.into()))?;
-    let Some((overridden, counter)) = parts.to_accept(&acceptance.by).await.map_err(refused)? else {
-        let generation = parts.check().await.map_err(refused)?.generation;
+    let turn = parts.db.turn(TurnName::Anchor).await.map_err(|error| refused(error.into()))?;
+    let turn = Arc::new(turn);
+    let Some((overridden, counter)) = parts.to_accept(&acceptance.by, &turn).await.map_err(refused)? else {
+        let generation = parts.check(&turn).await.map_err(refused)?.generation;
         return Ok(Accepted { generation, overridden: None, changed: false });
     };
     if overridden.is_some() {
@@ -525,7 +532,7 @@ async fn try_accept(
         let quarantined = services.vault.quarantine(&caller, &BTreeSet::new()).await;
         quarantined.map_err(|error| RunError::Keys(ProvisionError::Vault(error)))?;
     }
-    let generation = parts.take(acceptance, overridden.as_ref(), counter).await.map_err(refused)?;
+    let generation = parts.take(acceptance, overridden.as_ref(), counter, &turn).await.map_err(refused)?;
     Ok(Accepted { generation, overridden: overridden.map(|error| error.to_string()), changed: true })
 }
 

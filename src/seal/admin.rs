@@ -74,9 +74,23 @@ impl KeyAdmin {
     /// [`SealError::Refused`] by a device that has none; see [`SealError`]. After [`SealError::Unknown`]
     /// the same call may be made again.
     pub async fn count(&self, device: &DeviceName, count: Count) -> Result<Option<u64>, SealError> {
+        self.count_holding(device, count, ()).await
+    }
+
+    /// As [`KeyAdmin::count`], and drops `held` when the device has ended the call, as
+    /// [`KeyAdmin::generate_holding`] does: two daemons that advance one counter at a time would advance it twice.
+    ///
+    /// # Errors
+    /// As [`KeyAdmin::count`].
+    pub async fn count_holding(
+        &self,
+        device: &DeviceName,
+        count: Count,
+        held: impl Send + 'static,
+    ) -> Result<Option<u64>, SealError> {
         match self.routes.of(device).map(|route| &route.way) {
-            Some(Way::Lanes(lanes)) => lanes.count(count).await,
-            Some(Way::Child(client)) => client.count(count).await,
+            Some(Way::Lanes(lanes)) => lanes.count(count, Box::new(held)).await,
+            Some(Way::Child(client)) => client.count(count, Box::new(held)).await,
             None => Err(worker::mismatch("count")),
         }
     }

@@ -427,8 +427,9 @@ impl Lanes {
         }
     }
 
-    pub(crate) async fn count(&self, count: Count) -> Result<Option<u64>, SealError> {
-        match self.administer(Request::Count(count), "count").await? {
+    pub(crate) async fn count(&self, count: Count, held: Held) -> Result<Option<u64>, SealError> {
+        let turn = (Priority::Foreground, 0);
+        match self.ask_holding(&self.admin, turn, Request::Count(count), "count", held).await? {
             Answer::Counted(value) => Ok(value),
             _ => Err(mismatch("count")),
         }

@@ -492,8 +492,8 @@ impl Client {
         self.ask(&Ask::Capabilities, Body::None, None, read).await
     }
 
-    pub(crate) async fn count(&self, count: Count) -> Result<Option<u64>, SealError> {
-        self.ask(&Ask::Count(count), Body::None, None, wire::decode_count).await
+    pub(crate) async fn count(&self, count: Count, held: Held) -> Result<Option<u64>, SealError> {
+        self.ask(&Ask::Count(count), Body::None, Some(held), wire::decode_count).await
     }
 }
 

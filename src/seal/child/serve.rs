@@ -355,7 +355,9 @@ impl Part {
                 (plain(&sealer.import(&to, &context, &parcel, &self.mailbox).await?.to_bytes()), Body::None)
             }
             Ask::Count(count) => {
-                (wire::encode_count(admin.count(self.device.name(), count).await?), Body::None)
+                let held = Ended(Arc::clone(self), id);
+                let value = admin.count_holding(self.device.name(), count, held).await?;
+                (wire::encode_count(value), Body::None)
             }
             Ask::Capabilities => {
                 (Frame::note(Kind::Answer, &self.device.capabilities().await?).meta, Body::None)
