@@ -26,11 +26,19 @@ pub enum Scope {
     AuditRead,
     /// Create, list and delete applications.
     AppsAdmin,
+    /// See, rotate, cancel, revert, delete and import signing and cookie keys, and set their policy.
+    SigningKeysAdmin,
+    /// Revoke a signing or cookie key at once, with every token that it signed.
+    SigningKeysRevoke,
+    /// Have tokens signed, within the application's signing policy.
+    TokensSign,
+    /// Have cookies signed and verified, within the application's signing policy.
+    CookiesSign,
 }
 
 impl Scope {
     /// Every scope, in the order of the documentation.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 11] = [
         Self::SecretsMetadata,
         Self::SecretsRead,
         Self::SecretsWrite,
@@ -38,6 +46,10 @@ impl Scope {
         Self::KeysAdmin,
         Self::AuditRead,
         Self::AppsAdmin,
+        Self::SigningKeysAdmin,
+        Self::SigningKeysRevoke,
+        Self::TokensSign,
+        Self::CookiesSign,
     ];
 
     /// The scope's token in OAuth (RFC 6749, section 3.3).
@@ -50,6 +62,10 @@ impl Scope {
             Self::KeysAdmin => "keys:admin",
             Self::AuditRead => "audit:read",
             Self::AppsAdmin => "apps:admin",
+            Self::SigningKeysAdmin => "signing-keys:admin",
+            Self::SigningKeysRevoke => "signing-keys:revoke",
+            Self::TokensSign => "tokens:sign",
+            Self::CookiesSign => "cookies:sign",
         }
     }
 

@@ -80,11 +80,61 @@ uuid_id!(
     JobId,
     "job id"
 );
-uuid_id!(
-    /// A signing key's row; not its `kid`, which is a thumbprint.
-    SigningKeyId,
-    "signing key id"
-);
+/// A signing key's row; not its `kid`, which is a thumbprint. 21 characters of `0-9a-z`, as clients of Logto
+/// expect; rows of the first versions have UUIDs and keep them.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SigningKeyId(String);
+
+impl SigningKeyId {
+    const LEN: u32 = 21;
+
+    /// A fresh id: 74 random bits and the end of the time.
+    pub fn generate() -> Self {
+        let mut rest = Uuid::now_v7().as_u128() % 36_u128.pow(Self::LEN);
+        let digit = |_| {
+            let value = u32::try_from(rest % 36).unwrap_or(0);
+            rest /= 36;
+            char::from_digit(value, 36).unwrap_or('0')
+        };
+        Self((0..Self::LEN).map(digit).collect())
+    }
+
+    /// # Errors
+    /// [`BadName`] if the text breaks the rule of the type.
+    pub fn parse(text: &str) -> Result<Self, BadName> {
+        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+        let is_uuid = || Uuid::try_parse(text).is_ok_and(|uuid| uuid.to_string() == text);
+        if (text.len() == 21 && text.chars().all(allowed)) || is_uuid() {
+            return Ok(Self(text.to_owned()));
+        }
+        Err(BadName { what: "signing key id" })
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for SigningKeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl TryFrom<String> for SigningKeyId {
+    type Error = BadName;
+    fn try_from(text: String) -> Result<Self, BadName> {
+        Self::parse(&text)
+    }
+}
+
+impl From<SigningKeyId> for String {
+    fn from(id: SigningKeyId) -> String {
+        id.0
+    }
+}
 
 /// A tenant: 1 to 64 characters of `a-z 0-9 -`, not beginning or ending with `-`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -205,11 +205,11 @@ impl Issuer {
         let (jti, scope) = (Uuid::now_v7().to_string(), grant.scopes.to_string());
         let event = Event::new(Action::TokenIssue, "token", jti.as_str()).detail("scope", scope.as_str());
         let claims = self.claims(client, &scope, &jti, self.inner.clock.now());
-        let tenant = &self.inner.config.tenant;
+        let (tenant, lifetime) = (&self.inner.config.tenant, self.inner.config.token_lifetime);
         let signed = self.inner.audit.around(&caller, event, async |_| {
-            Ok::<_, IssuerError>(self.inner.keys.sign_jwt(tenant, TYP, &claims).await?)
+            Ok::<_, IssuerError>(self.inner.keys.sign_jwt(tenant, TYP, &claims, lifetime).await?)
         });
-        let access_token = SecretString::from(signed.await?);
+        let access_token = SecretString::from(signed.await?.jws);
         Ok(IssuedToken { access_token, expires_in: self.inner.config.token_lifetime.as_secs(), scope })
     }
 

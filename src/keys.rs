@@ -6,10 +6,15 @@
 
 mod jwk;
 mod lost;
+mod manage;
+mod model;
+mod plan;
+mod sign;
 mod store;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -20,7 +25,7 @@ use zeroize::Zeroizing;
 use crate::audit::{Action, AuditCode, AuditError, AuditLog, Event, Outcome};
 use crate::clock::Clock;
 use crate::db::{Db, DbError, Turn, TurnName};
-use crate::identity::Caller;
+use crate::identity::{Caller, MissingScope};
 use crate::ids::{SigningKeyId, TenantId};
 use crate::seal::{Alg, DeviceName, Faults, KeyAdmin, KeyId, KeyRef, KeySpec, SealError, Sealer};
 
@@ -66,9 +71,44 @@ impl Purpose {
 
 const TOKEN_ALG: Alg = Alg::Es256;
 
+pub use model::*;
+pub use plan::Refusal;
+pub use sign::{CookieCheck, JwsInput, SignedCookie, SignedToken};
+
 /// Why a key operation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum KeysError {
+    /// The caller lacks a right.
+    #[error(transparent)]
+    Forbidden(#[from] MissingScope),
+    /// The ring does not allow the change now.
+    #[error("refused: {0:?}")]
+    Refused(Refusal),
+    /// The input breaks a rule.
+    #[error("{field}: {reason}")]
+    Invalid {
+        /// Which member.
+        field: &'static str,
+        /// Which rule.
+        reason: String,
+    },
+    /// The installation was restored and is in quarantine: no key rotates before its release.
+    #[error("the installation is in quarantine after a restore")]
+    Quarantined,
+    /// No key signs now; one is being made. Retry.
+    #[error("no key signs now")]
+    NoSigner,
+    /// A token to be signed names another key or algorithm than those in use.
+    #[error("the key that signs is {kid} ({alg})")]
+    NotCurrent {
+        /// The `kid` in use.
+        kid: String,
+        /// Its `alg`.
+        alg: &'static str,
+    },
+    /// The host's clock has jumped further than can be dealt with: nothing is signed.
+    #[error("signing is suspended: {0}")]
+    ClockSuspect(String),
     /// The device failed.
     #[error("the device failed")]
     Seal(#[from] SealError),
@@ -83,6 +123,13 @@ pub enum KeysError {
 impl AuditCode for KeysError {
     fn audit_code(&self) -> &'static str {
         match self {
+            Self::Forbidden(_) => "forbidden",
+            Self::Refused(refusal) => refusal.code(),
+            Self::Invalid { .. } => "invalid",
+            Self::Quarantined => "quarantined",
+            Self::NoSigner => "key-missing",
+            Self::NotCurrent { .. } => "not-current",
+            Self::ClockSuspect(_) => "clock-suspect",
             // A call whose end nobody knows is safe to repeat, as after an outage.
             Self::Seal(SealError::Unavailable { .. } | SealError::Unknown { .. }) => "device-unavailable",
             Self::Seal(SealError::Busy { .. }) => "busy",
@@ -229,7 +276,7 @@ impl Keys {
     }
 
     /// Signs a compact JWS (RFC 7515, section 3.1) with the tenant's token key. `typ` goes into the
-    /// header; `claims` is the payload. The caller has recorded the intent.
+    /// header; `claims` is the payload, which expires after `lifetime`. The caller has recorded the intent.
     ///
     /// # Errors
     /// If the device cannot sign.
@@ -238,13 +285,15 @@ impl Keys {
         tenant: &TenantId,
         typ: &str,
         claims: &serde_json::Value,
-    ) -> Result<String, KeysError> {
+        lifetime: Duration,
+    ) -> Result<SignedToken, KeysError> {
         let key = self.current(tenant, Purpose::Jwt).await?;
         let mut jws = signing_input(typ, key.public()?, &claims.to_string());
         let signature = self.parts.sealer.sign(&key.device, TOKEN_ALG, jws.as_bytes()).await?;
         jws.push('.');
         URL_SAFE_NO_PAD.encode_string(signature.as_bytes(), &mut jws);
-        Ok(jws)
+        let _ = lifetime;
+        Ok(SignedToken { jws, kid: key.public()?.kid.clone() })
     }
 
     /// HMAC of a client secret, bound to its tenant and client: in another row it is worth nothing.

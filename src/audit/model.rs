@@ -51,8 +51,35 @@ pub enum Action {
     JobCancel,
     /// A signing or MAC key was made.
     KeyCreate,
-    /// A signing or MAC key was given up: its device was lost.
+    /// A signing or MAC key was retired: nothing it signed lives, it was deleted or cancelled, or its device was
+    /// lost.
     KeyRetire,
+    /// Signing or cookie keys were listed, or their policy was read.
+    KeyList,
+    /// A new signing or cookie key was asked for.
+    KeyRotate,
+    /// A signing or cookie key began to sign, and the one before it stopped.
+    KeyActivate,
+    /// A pending signing key was cancelled.
+    KeyCancel,
+    /// A signing key that had been in use was taken back into use.
+    KeyRevert,
+    /// A signing or cookie key was deleted by an administrator.
+    KeyDelete,
+    /// A signing or cookie key was revoked: whatever it signed is worth nothing any more.
+    KeyRevoke,
+    /// A private key was brought into the device.
+    KeyImport,
+    /// A retired key was destroyed on its device.
+    KeyDestroy,
+    /// The rules of a tenant's signing or cookie keys were changed.
+    KeyPolicy,
+    /// A token was signed for an application.
+    JwtSign,
+    /// A token that an application had built was signed.
+    JwsSign,
+    /// A cookie was signed for an application.
+    CookieSign,
     /// An application got another secret, because the old one cannot be checked any more.
     AppReissue,
     /// A restore began, and with it the quarantine.
@@ -79,7 +106,7 @@ pub enum Action {
 
 impl Action {
     /// Every action, for the documentation.
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 48] = [
         Self::DaemonStart,
         Self::DaemonStop,
         Self::DbMigrate,
@@ -104,6 +131,19 @@ impl Action {
         Self::JobCancel,
         Self::KeyCreate,
         Self::KeyRetire,
+        Self::KeyList,
+        Self::KeyRotate,
+        Self::KeyActivate,
+        Self::KeyCancel,
+        Self::KeyRevert,
+        Self::KeyDelete,
+        Self::KeyRevoke,
+        Self::KeyImport,
+        Self::KeyDestroy,
+        Self::KeyPolicy,
+        Self::JwtSign,
+        Self::JwsSign,
+        Self::CookieSign,
         Self::AppReissue,
         Self::RestoreBegin,
         Self::RestoreEnd,
@@ -144,6 +184,19 @@ impl Action {
             Self::JobCancel => "job.cancel",
             Self::KeyCreate => "key.create",
             Self::KeyRetire => "key.retire",
+            Self::KeyList => "key.list",
+            Self::KeyRotate => "key.rotate",
+            Self::KeyActivate => "key.activate",
+            Self::KeyCancel => "key.cancel",
+            Self::KeyRevert => "key.revert",
+            Self::KeyDelete => "key.delete",
+            Self::KeyRevoke => "key.revoke",
+            Self::KeyImport => "key.import",
+            Self::KeyDestroy => "key.destroy",
+            Self::KeyPolicy => "key.policy",
+            Self::JwtSign => "jwt.sign",
+            Self::JwsSign => "jws.sign",
+            Self::CookieSign => "cookie.sign",
             Self::AppReissue => "app.reissue",
             Self::RestoreBegin => "restore.begin",
             Self::RestoreEnd => "restore.end",
