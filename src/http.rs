@@ -7,6 +7,8 @@
 
 mod auth;
 mod body;
+mod cached;
+mod discovery;
 mod limit;
 mod native;
 mod observe;
@@ -88,6 +90,7 @@ fn routes(max_value_bytes: usize, cfg: &mut ServiceConfig) {
         .app_data(PathConfig::default().error_handler(|_, _| Problem::new(Code::NotFound).into()))
         .configure(ops::routes)
         .configure(oidc::routes)
+        .configure(discovery::routes)
         .configure(|cfg| native::routes(max_value_bytes, cfg))
         .default_service(web::to(nothing_here));
 }
