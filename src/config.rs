@@ -4,7 +4,7 @@
 //! a misspelt setting never means a silent default. Nothing secret is written here: PINs, client
 //! secrets and TLS keys are named by file or credential. Each module owns its own section's type.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -49,6 +49,8 @@ pub struct Config {
     pub vault: vault::Config,
     /// The token issuer.
     pub issuer: IssuerConfig,
+    /// Signing keys.
+    pub keys: KeysConfig,
     /// The audit log.
     pub audit: AuditConfig,
     /// Log output.
@@ -192,6 +194,19 @@ impl Default for IssuerConfig {
     }
 }
 
+/// `[keys]`: what holds for the signing keys of every tenant; the rest is in each tenant's policy.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct KeysConfig {
+    /// How long a new signing key is Next if a rotation does not say so. Logto's variable
+    /// [`GRACE_VARIABLE`] sets it too.
+    #[serde(with = "seconds")]
+    pub rotation_grace: Duration,
+}
+
+/// Logto's name for `keys.rotation_grace`: whole seconds. It wins over the file, and Lacre's own variable over it.
+const GRACE_VARIABLE: &str = "PRIVATE_KEY_ROTATION_GRACE_PERIOD";
+
 /// `[audit]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -253,6 +268,7 @@ impl Default for Config {
             memory: seal::guarded::Options::default(),
             vault: vault::Config::default(),
             issuer: IssuerConfig::default(),
+            keys: KeysConfig::default(),
             audit: AuditConfig::default(),
             log: LogConfig::default(),
         }
@@ -287,6 +303,9 @@ pub enum ConfigError {
     /// Rules for client certificates without an authority that could vouch for one.
     #[error("server.tls.client_rules need server.tls.client_ca")]
     RulesWithoutAuthority,
+    /// Logto's variable for the grace of a rotation is not a number of seconds.
+    #[error("PRIVATE_KEY_ROTATION_GRACE_PERIOD is `{0}`; it must be a whole number of seconds")]
+    Grace(String),
     /// A limit outside of what the program can keep.
     #[error("{key} is {value}; it must be {allowed}")]
     OutOfRange {
@@ -310,11 +329,15 @@ impl Config {
 
     fn from_sources(
         file: Option<&Path>,
-        environment: Option<std::collections::HashMap<String, String>>,
+        environment: Option<HashMap<String, String>>,
     ) -> Result<Self, ConfigError> {
         let mut builder = config::Config::builder();
         if let Some(path) = file {
             builder = builder.add_source(config::File::from(path).format(config::FileFormat::Toml));
+        }
+        if let Some(seconds) = logto_grace(environment.as_ref())? {
+            let one = config::Config::builder().set_override("keys.rotation_grace", seconds)?;
+            builder = builder.add_source(one.build()?);
         }
         let variables = config::Environment::with_prefix("LACRE")
             .prefix_separator("__")
@@ -363,6 +386,7 @@ impl Config {
                 86_400,
                 "1 second to 1 day",
             ),
+            ("keys.rotation_grace", self.keys.rotation_grace.as_secs(), 0, 31_536_000, "0 to 1 year"),
             ("server.max_connections", self.server.max_connections as u64, 1, 1 << 20, "1 to 1048576"),
         ];
         match bounds.into_iter().find(|(_, value, min, max, _)| !(min..=max).contains(&value)) {
@@ -437,6 +461,23 @@ impl Config {
     }
 }
 
+/// What Logto's variable says; blank is as good as absent. Logto's server takes a bad value for 0; a key that is
+/// used earlier than somebody meant is worth an error.
+fn logto_grace(given: Option<&HashMap<String, String>>) -> Result<Option<u64>, ConfigError> {
+    #[expect(clippy::disallowed_methods, reason = "this is where the environment is read")]
+    let text = match given {
+        Some(given) => given.get(GRACE_VARIABLE).cloned(),
+        None => std::env::var_os(GRACE_VARIABLE).map(|text| text.to_string_lossy().into_owned()),
+    };
+    match text.as_deref().map(str::trim) {
+        None | Some("") => Ok(None),
+        Some(text) if text.bytes().all(|byte| byte.is_ascii_digit()) => {
+            text.parse().map(Some).map_err(|_| ConfigError::Grace(text.to_owned()))
+        }
+        Some(text) => Err(ConfigError::Grace(text.to_owned())),
+    }
+}
+
 fn octal<'de, D: serde::Deserializer<'de>>(input: D) -> Result<u32, D::Error> {
     // Not a number: TOML and the environment would read 0660 as decimal.
     let text = String::deserialize(input)?;
@@ -479,7 +520,6 @@ pub mod seconds {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
     use std::io::Write;
 
     use super::*;
@@ -548,6 +588,24 @@ mod tests {
         ] {
             let error = load(&text, &[]).unwrap_err().to_string();
             assert!(error.contains(said), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_grace_of_a_rotation_is_also_read_from_logtos_variable() {
+        let grace = |file: &str, environment: &[(&str, &str)]| {
+            load(file, environment).map(|config| config.keys.rotation_grace.as_secs())
+        };
+        let file = "[keys]\nrotation_grace = '1h'\n";
+        let ours = "LACRE__KEYS__ROTATION_GRACE";
+
+        assert_eq!(grace("", &[]).unwrap(), 0);
+        assert_eq!(grace(file, &[(GRACE_VARIABLE, " ")]).unwrap(), 3600);
+        assert_eq!(grace(file, &[(GRACE_VARIABLE, "14400")]).unwrap(), 14_400);
+        assert_eq!(grace(file, &[(GRACE_VARIABLE, "0")]).unwrap(), 0);
+        assert_eq!(grace(file, &[(GRACE_VARIABLE, "14400"), (ours, "60")]).unwrap(), 60);
+        for bad in ["4h", "-1", "1.5", "+1", "99999999999999999999", "31536001"] {
+            assert!(grace(file, &[(GRACE_VARIABLE, bad)]).is_err(), "{bad}");
         }
     }
 
