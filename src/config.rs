@@ -4,6 +4,8 @@
 //! a misspelt setting never means a silent default. Nothing secret is written here: PINs, client
 //! secrets and TLS keys are named by file or credential. Each module owns its own section's type.
 
+mod keys;
+
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -18,6 +20,8 @@ use crate::http;
 use crate::ids::TenantId;
 use crate::seal::DeviceName;
 use crate::{seal, vault};
+
+pub use keys::KeysConfig;
 
 /// Everything a daemon is told.
 #[derive(Clone, Debug, Deserialize)]
@@ -194,19 +198,6 @@ impl Default for IssuerConfig {
     }
 }
 
-/// `[keys]`: what holds for the signing keys of every tenant; the rest is in each tenant's policy.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct KeysConfig {
-    /// How long a new signing key is Next if a rotation does not say so. Logto's variable
-    /// [`GRACE_VARIABLE`] sets it too.
-    #[serde(with = "seconds")]
-    pub rotation_grace: Duration,
-}
-
-/// Logto's name for `keys.rotation_grace`: whole seconds. It wins over the file, and Lacre's own variable over it.
-const GRACE_VARIABLE: &str = "PRIVATE_KEY_ROTATION_GRACE_PERIOD";
-
 /// `[audit]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -335,7 +326,7 @@ impl Config {
         if let Some(path) = file {
             builder = builder.add_source(config::File::from(path).format(config::FileFormat::Toml));
         }
-        if let Some(seconds) = logto_grace(environment.as_ref())? {
+        if let Some(seconds) = keys::logto_grace(environment.as_ref())? {
             let one = config::Config::builder().set_override("keys.rotation_grace", seconds)?;
             builder = builder.add_source(one.build()?);
         }
@@ -461,23 +452,6 @@ impl Config {
     }
 }
 
-/// What Logto's variable says; blank is as good as absent. Logto's server takes a bad value for 0; a key that is
-/// used earlier than somebody meant is worth an error.
-fn logto_grace(given: Option<&HashMap<String, String>>) -> Result<Option<u64>, ConfigError> {
-    #[expect(clippy::disallowed_methods, reason = "this is where the environment is read")]
-    let text = match given {
-        Some(given) => given.get(GRACE_VARIABLE).cloned(),
-        None => std::env::var_os(GRACE_VARIABLE).map(|text| text.to_string_lossy().into_owned()),
-    };
-    match text.as_deref().map(str::trim) {
-        None | Some("") => Ok(None),
-        Some(text) if text.bytes().all(|byte| byte.is_ascii_digit()) => {
-            text.parse().map(Some).map_err(|_| ConfigError::Grace(text.to_owned()))
-        }
-        Some(text) => Err(ConfigError::Grace(text.to_owned())),
-    }
-}
-
 fn octal<'de, D: serde::Deserializer<'de>>(input: D) -> Result<u32, D::Error> {
     // Not a number: TOML and the environment would read 0660 as decimal.
     let text = String::deserialize(input)?;
@@ -588,24 +562,6 @@ mod tests {
         ] {
             let error = load(&text, &[]).unwrap_err().to_string();
             assert!(error.contains(said), "{text}: {error}");
-        }
-    }
-
-    #[test]
-    fn the_grace_of_a_rotation_is_also_read_from_logtos_variable() {
-        let grace = |file: &str, environment: &[(&str, &str)]| {
-            load(file, environment).map(|config| config.keys.rotation_grace.as_secs())
-        };
-        let file = "[keys]\nrotation_grace = '1h'\n";
-        let ours = "LACRE__KEYS__ROTATION_GRACE";
-
-        assert_eq!(grace("", &[]).unwrap(), 0);
-        assert_eq!(grace(file, &[(GRACE_VARIABLE, " ")]).unwrap(), 3600);
-        assert_eq!(grace(file, &[(GRACE_VARIABLE, "14400")]).unwrap(), 14_400);
-        assert_eq!(grace(file, &[(GRACE_VARIABLE, "0")]).unwrap(), 0);
-        assert_eq!(grace(file, &[(GRACE_VARIABLE, "14400"), (ours, "60")]).unwrap(), 60);
-        for bad in ["4h", "-1", "1.5", "+1", "99999999999999999999", "31536001"] {
-            assert!(grace(file, &[(GRACE_VARIABLE, bad)]).is_err(), "{bad}");
         }
     }
 

@@ -191,6 +191,8 @@ async fn credentials_that_are_none(engine: Engine) {
     let good = daemon.token("all").await;
     let id = stored(&daemon.api_of(&good), "guarded", &daemon.secret("guarded")).await;
     let parts: Vec<_> = good.split('.').collect();
+    let few = daemon.token("audit:read").await;
+    let few: Vec<_> = few.split('.').collect();
     let (header, claims) = (decoded(parts[0]), decoded(parts[1]));
     let with = |name: &str, value: Value| {
         let mut changed = claims.clone();
@@ -210,7 +212,11 @@ async fn credentials_that_are_none(engine: Engine) {
         ("alg none", as_alg("none")),
         ("alg HS256", as_alg("HS256")),
         ("longer lived", with("exp", json!(9_999_999_999_u64))),
-        ("more rights", with("scope", json!("all"))),
+        ("more rights", {
+            let (mut claims, parts) = (decoded(few[1]), &few);
+            claims["scope"] = json!("all");
+            format!("{}.{}.{}", parts[0], part(&claims), parts[2])
+        }),
         ("text for a time", with("exp", json!("9999999999"))),
         ("its signature cut", good[..good.len() - 2].to_owned()),
         ("64 KiB", "a".repeat(65_536 - 100)),
