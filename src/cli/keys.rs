@@ -234,8 +234,9 @@ async fn revoke(args: One, context: &Context) -> Result<(), CliError> {
     }
     if !args.yes {
         let answer = client.json(Request::new(Method::POST, &would_be)).await?;
-        let dead = output::text(&answer["dead_tokens"]);
-        input::confirm_by_typing(&format!("At least {dead} live tokens die with {}.", args.key), "revoke")?;
+        let dead = answer["dead_tokens"].as_u64();
+        let dead = dead.map_or_else(|| "An unknown number of".to_owned(), |dead| format!("At least {dead}"));
+        input::confirm_by_typing(&format!("{dead} live tokens die with {}.", args.key), "revoke")?;
     }
     let answer = client.json(Request::new(Method::POST, &ask(false))).await?;
     show(&answer, context)

@@ -109,7 +109,7 @@ async fn talkative(engine: Engine) {
         is_clean(what, head.as_bytes(), &finder);
         is_clean(what, &answer.bytes().await.unwrap(), &finder);
     }
-    let open = ["/metrics", "/readyz", "/livez", "/oidc/jwks"];
+    let open = ["/metrics", "/readyz", "/livez", "/oidc/jwks", "/oidc/.well-known/openid-configuration"];
     let closed = ["/v1/status", "/v1/secrets", "/v1/keks", "/v1/apps", "/v1/audit/events?limit=1000"];
     for path in open.into_iter().chain(closed) {
         let answer = api.get(path).await;

@@ -34,6 +34,9 @@ pub(crate) enum As {
     Previous,
 }
 
+const LIST_HELP: &str =
+    "Read all keys of a file with Logto's OIDC_PRIVATE_KEYS: the first becomes current, the others previous";
+
 /// Arguments of `import`.
 #[derive(Args)]
 pub(crate) struct Import {
@@ -52,8 +55,8 @@ pub(crate) struct Import {
     /// The longest lifetime of a token that a previous key has signed elsewhere
     #[arg(long, value_name = "SECONDS", required_if_eq("status", "previous"))]
     lifetime: Option<u64>,
-    /// Read all keys of a file with Logto's OIDC_PRIVATE_KEYS: the first becomes current, the others previous
-    #[arg(long, value_name = "FILE")]
+    /// A file with a list of keys.
+    #[arg(long, value_name = "FILE", help = LIST_HELP)]
     logto_env: Option<PathBuf>,
     /// Only show what the keys would be
     #[arg(long)]

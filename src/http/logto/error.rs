@@ -9,8 +9,7 @@ use actix_web::http::header::{self, HeaderValue, HttpDate};
 use actix_web::{HttpResponse, ResponseError};
 use serde_json::{Value, json};
 
-use crate::audit::AuditCode;
-use crate::http::problem::{Problem, chain, outage_of};
+use crate::http::problem::Problem;
 use crate::identity::MissingScope;
 use crate::keys::{KeysError, Refusal};
 
@@ -26,6 +25,12 @@ enum Retry {
 pub(in crate::http) struct ApiError {
     status: StatusCode,
     code: Option<&'static str>,
+    /// Apart, so that a `Result` stays small.
+    told: Box<Told>,
+}
+
+#[derive(Debug, Default)]
+struct Told {
     message: String,
     data: Option<Value>,
     details: Option<String>,
@@ -41,8 +46,8 @@ impl ApiError {
     }
 
     fn uncoded(status: StatusCode, message: impl Into<String>) -> Self {
-        let (message, code) = (message.into(), None);
-        Self { status, code, message, data: None, details: None, retry: None, cause: None }
+        let told = Told { message: message.into(), ..Told::default() };
+        Self { status, code: None, told: Box::new(told) }
     }
 
     pub(super) fn unauthorized(code: &'static str, message: &str) -> Self {
@@ -58,11 +63,11 @@ impl ApiError {
     pub(super) fn invalid_input(part: &str, issues: &[Issue]) -> Self {
         let lines: Vec<_> = issues.iter().map(Issue::line).collect();
         let issues: Vec<_> = issues.iter().map(Issue::json).collect();
-        Self {
-            data: Some(json!({ "issues": issues, "name": "ZodError" })),
-            details: Some(lines.join("\n")),
-            ..Self::new(StatusCode::BAD_REQUEST, "guard.invalid_input", format!("The {part} is not valid."))
-        }
+        let message = format!("The {part} is not valid.");
+        let mut error = Self::new(StatusCode::BAD_REQUEST, "guard.invalid_input", message)
+            .data(json!({ "issues": issues, "name": "ZodError" }));
+        error.told.details = Some(lines.join("\n"));
+        error
     }
 
     /// One member of the request's `part` breaks a rule.
@@ -85,17 +90,19 @@ impl ApiError {
     }
 
     pub(super) fn data(mut self, data: Value) -> Self {
-        self.data = Some(data);
+        self.told.data = Some(data);
         self
     }
 
     /// What the log is told of a failure.
     pub(in crate::http) fn cause(&self) -> Option<&str> {
-        self.cause.as_deref()
+        self.told.cause.as_deref()
     }
 
     fn conflict(code: &'static str, message: &str, retry: Option<Retry>) -> Self {
-        Self { retry, ..Self::new(StatusCode::CONFLICT, code, message) }
+        let mut error = Self::new(StatusCode::CONFLICT, code, message);
+        error.told.retry = retry;
+        error
     }
 }
 
@@ -122,7 +129,7 @@ impl Issue {
 
 impl fmt::Display for ApiError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.code.unwrap_or(&self.message))
+        f.write_str(self.code.unwrap_or(&self.told.message))
     }
 }
 
@@ -133,7 +140,7 @@ impl ResponseError for ApiError {
 
     fn error_response(&self) -> HttpResponse {
         let mut response = HttpResponse::build(self.status);
-        match &self.retry {
+        match &self.told.retry {
             Some(Retry::After(wait)) => {
                 let whole = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
                 response.insert_header((header::RETRY_AFTER, HeaderValue::from(whole.max(1))));
@@ -150,13 +157,13 @@ impl ResponseError for ApiError {
         if let Some(code) = self.code {
             body["code"] = json!(code);
         }
-        body["message"] = json!(self.message);
-        for (name, value) in
-            [("data", &self.data), ("details", &self.details.as_ref().map(|text| json!(text)))]
-        {
-            if let Some(value) = value {
-                body[name] = value.clone();
-            }
+        let Told { message, data, details, .. } = &*self.told;
+        body["message"] = json!(message);
+        if let Some(data) = data {
+            body["data"] = data.clone();
+        }
+        if let Some(details) = details {
+            body["details"] = json!(details);
         }
         response.json(body)
     }
@@ -164,8 +171,10 @@ impl ResponseError for ApiError {
 
 impl From<Problem> for ApiError {
     fn from(problem: Problem) -> Self {
-        let retry = problem.wait().map(Retry::After);
-        Self { retry, cause: problem.cause_chain(), ..Self::of_status(problem.code().status()) }
+        let mut error = Self::of_status(problem.code().status());
+        error.told.retry = problem.wait().map(Retry::After);
+        error.told.cause = problem.cause_chain();
+        error
     }
 }
 
@@ -184,10 +193,7 @@ impl From<KeysError> for ApiError {
             KeysError::Quarantined => {
                 Self::conflict("oidc.quarantined", "Restored and not released yet: no key changes.", None)
             }
-            error => {
-                let problem = Problem::new(outage_of(error.audit_code()));
-                Self { cause: Some(chain(&error)), ..problem.into() }
-            }
+            error => Problem::from(error).into(),
         }
     }
 }

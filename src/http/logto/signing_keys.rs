@@ -168,8 +168,10 @@ async fn revoke(
 ) -> Result<HttpResponse, ApiError> {
     let change = keys.revoke(&caller, of.0, &key_id(&path.1), dry_run.0).await?;
     let mut response = listed(&change.keys);
-    let dead = change.dead_tokens.unwrap_or_default();
-    response.headers_mut().insert(HeaderName::from_static(DEAD_TOKENS), HeaderValue::from(dead));
+    // Absent if they could not be counted: that is not none.
+    if let Some(dead) = change.dead_tokens {
+        response.headers_mut().insert(HeaderName::from_static(DEAD_TOKENS), HeaderValue::from(dead));
+    }
     Ok(response)
 }
 
