@@ -104,8 +104,7 @@ impl Choice {
             Self::Rsa => (KeySpec::Rsa4096, Alg::Rs256),
             Self::Rs256 => (rsa, Alg::Rs256),
             Self::Ps256 => (rsa, Alg::Ps256),
-            // Replaced when the device layer has Ed25519.
-            Self::EdDsa => (KeySpec::EcP256, Alg::Es256),
+            Self::EdDsa => (KeySpec::Ed25519, Alg::EdDsa),
         }
     }
 }

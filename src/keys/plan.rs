@@ -147,7 +147,7 @@ impl Refusal {
 }
 
 /// One thing to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Step {
     /// Make the planned key on the device and publish it.
     Make(SigningKeyId),
@@ -506,6 +506,11 @@ impl Ring {
         steps
     }
 
+    /// Whether the policy asks for a rotation now.
+    pub fn is_old(&self, now: Timestamp) -> bool {
+        self.planned().is_none() && self.scheduled(self.clock(now)).is_some()
+    }
+
     /// The rotation that the policy asks for now.
     fn scheduled(&self, now: Timestamp) -> Option<Step> {
         let every = self.policy.rotate_every?;
@@ -516,3 +521,8 @@ impl Ring {
         (newest <= now && due <= now).then_some(Step::Rotate { grace })
     }
 }
+
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
