@@ -11,6 +11,7 @@ use crate::seal::{Alg, KeySpec, PublicKey};
 enum Numbers {
     Ec { crv: &'static str, x: String, y: String },
     Rsa { n: String, e: String },
+    Okp { x: String },
 }
 
 impl Numbers {
@@ -22,6 +23,7 @@ impl Numbers {
                 Self::Ec { crv, x: text(x), y: text(y) }
             }
             PublicKey::Rsa { n, e } => Self::Rsa { n: text(n), e: text(e) },
+            PublicKey::Ed { x } => Self::Okp { x: text(x) },
         }
     }
 }
@@ -32,6 +34,8 @@ pub(super) fn thumbprint(key: &PublicKey) -> String {
     let canonical = match Numbers::of(key) {
         Numbers::Ec { crv, x, y } => format!(r#"{{"crv":"{crv}","kty":"EC","x":"{x}","y":"{y}"}}"#),
         Numbers::Rsa { n, e } => format!(r#"{{"e":"{e}","kty":"RSA","n":"{n}"}}"#),
+        // RFC 8037, section 2.
+        Numbers::Okp { x } => format!(r#"{{"crv":"Ed25519","kty":"OKP","x":"{x}"}}"#),
     };
     URL_SAFE_NO_PAD.encode(Sha256::digest(canonical.as_bytes()))
 }
@@ -45,6 +49,9 @@ pub(super) fn jwk(key: &PublicKey, alg: Alg) -> Value {
         }
         Numbers::Rsa { n, e } => {
             json!({ "kty": "RSA", "n": n, "e": e, "kid": kid, "alg": alg.name(), "use": "sig" })
+        }
+        Numbers::Okp { x } => {
+            json!({ "kty": "OKP", "crv": "Ed25519", "x": x, "kid": kid, "alg": alg.name(), "use": "sig" })
         }
     }
 }
