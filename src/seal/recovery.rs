@@ -282,6 +282,7 @@ fn use_key(session: &mut dyn Backend, key: &KeyRef, lanes: &Lanes) -> Result<(),
         (KeySpec::HmacSha256, _) => session.mac(key, b"lacre/probe/v1").map(drop),
         (KeySpec::EcP256, _) => session.sign(key, Alg::Es256, &[7; 32]).map(drop),
         (KeySpec::EcP384, _) => session.sign(key, Alg::Es384, &[7; 48]).map(drop),
+        (KeySpec::Ed25519, _) => session.sign(key, Alg::EdDsa, &[7; 32]).map(drop),
         _ => session.sign(key, Alg::Rs256, &[7; 32]).map(drop),
     }
 }
@@ -334,7 +335,7 @@ mod tests {
             Err(NOT_ASKED)
         }
 
-        fn generate(&mut self, _: &KeyRef) -> Result<KeyRef, BackendError> {
+        fn generate(&mut self, _: &KeyRef, _: Option<&SecretBuf>) -> Result<KeyRef, BackendError> {
             Err(NOT_ASKED)
         }
 
