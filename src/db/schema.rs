@@ -146,7 +146,7 @@ diesel::table! {
 }
 
 diesel::table! {
-    clock_marks (id) { id -> BigInt, high -> BigInt, doubt -> BigInt, doubt_until -> BigInt, }
+    clock_marks (id) { id -> BigInt, high -> BigInt, doubt -> BigInt, lag -> BigInt, doubt_until -> BigInt, }
 }
 
 diesel::table! {

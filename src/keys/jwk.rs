@@ -113,7 +113,8 @@ mod tests {
 
     #[test]
     fn members_stand_as_in_the_contract_and_come_back_as_the_same_key() {
-        let members = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        let members =
+            |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
         let ec = PublicKey::Ec { spec: KeySpec::EcP384, x: vec![1; 48], y: vec![2; 48] };
         let ec_jwk = jwk(&ec, Alg::Es384, Some(Choice::Ec));
         assert_eq!(members(&ec_jwk), ["kty", "use", "kid", "alg", "crv", "x", "y"]);

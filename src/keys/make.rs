@@ -116,7 +116,9 @@ impl Keys {
 
     async fn settle_in(&self, tenant: &TenantId, used: Use, turn: &Arc<Turn>) -> Result<(), KeysError> {
         let view = self.look(tenant, used).await?;
-        let Some(slot) = view.ring.slots.iter().find(|slot| slot.phase == Phase::Planned) else { return Ok(()) };
+        let Some(slot) = view.ring.slots.iter().find(|slot| slot.phase == Phase::Planned) else {
+            return Ok(());
+        };
         let entry = view.entry(slot)?;
         if entry.origin == Origin::Imported {
             self.give_up(tenant, used, &slot.id).await;
@@ -141,7 +143,7 @@ impl Keys {
     ) -> Result<(SigningKeyId, Arc<Entry>), KeysError> {
         let device = KeyRef::plan(order.spec).map_err(|_| DbError::Unavailable(None))?;
         let entry = Arc::new(order.entry(device.on(self.parts.placement.clone())));
-        let (id, now, grace) = (SigningKeyId::generate(), self.parts.clock.now(), order.grace);
+        let (id, now, grace) = (SigningKeyId::generate(), self.decided_at(), order.grace);
         let (row, decided) = ((tenant.clone(), id.clone(), Arc::clone(&entry)), id.clone());
         let insert = move |conn: &mut _, ring: &Ring| {
             // A key in the place of one that was lost is no rotation.
@@ -207,11 +209,12 @@ impl Keys {
         (device, public): (KeyRef, Option<Public>),
         lifetime: Option<Duration>,
     ) -> Result<(), KeysError> {
-        let (row, decided, now) = ((id.clone(), device, public), id.clone(), self.parts.clock.now());
+        let (row, decided, now) = ((id.clone(), device, public), id.clone(), self.decided_at());
         let keep = move |conn: &mut _, _: &Ring| match store::made(conn, &row.0, &row.1, row.2.as_ref()) {
-            Err(DbError::Duplicate) => {
-                Err(KeysError::Invalid { field: "pem", reason: "the tenant has, or had, this key".to_owned() })
-            }
+            Err(DbError::Duplicate) => Err(KeysError::Invalid {
+                field: "pem",
+                reason: "the tenant has, or had, this key".to_owned(),
+            }),
             other => Ok(other?),
         };
         let place = move |ring: &mut Ring| {

@@ -68,7 +68,8 @@ impl Keys {
         dry_run: bool,
     ) -> Result<Change, KeysError> {
         self.admit(caller, Scope::SigningKeysAdmin, Action::KeyImport, Use::Jwt.name())?;
-        let der = pkcs8::from_pem(pem.expose_secret()).ok_or_else(|| invalid("pem", "must be one PKCS#8 private key"))?;
+        let der = pkcs8::from_pem(pem.expose_secret())
+            .ok_or_else(|| invalid("pem", "must be one PKCS#8 private key"))?;
         let kind = pkcs8::kind(&der);
         let (choice, spec, alg) = kind.ok_or_else(|| {
             invalid("pem", "must be EC P-256 or P-384, RSA with 2048, 3072 or 4096 bits, or Ed25519")
@@ -132,7 +133,7 @@ impl Keys {
     /// # Errors
     /// [`KeysError::Refused`] if there is none.
     pub async fn cancel(&self, caller: &Caller, used: Use, dry_run: bool) -> Result<Change, KeysError> {
-        let now = self.parts.clock.now();
+        let now = self.decided_at();
         let event = Event::new(Action::KeyCancel, "ring", used.name());
         self.admit(caller, Scope::SigningKeysAdmin, Action::KeyCancel, used.name())?;
         self.alter(caller, used, event, dry_run, move |ring| ring.cancel(now).map(|_| false)).await
@@ -143,7 +144,7 @@ impl Keys {
     /// # Errors
     /// [`KeysError::Refused`] if there is none, or while a Next key is pending.
     pub async fn revert(&self, caller: &Caller, used: Use, dry_run: bool) -> Result<Change, KeysError> {
-        let now = self.parts.clock.now();
+        let now = self.decided_at();
         let event = Event::new(Action::KeyRevert, "ring", used.name());
         self.admit(caller, Scope::SigningKeysAdmin, Action::KeyRevert, used.name())?;
         self.alter(caller, used, event, dry_run, move |ring| ring.revert(now).map(|_| false)).await
@@ -161,7 +162,7 @@ impl Keys {
         dry_run: bool,
     ) -> Result<Change, KeysError> {
         self.admit(caller, Scope::SigningKeysAdmin, Action::KeyDelete, id.as_str())?;
-        let (now, key) = (self.parts.clock.now(), id.clone());
+        let (now, key) = (self.decided_at(), id.clone());
         let event = Event::new(Action::KeyDelete, "key", id.as_str()).detail("purpose", used.name());
         let decide = move |ring: &mut Ring| ring.delete(&key, now).map(|()| false);
         let mut change = self.alter(caller, used, event, dry_run, decide).await?;
@@ -181,7 +182,7 @@ impl Keys {
         dry_run: bool,
     ) -> Result<Change, KeysError> {
         self.admit(caller, Scope::SigningKeysRevoke, Action::KeyRevoke, id.as_str())?;
-        let (now, key) = (self.parts.clock.now(), id.clone());
+        let (now, key) = (self.decided_at(), id.clone());
         let event = Event::new(Action::KeyRevoke, "key", id.as_str()).detail("purpose", used.name());
         let decide = move |ring: &mut Ring| ring.revoke(&key, now);
         let mut change = self.alter(caller, used, event, dry_run, decide).await?;
@@ -210,7 +211,8 @@ impl Keys {
             self.parts.audit.record_soon(caller, event.detail("dry_run", "true"), Outcome::Success);
             return Ok(view.would_be(ring, None).change(now, None, true));
         }
-        let altered = self.parts.audit.around(caller, event, async |_| self.change(tenant, used, decide).await);
+        let altered =
+            self.parts.audit.around(caller, event, async |_| self.change(tenant, used, decide).await);
         if altered.await?
             && let Err(error) = self.replace(tenant, used).await
         {
@@ -251,7 +253,7 @@ impl Keys {
         patch: PolicyPatch,
     ) -> Result<Policy, KeysError> {
         self.admit(caller, Scope::SigningKeysAdmin, Action::KeyPolicy, used.name())?;
-        let now = self.parts.clock.now();
+        let now = self.decided_at();
         let view = self.look(&caller.tenant, used).await?;
         let new = view.ring.policy.patched(&patch, now).map_err(|(field, reason)| invalid(field, reason))?;
         let event = Event::new(Action::KeyPolicy, "ring", used.name())
@@ -271,7 +273,13 @@ impl Keys {
         set.await
     }
 
-    fn admit(&self, caller: &Caller, scope: Scope, action: Action, object: &str) -> Result<(), KeysError> {
+    pub(super) fn admit(
+        &self,
+        caller: &Caller,
+        scope: Scope,
+        action: Action,
+        object: &str,
+    ) -> Result<(), KeysError> {
         let Err(missing) = caller.require(scope) else { return Ok(()) };
         let event = Event::new(action, "key", object).detail("missing", missing.0.name());
         self.parts.audit.record_soon(caller, event, Outcome::Denied("forbidden"));
@@ -287,4 +295,3 @@ fn invalid(field: &'static str, reason: &str) -> KeysError {
 fn told(policy: &Policy) -> String {
     serde_json::to_string(policy).unwrap_or_default()
 }
-

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use super::model::{Policy, Use};
+use super::model::Use;
 use super::plan::{Refusal, Ring, Slot};
 use super::store::rings::{self as store, Entry, Stored};
 use super::time::Timekeeper;
@@ -223,11 +223,6 @@ impl Keys {
     /// The ring as it is stored; `None` if the tenant has none yet.
     pub(super) async fn peek(&self, tenant: &TenantId, used: Use) -> Result<Option<Ring>, DbError> {
         Ok(load(&self.parts.db, tenant, used).await?.map(|stored| stored.ring))
-    }
-
-    /// The rules of the tenant's ring.
-    pub(super) async fn rules(&self, tenant: &TenantId, used: Use) -> Result<Policy, KeysError> {
-        Ok(self.look(tenant, used).await?.ring.policy.clone())
     }
 }
 

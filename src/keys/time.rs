@@ -3,7 +3,8 @@
 //! Keys leave the JWKS by wall time, and a clock that is set forward would take them out while what they
 //! signed is alive. So every step that the wall clock makes against the steady one is kept as doubt, and
 //! what cannot be undone waits for as long (reliability.md, T13 and RO-6). A host that was down for a while
-//! cannot tell a pause from a jump: its doubt is the pause, a day at the most. Doubt ends after a day.
+//! cannot tell a pause from a jump: its doubt is the pause, a day at the most. Doubt ends after a day. Likewise
+//! a clock that was set back may be late, and when a key stopped is written down as late as it may have been.
 //! Further jumps than a day are not dealt with: nothing is signed, and the reason is told.
 
 use std::time::Duration;
@@ -22,8 +23,29 @@ pub(super) struct Mark {
     pub(super) high: Timestamp,
     /// By how much the wall clock may be ahead.
     pub(super) doubt: Duration,
-    /// When (by the wall clock) the doubt ends.
+    /// By how much it may be behind.
+    pub(super) lag: Duration,
+    /// When (by the wall clock) both end.
     pub(super) doubt_until: Timestamp,
+}
+
+impl Mark {
+    /// What two daemons have seen.
+    pub(super) fn with(self, other: Self) -> Self {
+        let others =
+            if other.doubt_until > self.high { (other.doubt, other.lag) } else { Default::default() };
+        Self {
+            high: self.high.max(other.high),
+            doubt: self.doubt.max(others.0),
+            lag: self.lag.max(others.1),
+            doubt_until: self.doubt_until.max(other.doubt_until),
+        }
+    }
+
+    /// Whether it says much else than another one.
+    pub(super) fn differs(&self, other: &Self) -> bool {
+        self.doubt.abs_diff(other.doubt).max(self.lag.abs_diff(other.lag)) > Duration::from_secs(1)
+    }
 }
 
 /// What can be said of the time now.
@@ -33,6 +55,8 @@ pub(super) struct Reading {
     pub(super) now: Timestamp,
     /// A time that has surely come.
     pub(super) surely: Timestamp,
+    /// A time that has surely not passed yet: later than `now` if the clock was set back.
+    pub(super) latest: Timestamp,
     /// Why nothing may be signed.
     pub(super) suspect: Option<String>,
 }
@@ -44,7 +68,9 @@ pub(super) struct Timekeeper {
     steady: Duration,
     high: Timestamp,
     doubt: Duration,
-    /// When the doubt ends, on the steady clock.
+    /// By how much it may be behind.
+    lag: Duration,
+    /// When doubt and lag end, on the steady clock.
     doubt_until: Duration,
     /// How far the wall clock has gone ahead of the steady one since the start, or behind it if negative.
     ahead: i64,
@@ -56,38 +82,48 @@ impl Timekeeper {
         let gap = mark.map_or(Duration::ZERO, |mark| wall.since(mark.high));
         let kept = mark.filter(|mark| mark.doubt_until > wall);
         let left = kept.map_or(Duration::ZERO, |mark| mark.doubt_until.since(wall).min(BOUND));
+        let late = kept.map_or(Duration::ZERO, |mark| mark.lag);
         let kept = kept.map_or(Duration::ZERO, |mark| mark.doubt);
         let (doubt, until) = match gap > RESTART {
             true => ((kept + gap).min(BOUND), BOUND),
             false => (kept.min(BOUND), left),
         };
         let high = mark.map_or(wall, |mark| mark.high.max(wall));
-        Self { wall, steady, high, doubt, doubt_until: steady + until, ahead: 0 }
+        let until = if high > wall { BOUND } else { until };
+        let lag = late.max(high.since(wall)).min(BOUND);
+        Self { wall, steady, high, doubt, lag, doubt_until: steady + until, ahead: 0 }
     }
 
     /// Looks at both clocks.
     pub(super) fn read(&mut self, wall: Timestamp, steady: Duration) -> Reading {
-        let (passed, walked) =
-            (micros(steady.saturating_sub(self.steady)), wall.as_micros().saturating_sub(self.wall.as_micros()));
+        let (passed, walked) = (
+            micros(steady.saturating_sub(self.steady)),
+            wall.as_micros().saturating_sub(self.wall.as_micros()),
+        );
         let step = walked.saturating_sub(passed);
         (self.wall, self.steady, self.high) = (wall, steady, self.high.max(wall));
         self.ahead = self.ahead.saturating_add(step);
-        let doubt = micros(self.doubt).saturating_add(step);
-        self.doubt = Duration::from_micros(u64::try_from(doubt).unwrap_or(0));
-        if step > 1_000_000 {
+        let moved = |span: Duration, by: i64| {
+            Duration::from_micros(u64::try_from(micros(span).saturating_add(by)).unwrap_or(0)).min(BOUND)
+        };
+        (self.doubt, self.lag) = (moved(self.doubt, step), moved(self.lag, step.saturating_neg()));
+        if step.abs() > 1_000_000 {
             self.doubt_until = steady + BOUND;
         }
         if steady >= self.doubt_until {
-            self.doubt = Duration::ZERO;
+            (self.doubt, self.lag) = (Duration::ZERO, Duration::ZERO);
         }
         let surely = Timestamp::from_micros(wall.as_micros().saturating_sub(micros(self.doubt)));
-        Reading { now: wall, surely, suspect: self.suspect(wall) }
+        Reading { now: wall, surely, latest: wall.plus(self.lag), suspect: self.suspect(wall) }
     }
 
     fn suspect(&self, wall: Timestamp) -> Option<String> {
         let behind = self.high.since(wall);
         if behind > BOUND {
-            return Some(format!("the wall clock is {} s behind a time that was seen before", behind.as_secs()));
+            return Some(format!(
+                "the wall clock is {} s behind a time that was seen before",
+                behind.as_secs()
+            ));
         }
         let ahead = Duration::from_micros(u64::try_from(self.ahead).unwrap_or(0));
         let is_far = ahead > BOUND;
@@ -102,7 +138,7 @@ impl Timekeeper {
     /// What to remember.
     pub(super) fn mark(&self) -> Mark {
         let left = self.doubt_until.saturating_sub(self.steady);
-        Mark { high: self.high, doubt: self.doubt, doubt_until: self.wall.plus(left) }
+        Mark { high: self.high, doubt: self.doubt, lag: self.lag, doubt_until: self.wall.plus(left) }
     }
 }
 
@@ -143,12 +179,21 @@ mod tests {
         assert_eq!(keeper.read(at(1 + DAY / 2), s(1)).surely, at(1));
         assert_eq!(keeper.read(at(101 + DAY / 2), s(101)).surely, at(101));
         // Corrected.
-        assert_eq!(keeper.read(at(102), s(102)).surely, at(102));
+        let corrected = keeper.read(at(102), s(102));
+        assert_eq!((corrected.surely, corrected.latest), (at(102), at(102 + DAY / 2)));
 
         let reading = keeper.read(at(103 + 3600), s(103));
         assert_eq!((reading.surely, reading.suspect), (at(103), None));
         let later = DAY + 200;
         assert_eq!(keeper.read(at(later + 3600), s(later)).surely, at(later + 3600), "a day later");
+    }
+
+    #[test]
+    fn a_jump_back_may_be_a_mistake_too() {
+        let mut keeper = keeper();
+        keeper.read(at(1000), s(1000));
+        assert_eq!(keeper.read(at(501), s(1001)).latest, at(1001));
+        assert_eq!(keeper.read(at(1101), s(1101)).latest, at(1101), "and was put right");
     }
 
     #[test]
@@ -167,16 +212,18 @@ mod tests {
         let mut keeper = keeper();
         assert!(keeper.read(at(DAY - 10), s(1)).suspect.is_none());
         assert!(keeper.read(at(DAY + 10), s(2)).suspect.is_some());
-        assert!(keeper.read(at(10), s(3)).suspect.is_some(), "a day behind what was seen");
-        keeper.accept(at(10), s(4));
-        let reading = keeper.read(at(11), s(5));
+        assert!(keeper.read(at(5), s(3)).suspect.is_some(), "more than a day behind what was seen");
+        keeper.accept(at(5), s(4));
+        let reading = keeper.read(at(6), s(5));
         assert!(reading.suspect.is_none());
-        assert!(reading.surely < at(11), "and what cannot be undone waits for a day");
+        assert!(reading.surely < at(6), "and what cannot be undone waits for a day");
     }
 
     #[test]
     fn a_pause_may_have_been_a_jump_and_a_restart_may_not() {
-        let mark = |high, doubt, until| Some(Mark { high: at(high), doubt: s(doubt), doubt_until: at(until) });
+        let mark = |high, doubt, until| {
+            Some(Mark { high: at(high), doubt: s(doubt), lag: s(0), doubt_until: at(until) })
+        };
         let surely = |mark, now| Timekeeper::start(at(now), s(0), mark).read(at(now), s(0)).surely;
         assert_eq!(surely(mark(1000, 0, 0), 1300), at(1300));
         assert_eq!(surely(mark(1000, 0, 0), 1000 + 3600), at(1000));

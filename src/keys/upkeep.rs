@@ -12,12 +12,12 @@ use super::model::{End, Phase, Use};
 use super::plan::{Moment, Refusal, Ring, Step};
 use super::rings::View;
 use super::store::rings as store;
-use super::time::{Reading, Timekeeper};
+use super::time::{Mark, Reading, Timekeeper};
 use super::{Keys, KeysError};
 use crate::audit::{Action, AuditCode, Event, Outcome};
 use crate::clock::Timestamp;
 use crate::db::{Conn, DbError};
-use crate::identity::Caller;
+use crate::identity::{Caller, Scope};
 use crate::ids::{SigningKeyId, TenantId};
 
 const PERIOD: Duration = Duration::from_secs(1);
@@ -33,7 +33,7 @@ const FORGET: Duration = Duration::from_secs(3600);
 struct Memory {
     /// Steps that failed: when they are due again, and how long they waited.
     failed: HashMap<(Use, Step), (Instant, Duration)>,
-    marked: Option<Instant>,
+    marked: Option<(Instant, Mark)>,
     suspect: Option<String>,
 }
 
@@ -71,8 +71,10 @@ impl Keys {
     async fn look_after(&self, tenant: &TenantId, memory: &mut Memory) {
         let reading = self.reading();
         self.tell_suspect(tenant, memory, &reading);
-        if memory.marked.is_none_or(|at| at.elapsed() >= MARK) && self.keep_time(reading.now).await.is_ok() {
-            memory.marked = Some(Instant::now());
+        let mark = self.rings.time.lock().unwrap_or_else(PoisonError::into_inner).mark();
+        let is_known = |(at, known): (Instant, Mark)| at.elapsed() < MARK && !mark.differs(&known);
+        if !memory.marked.is_some_and(is_known) && self.keep_time(reading.now, mark).await.is_ok() {
+            memory.marked = Some((Instant::now(), mark));
         }
         if let Err(error) = self.flush_counts().await {
             tracing::debug!(%error, "tokens are not counted yet");
@@ -86,9 +88,7 @@ impl Keys {
     }
 
     async fn take_steps(&self, tenant: &TenantId, view: &View, reading: &Reading, memory: &mut Memory) {
-        let seen_for = |id: &SigningKeyId| self.rings.seen_for(id);
-        let moment = Moment { now: reading.now, surely: reading.surely, seen_for: &seen_for };
-        let steps = view.ring.due(&moment);
+        let steps = self.due(view, reading);
         let used = view.ring.used;
         memory.failed.retain(|(of, step), _| *of != used || steps.contains(step));
         let steps: Vec<_> = steps.into_iter().filter(|step| memory.is_due(used, step)).collect();
@@ -101,12 +101,23 @@ impl Keys {
             if waits && is_quarantined && view.ring.signer().is_some() {
                 continue;
             }
-            let result = self.take(tenant, view, &step, reading.now).await;
+            let result = self.take(tenant, view, &step, reading.latest).await;
             memory.note(used, &step, &result);
         }
     }
 
-    async fn take(&self, tenant: &TenantId, view: &View, step: &Step, now: Timestamp) -> Result<(), KeysError> {
+    fn due(&self, view: &View, reading: &Reading) -> Vec<Step> {
+        let seen_for = |id: &SigningKeyId| self.rings.seen_for(id);
+        view.ring.due(&Moment { now: reading.now, surely: reading.surely, seen_for: &seen_for })
+    }
+
+    async fn take(
+        &self,
+        tenant: &TenantId,
+        view: &View,
+        step: &Step,
+        now: Timestamp,
+    ) -> Result<(), KeysError> {
         let used = view.ring.used;
         match step {
             Step::Make(_) => self.settle(tenant, used).await,
@@ -119,8 +130,10 @@ impl Keys {
             }
             Step::Retire(id) => {
                 let reason = End::Expired.name();
-                self.step(tenant, used, Action::KeyRetire, id, reason, Phase::Previous, |ring, id| ring.retire(id))
-                    .await
+                self.step(tenant, used, Action::KeyRetire, id, reason, Phase::Previous, |ring, id| {
+                    ring.retire(id)
+                })
+                .await
             }
             Step::Destroy(id) => self.destroy(tenant, view, id).await,
         }
@@ -138,7 +151,8 @@ impl Keys {
         change: impl Fn(&mut Ring, &SigningKeyId) + Send + Sync + 'static,
     ) -> Result<(), KeysError> {
         let caller = Caller::system("keys", tenant.clone());
-        let event = Event::new(action, "key", id.as_str()).detail("purpose", used.name()).detail("reason", reason);
+        let event =
+            Event::new(action, "key", id.as_str()).detail("purpose", used.name()).detail("reason", reason);
         let id = id.clone();
         let done = self.parts.audit.around(&caller, event, async |_| {
             let decide = move |ring: &mut Ring| {
@@ -221,6 +235,11 @@ impl Keys {
         time.read(self.parts.clock.now(), self.rings.started.elapsed())
     }
 
+    /// What is written down as the time of a change: as late as it may be, because keys stay from then on.
+    pub(super) fn decided_at(&self) -> Timestamp {
+        self.reading().latest
+    }
+
     /// Goes on from what daemons remember of the wall clock.
     async fn remember_time(&self) {
         match self.parts.db.read::<_, DbError, _>(store::mark).await {
@@ -232,8 +251,7 @@ impl Keys {
         }
     }
 
-    async fn keep_time(&self, now: Timestamp) -> Result<(), DbError> {
-        let mark = self.rings.time.lock().unwrap_or_else(PoisonError::into_inner).mark();
+    async fn keep_time(&self, now: Timestamp, mark: Mark) -> Result<(), DbError> {
         let before = Timestamp::from_micros(
             now.as_micros().saturating_sub(i64::try_from(FORGET.as_micros()).unwrap_or(i64::MAX)),
         );
@@ -263,6 +281,27 @@ impl Keys {
     /// Why nothing is signed, for the daemon's readiness.
     pub fn suspended(&self) -> Option<String> {
         self.reading().suspect
+    }
+
+    /// An administrator says that the wall clock is right, although it is further from what was seen before than
+    /// can be dealt with: signing goes on, and for a day no key leaves the JWKS.
+    ///
+    /// # Errors
+    /// [`KeysError::Forbidden`] without `signing-keys:admin`.
+    pub async fn accept_clock(&self, caller: &Caller) -> Result<(), KeysError> {
+        self.admit(caller, Scope::SigningKeysAdmin, Action::KeyPolicy, "clock")?;
+        let event = Event::new(Action::KeyPolicy, "clock", "")
+            .detail("suspect", self.suspended().unwrap_or_default());
+        let accepted = self.parts.audit.around(caller, event, async |_| {
+            let mark = {
+                let mut time = self.rings.time.lock().unwrap_or_else(PoisonError::into_inner);
+                time.accept(self.parts.clock.now(), self.rings.started.elapsed());
+                time.mark()
+            };
+            self.parts.db.write(move |conn| store::set_mark(conn, mark)).await?;
+            Ok::<_, KeysError>(())
+        });
+        accepted.await
     }
 
     /// Adds what was signed since the last time to the counts in the database.

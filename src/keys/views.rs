@@ -34,7 +34,8 @@ impl View {
 
 fn view(ring: &Ring, slot: &Slot, status: Status, entry: &Entry) -> KeyView {
     let signs_until = slot.signs_until.or_else(|| heir(ring, slot).map(|heir| heir.signs_from));
-    let margin = slot.margin.max(if slot.phase == Phase::Current { ring.policy.margin() } else { Duration::ZERO });
+    let margin =
+        slot.margin.max(if slot.phase == Phase::Current { ring.policy.margin() } else { Duration::ZERO });
     let waits = slot.phase == Phase::Next && status == Status::Current;
     KeyView {
         id: slot.id.clone(),

@@ -42,10 +42,12 @@ CREATE TABLE signing_key_tokens (
     PRIMARY KEY (key_id, expires_at)
 );
 
--- Row 1. high: the latest wall time that a daemon has seen. doubt: by how much it may be ahead (microseconds), until doubt_until.
+-- Row 1. high: the latest wall time that a daemon has seen. doubt and lag: by how much it may be ahead or
+-- behind (microseconds), until doubt_until.
 CREATE TABLE clock_marks (
     id INT8 NOT NULL PRIMARY KEY,
     high INT8 NOT NULL,
     doubt INT8 NOT NULL,
+    lag INT8 NOT NULL,
     doubt_until INT8 NOT NULL
 );

@@ -42,10 +42,12 @@ CREATE TABLE signing_key_tokens (
     PRIMARY KEY (key_id, expires_at)
 ) STRICT;
 
--- Row 1. high: the latest wall time that a daemon has seen. doubt: by how much it may be ahead (microseconds), until doubt_until.
+-- Row 1. high: the latest wall time that a daemon has seen. doubt and lag: by how much it may be ahead or
+-- behind (microseconds), until doubt_until.
 CREATE TABLE clock_marks (
     id INTEGER NOT NULL PRIMARY KEY,
     high INTEGER NOT NULL,
     doubt INTEGER NOT NULL,
+    lag INTEGER NOT NULL,
     doubt_until INTEGER NOT NULL
 ) STRICT;

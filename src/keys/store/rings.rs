@@ -81,10 +81,10 @@ pub(in crate::keys) fn load(
         .filter(signing_keys::tenant_id.eq(tenant.as_str()))
         .filter(signing_keys::purpose.eq(used.name()))
         .filter(signing_keys::state.ne(Phase::Destroyed.name()))
-        .order(signing_keys::created_at)
-        .select(Row::as_select());
-    let rows: Vec<Row> = with_conn!(conn, |c| query.load(c))?;
-    let mut stored = Stored { ring: Ring { used, version, policy, slots: Vec::new() }, entries: HashMap::new() };
+        .order(signing_keys::created_at);
+    let rows: Vec<Row> = with_conn!(conn, |c| query.select(Row::as_select()).load(c))?;
+    let mut stored =
+        Stored { ring: Ring { used, version, policy, slots: Vec::new() }, entries: HashMap::new() };
     for row in rows {
         let impossible = || DbError::impossible("signing_keys", &row.id);
         let slot = slot(&row).ok_or_else(impossible)?;
@@ -148,7 +148,11 @@ fn entry(row: &Row, used: Use, phase: Phase) -> Option<Entry> {
 }
 
 /// The ring's version; `None` if there is no such ring.
-pub(in crate::keys) fn version(conn: &mut Conn, tenant: &TenantId, used: Use) -> Result<Option<i64>, DbError> {
+pub(in crate::keys) fn version(
+    conn: &mut Conn,
+    tenant: &TenantId,
+    used: Use,
+) -> Result<Option<i64>, DbError> {
     let query = signing_rings::table.find((tenant.as_str(), used.name())).select(signing_rings::version);
     Ok(with_conn!(conn, |c| query.first(c).optional())?)
 }
@@ -279,8 +283,7 @@ pub(in crate::keys) fn raise_longest(
         .filter(signing_keys::state.eq_any(published.collect::<Vec<_>>()));
     let lower = row.clone().filter(signing_keys::longest.lt(micros));
     with_conn!(&mut *conn, |c| diesel::update(lower).set(signing_keys::longest.eq(micros)).execute(c))?;
-    let found: Option<String> =
-        with_conn!(conn, |c| row.select(signing_keys::id).first(c).optional())?;
+    let found: Option<String> = with_conn!(conn, |c| row.select(signing_keys::id).first(c).optional())?;
     Ok(found.is_some())
 }
 
@@ -338,12 +341,15 @@ pub(in crate::keys) fn mark(conn: &mut Conn) -> Result<Option<Mark>, DbError> {
     let query = clock_marks::table.find(1).select((
         clock_marks::high,
         clock_marks::doubt,
+        clock_marks::lag,
         clock_marks::doubt_until,
     ));
-    let row: Option<(i64, i64, i64)> = with_conn!(conn, |c| query.first(c).optional())?;
-    Ok(row.map(|(high, doubt, until)| Mark {
+    let row: Option<(i64, i64, i64, i64)> = with_conn!(conn, |c| query.first(c).optional())?;
+    let span = |micros| Duration::from_micros(u64::try_from(micros).unwrap_or(0));
+    Ok(row.map(|(high, doubt, lag, until)| Mark {
         high: Timestamp::from_micros(high),
-        doubt: Duration::from_micros(u64::try_from(doubt).unwrap_or(0)),
+        doubt: span(doubt),
+        lag: span(lag),
         doubt_until: Timestamp::from_micros(until),
     }))
 }
@@ -351,19 +357,16 @@ pub(in crate::keys) fn mark(conn: &mut Conn) -> Result<Option<Mark>, DbError> {
 /// Keeps what a daemon has seen, together with what others have.
 pub(in crate::keys) fn add_mark(conn: &mut Conn, new: Mark) -> Result<(), DbError> {
     let kept = mark(conn)?;
-    let mark = kept.map_or(new, |kept| Mark {
-        high: new.high.max(kept.high),
-        doubt: new.doubt.max(if kept.doubt_until > new.high { kept.doubt } else { Duration::ZERO }),
-        doubt_until: new.doubt_until.max(kept.doubt_until),
-    });
-    set_mark(conn, mark)
+    set_mark(conn, kept.map_or(new, |kept| new.with(kept)))
 }
 
 /// Replaces what daemons have seen.
 pub(in crate::keys) fn set_mark(conn: &mut Conn, mark: Mark) -> Result<(), DbError> {
+    let micros = |span: Duration| i64::try_from(span.as_micros()).unwrap_or(i64::MAX);
     let columns = (
         clock_marks::high.eq(mark.high.as_micros()),
-        clock_marks::doubt.eq(i64::try_from(mark.doubt.as_micros()).unwrap_or(i64::MAX)),
+        clock_marks::doubt.eq(micros(mark.doubt)),
+        clock_marks::lag.eq(micros(mark.lag)),
         clock_marks::doubt_until.eq(mark.doubt_until.as_micros()),
     );
     let insert = diesel::insert_into(clock_marks::table)

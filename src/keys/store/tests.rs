@@ -174,11 +174,13 @@ async fn the_database_keeps_two_keys_of_a_ring_from_signing_and_a_kid_from_being
 async fn a_key_that_is_out_of_the_jwks_signs_nothing_more() {
     let work = |conn: &mut Conn, tenant: &TenantId| {
         let id = first_key(conn, tenant)?;
-        let longest = |conn: &mut Conn| rings::load(conn, tenant, Use::Jwt).unwrap().unwrap().ring.slots[0].longest;
+        let longest =
+            |conn: &mut Conn| rings::load(conn, tenant, Use::Jwt).unwrap().unwrap().ring.slots[0].longest;
         assert!(rings::raise_longest(conn, &id, Duration::from_secs(60))?);
         assert!(rings::raise_longest(conn, &id, Duration::from_secs(50))?);
         assert_eq!(longest(conn), Duration::from_secs(60));
-        with_conn!(&mut *conn, |c| diesel::sql_query("UPDATE signing_keys SET state = 'retired'").execute(c))?;
+        with_conn!(&mut *conn, |c| diesel::sql_query("UPDATE signing_keys SET state = 'retired'")
+            .execute(c))?;
         assert!(!rings::raise_longest(conn, &id, Duration::from_secs(70))?);
         assert_eq!(longest(conn), Duration::from_secs(60));
         Ok(())
@@ -191,7 +193,10 @@ async fn live_tokens_are_counted_by_when_they_expire() {
     let work = |conn: &mut Conn, _: &TenantId| {
         let (one, other) = (SigningKeyId::generate(), SigningKeyId::generate());
         let at = |seconds| NOW.plus(Duration::from_secs(seconds));
-        rings::count_tokens(conn, &[(one.clone(), at(10), 3), (one.clone(), at(20), 4), (other, at(20), 100)])?;
+        rings::count_tokens(
+            conn,
+            &[(one.clone(), at(10), 3), (one.clone(), at(20), 4), (other, at(20), 100)],
+        )?;
         rings::count_tokens(conn, &[(one.clone(), at(20), 1)])?;
         let live = |conn: &mut Conn, seconds| rings::live_tokens(conn, &one, at(seconds)).unwrap();
         assert_eq!([live(conn, 0), live(conn, 10), live(conn, 20)], [8, 5, 0]);
