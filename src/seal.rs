@@ -20,6 +20,7 @@ mod devices;
 mod driver;
 mod envelope;
 mod faults;
+mod gate;
 pub mod guarded;
 mod import;
 mod key;

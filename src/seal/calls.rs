@@ -105,9 +105,9 @@ impl Lanes {
         if !alg.fits(key.spec) {
             return Err(mismatch("sign"));
         }
-        let request = Request::Sign { key: key.clone(), alg, digest };
+        let request = Request::Sign { key: key.clone(), alg, digest: digest.clone() };
         match self.ask(self.lane_of(key), Priority::Foreground, key.flow(), request, "sign").await? {
-            Answer::Signature(signature) => Ok(signature),
+            Answer::Signature(signature) => self.release(key, (alg, &digest), signature).await,
             _ => Err(mismatch("sign")),
         }
     }
@@ -152,7 +152,10 @@ impl Lanes {
 
     pub(crate) async fn destroy(&self, key: &KeyRef) -> Result<(), SealError> {
         match self.administer(Request::Destroy { key: key.clone() }, "destroy").await? {
-            Answer::Destroyed => Ok(()),
+            Answer::Destroyed => {
+                self.gate.forget(key.id);
+                Ok(())
+            }
             _ => Err(mismatch("destroy")),
         }
     }

@@ -19,6 +19,7 @@ use crate::seal::SealError;
 use crate::seal::backend::{Backend, BackendError};
 use crate::seal::devices::DeviceName;
 use crate::seal::driver::Driver;
+use crate::seal::gate::Gate;
 use crate::seal::guarded::Arena;
 use crate::seal::key::KeyRef;
 use crate::seal::queue::Queue;
@@ -127,6 +128,7 @@ pub(crate) struct Lanes {
     pub(crate) arena: Arena,
     pub(crate) breaker: Breaker,
     pub(crate) counters: Counters,
+    pub(crate) gate: Gate,
     pub(crate) fast: Arc<Lane>,
     pub(crate) slow: Arc<Lane>,
     pub(crate) admin: Arc<Lane>,
@@ -167,6 +169,7 @@ impl Lanes {
             arena,
             breaker: Breaker::default(),
             counters: Counters::default(),
+            gate: Gate::default(),
             fast: lane("fast", sizes.fast, false),
             slow: lane("slow", sizes.slow, false),
             // One thread makes keys: modules race when two create objects at once (softhsm#576).

@@ -7,16 +7,12 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use cryptoki_sys::{CKA_ID, CKA_LABEL, CKA_VALUE, CKO_PRIVATE_KEY, CKO_SECRET_KEY};
 use hmac::{Hmac, KeyInit, Mac};
-use lacre::seal::guarded::Options;
 use lacre::seal::{
-    Alg, Arena, BadPrivateKey, Device, DeviceName, DeviceState, KeyRef, KeySpec, SealError, SealerConfig,
-    SealerMode, Surroundings, public_half,
+    Alg, BadPrivateKey, Device, DeviceName, DeviceState, KeyRef, KeySpec, SealError, public_half,
 };
-use serde_json::json;
 use sha2::Sha256;
 
-use crate::shim::shim_path;
-use crate::stage::{HERE, Stage, hex_id, kek_of, stage};
+use crate::stage::{HERE, Stage, hex_id, in_process, kek_of, stage};
 
 const KINDS: [(KeySpec, &[&str]); 6] = [
     (KeySpec::EcP256, &["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"]),
@@ -35,25 +31,6 @@ fn fresh(args: &[&str]) -> Vec<u8> {
     let text = String::from_utf8(made.stdout).unwrap();
     let lines: String = text.lines().filter(|line| !line.starts_with("-----")).collect();
     STANDARD.decode(lines).unwrap()
-}
-
-/// The device in a process of its own, over the same token.
-fn in_process(stage: &Stage) -> (Device, Arena) {
-    let config = json!({ "latch_dir": stage.token.dir.join("latch"), "deadline": 2, "pkcs11": {
-        "module": shim_path(),
-        "token": "device",
-        "pin_source": format!("file:{}", stage.token.pin_file.display()),
-    }});
-    let options = Options { slots: 64, allow_unlocked: true, ..Options::default() };
-    let arena = Arena::new(&options).unwrap();
-    let mut surroundings = Surroundings::new(&options, "info", false);
-    surroundings.program = env!("CARGO_BIN_EXE_lacre").into();
-    let sealer = SealerConfig { mode: SealerMode::Process, ..SealerConfig::default() };
-    let device =
-        lacre::seal::launch(&sealer, &serde_json::from_value(config).unwrap(), &surroundings, &arena)
-            .unwrap();
-    assert_eq!(device.status().state, DeviceState::Ready);
-    (device, arena)
 }
 
 /// Every kind of key: imported twice, used, inspected, found again by another login, another one refused.
