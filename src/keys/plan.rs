@@ -20,36 +20,36 @@ pub(super) const MOST: usize = 32;
 
 /// A key, as far as planning needs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Slot {
+pub(super) struct Slot {
     /// The row.
-    pub id: SigningKeyId,
+    pub(super) id: SigningKeyId,
     /// How far it has come.
-    pub phase: Phase,
+    pub(super) phase: Phase,
     /// When its row was written.
-    pub created_at: Timestamp,
+    pub(super) created_at: Timestamp,
     /// How long it was asked to be Next.
-    pub grace: Duration,
+    pub(super) grace: Duration,
     /// Since when it is in the JWKS.
-    pub published_at: Timestamp,
+    pub(super) published_at: Timestamp,
     /// From when it is called Current.
-    pub effective_at: Timestamp,
+    pub(super) effective_at: Timestamp,
     /// When it signs from; for keys that have taken over, when that was.
-    pub signs_from: Timestamp,
+    pub(super) signs_from: Timestamp,
     /// When it stopped.
-    pub signs_until: Option<Timestamp>,
+    pub(super) signs_until: Option<Timestamp>,
     /// The longest lifetime of a token that it has signed; zero: it has signed none.
-    pub longest: Duration,
+    pub(super) longest: Duration,
     /// What is added to that before it goes.
-    pub margin: Duration,
+    pub(super) margin: Duration,
     /// Deleted while it signs: goes when another has taken over.
-    pub is_leaving: bool,
+    pub(super) is_leaving: bool,
     /// Why it was retired.
-    pub end: Option<End>,
+    pub(super) end: Option<End>,
 }
 
 impl Slot {
     /// A key that is to be made.
-    pub fn planned(id: SigningKeyId, grace: Duration, now: Timestamp) -> Self {
+    pub(super) fn planned(id: SigningKeyId, grace: Duration, now: Timestamp) -> Self {
         Self {
             id,
             phase: Phase::Planned,
@@ -67,7 +67,7 @@ impl Slot {
     }
 
     /// Until when it has to stay in the JWKS, once it has stopped.
-    pub fn published_until(&self) -> Option<Timestamp> {
+    pub(super) fn published_until(&self) -> Option<Timestamp> {
         self.signs_until.map(|until| until.plus(self.longest + self.margin))
     }
 
@@ -95,15 +95,15 @@ impl Slot {
 
 /// All keys of a tenant for one use that are not destroyed, and the rules for them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ring {
+pub(super) struct Ring {
     /// What its keys do.
-    pub used: Use,
+    pub(super) used: Use,
     /// Grows with every change; what a change is based on.
-    pub version: i64,
+    pub(super) version: i64,
     /// The rules.
-    pub policy: Policy,
+    pub(super) policy: Policy,
     /// The keys, in no order.
-    pub slots: Vec<Slot>,
+    pub(super) slots: Vec<Slot>,
 }
 
 /// Why a change is refused. Nothing was changed.
@@ -147,8 +147,8 @@ impl Refusal {
 }
 
 /// One thing to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Step {
     /// Make the planned key on the device and publish it.
     Make(SigningKeyId),
     /// Plan a new key: nothing signs, or the policy says that it is time.
@@ -165,23 +165,24 @@ pub enum Step {
 }
 
 /// What a look at the clocks gave.
-pub struct Moment<'a> {
+pub(super) struct Moment<'a> {
     /// Wall time.
-    pub now: Timestamp,
+    pub(super) now: Timestamp,
     /// A time that has surely come, also if the wall clock was set forward: for what cannot be undone.
-    pub surely: Timestamp,
+    pub(super) surely: Timestamp,
     /// For how long this daemon has seen a key published, on a clock that nobody sets.
-    pub seen_for: &'a dyn Fn(&SigningKeyId) -> Duration,
+    pub(super) seen_for: &'a dyn Fn(&SigningKeyId) -> Duration,
 }
 
 impl Ring {
     /// A ring without keys.
-    pub fn empty(used: Use, policy: Policy) -> Self {
+    #[cfg(test)]
+    pub(super) fn empty(used: Use, policy: Policy) -> Self {
         Self { used, version: 0, policy, slots: Vec::new() }
     }
 
     /// `now`, but never before what has happened already: a clock that was set back undoes nothing.
-    pub fn clock(&self, now: Timestamp) -> Timestamp {
+    pub(super) fn clock(&self, now: Timestamp) -> Timestamp {
         let happened = |slot: &Slot| {
             let took_over = matches!(slot.phase, Phase::Current).then_some(slot.signs_from);
             let published = slot.phase.is_published().then_some(slot.published_at);
@@ -191,7 +192,7 @@ impl Ring {
     }
 
     /// The key with that id.
-    pub fn slot(&self, id: &SigningKeyId) -> Option<&Slot> {
+    pub(super) fn slot(&self, id: &SigningKeyId) -> Option<&Slot> {
         self.slots.iter().find(|slot| slot.id == *id)
     }
 
@@ -200,7 +201,7 @@ impl Ring {
     }
 
     /// The key that signs.
-    pub fn signer(&self) -> Option<&Slot> {
+    pub(super) fn signer(&self) -> Option<&Slot> {
         self.slots.iter().find(|slot| slot.phase == Phase::Current)
     }
 
@@ -216,7 +217,7 @@ impl Ring {
     }
 
     /// What is told of the ring: Next, Current, then Previous keys, newest first.
-    pub fn listed(&self, now: Timestamp) -> Vec<(&Slot, Status)> {
+    pub(super) fn listed(&self, now: Timestamp) -> Vec<(&Slot, Status)> {
         let now = self.clock(now);
         let mut keys: Vec<_> = self.slots.iter().filter(|slot| slot.is_listed()).collect();
         keys.sort_by_key(|slot| std::cmp::Reverse((slot.effective_at, slot.signs_from, slot.created_at)));
@@ -226,16 +227,18 @@ impl Ring {
             false if std::mem::take(&mut is_current_due) => Status::Current,
             false => Status::Previous,
         };
-        keys.iter().copied().map({
-            let mut status = status;
-            move |slot| (slot, status(slot))
-        })
-        .collect()
+        keys.iter()
+            .copied()
+            .map({
+                let mut status = status;
+                move |slot| (slot, status(slot))
+            })
+            .collect()
     }
 
     /// The keys of the JWKS in the order of the contract: Current, Next, Previous. One that is deleted and
     /// signs still is the last.
-    pub fn published(&self, now: Timestamp) -> Vec<&Slot> {
+    pub(super) fn published(&self, now: Timestamp) -> Vec<&Slot> {
         let mut keys = self.listed(now);
         let order = |status| match status {
             Status::Current => 0,
@@ -248,14 +251,17 @@ impl Ring {
     }
 
     fn pending(&self, now: Timestamp) -> Option<SigningKeyId> {
-        self.listed(now).first().filter(|(_, status)| *status == Status::Next).map(|(slot, _)| slot.id.clone())
+        self.listed(now)
+            .first()
+            .filter(|(_, status)| *status == Status::Next)
+            .map(|(slot, _)| slot.id.clone())
     }
 
     /// Plans a new key: `id` is to be made, and will be Next for `grace`.
     ///
     /// # Errors
     /// [`Refusal::NextPending`], [`Refusal::Busy`], [`Refusal::TooMany`].
-    pub fn plan(&mut self, id: SigningKeyId, grace: Duration, now: Timestamp) -> Result<(), Refusal> {
+    pub(super) fn plan(&mut self, id: SigningKeyId, grace: Duration, now: Timestamp) -> Result<(), Refusal> {
         if self.planned().is_some() {
             return Err(Refusal::Busy);
         }
@@ -272,11 +278,12 @@ impl Ring {
 
     /// The planned key was made: it is published, and takes its place in the line. A pending Next key is
     /// discarded for another one. Where nothing signs it does so at once: waiting would protect nobody.
-    pub fn publish(&mut self, id: &SigningKeyId, now: Timestamp) {
+    pub(super) fn publish(&mut self, id: &SigningKeyId, now: Timestamp) {
         let (now, lead) = (self.clock(now), self.policy.lead(self.used, now));
         let (replaced, margin) = (self.pending(now), self.policy.margin());
         let nobody_signs = self.signer().is_none();
-        let last = self.slots.iter().filter(|slot| slot.phase == Phase::Next && Some(&slot.id) != replaced.as_ref());
+        let last =
+            self.slots.iter().filter(|slot| slot.phase == Phase::Next && Some(&slot.id) != replaced.as_ref());
         let last = last.map(|slot| slot.signs_from).max();
         if let Some(next) = replaced.and_then(|next| self.slot_mut(&next)) {
             next.retire(End::Cancelled);
@@ -298,7 +305,7 @@ impl Ring {
     }
 
     /// An imported key that verifies only, tokens of `lifetime` from now on.
-    pub fn publish_as_previous(&mut self, id: &SigningKeyId, lifetime: Duration, now: Timestamp) {
+    pub(super) fn publish_as_previous(&mut self, id: &SigningKeyId, lifetime: Duration, now: Timestamp) {
         let (now, margin) = (self.clock(now), self.policy.margin());
         let oldest = self.slots.iter().filter(|slot| slot.is_listed()).map(|slot| slot.effective_at).min();
         let Some(slot) = self.slot_mut(id).filter(|slot| slot.phase == Phase::Planned) else { return };
@@ -332,7 +339,7 @@ impl Ring {
     }
 
     /// Lets a waiting key sign, and the one before it rest.
-    pub fn take_over(&mut self, id: &SigningKeyId, now: Timestamp) {
+    pub(super) fn take_over(&mut self, id: &SigningKeyId, now: Timestamp) {
         let now = self.clock(now);
         if !self.slots.iter().any(|slot| slot.id == *id && slot.phase == Phase::Next) {
             return;
@@ -360,7 +367,7 @@ impl Ring {
     ///
     /// # Errors
     /// [`Refusal::NoNext`].
-    pub fn cancel(&mut self, now: Timestamp) -> Result<SigningKeyId, Refusal> {
+    pub(super) fn cancel(&mut self, now: Timestamp) -> Result<SigningKeyId, Refusal> {
         let next = self.pending(now).ok_or(Refusal::NoNext)?;
         if let Some(slot) = self.slot_mut(&next) {
             slot.retire(End::Cancelled);
@@ -373,12 +380,13 @@ impl Ring {
     ///
     /// # Errors
     /// [`Refusal::NextPending`], [`Refusal::NoPrevious`].
-    pub fn revert(&mut self, now: Timestamp) -> Result<SigningKeyId, Refusal> {
+    pub(super) fn revert(&mut self, now: Timestamp) -> Result<SigningKeyId, Refusal> {
         if self.pending(now).is_some() {
             return Err(Refusal::NextPending);
         }
         let listed = self.listed(now);
-        let of = |wanted| listed.iter().find(|(_, status)| *status == wanted).map(|(slot, _)| slot.id.clone());
+        let of =
+            |wanted| listed.iter().find(|(_, status)| *status == wanted).map(|(slot, _)| slot.id.clone());
         let back = of(Status::Previous).ok_or(Refusal::NoPrevious)?;
         let now = self.clock(now);
         // Whatever would take over from it is abandoned.
@@ -403,7 +411,7 @@ impl Ring {
     ///
     /// # Errors
     /// [`Refusal::KeyRequired`] before everything else, then [`Refusal::NotFound`], [`Refusal::OnlyPrevious`].
-    pub fn delete(&mut self, id: &SigningKeyId, now: Timestamp) -> Result<(), Refusal> {
+    pub(super) fn delete(&mut self, id: &SigningKeyId, now: Timestamp) -> Result<(), Refusal> {
         let listed = self.listed(now);
         if listed.len() <= 1 {
             return Err(Refusal::KeyRequired);
@@ -431,7 +439,7 @@ impl Ring {
     ///
     /// # Errors
     /// [`Refusal::NotFound`].
-    pub fn revoke(&mut self, id: &SigningKeyId, now: Timestamp) -> Result<bool, Refusal> {
+    pub(super) fn revoke(&mut self, id: &SigningKeyId, now: Timestamp) -> Result<bool, Refusal> {
         let now = self.clock(now);
         let is_published = |slot: &&mut Slot| slot.phase.is_published();
         let slot = self.slot_mut(id).filter(is_published).ok_or(Refusal::NotFound)?;
@@ -447,9 +455,12 @@ impl Ring {
         }
         // The newest that is due, else the pending Next.
         let heir = self.waiting().into_iter().max_by_key(|slot| (slot.effective_at <= now, slot.signs_from));
-        let Some((heir, place)) = heir.map(|slot| (slot.id.clone(), slot.signs_from)) else { return Ok(true) };
+        let Some((heir, place)) = heir.map(|slot| (slot.id.clone(), slot.signs_from)) else {
+            return Ok(true);
+        };
         // Those that stood before it in the line would take over from it later.
-        for slot in self.slots.iter_mut().filter(|slot| slot.phase == Phase::Next && slot.signs_from < place) {
+        for slot in self.slots.iter_mut().filter(|slot| slot.phase == Phase::Next && slot.signs_from < place)
+        {
             slot.retire(End::Cancelled);
         }
         self.take_over(&heir, now);
@@ -457,28 +468,28 @@ impl Ring {
     }
 
     /// The device would not make a planned key.
-    pub fn give_up(&mut self, id: &SigningKeyId, end: End) {
+    pub(super) fn give_up(&mut self, id: &SigningKeyId, end: End) {
         if let Some(slot) = self.slot_mut(id).filter(|slot| slot.phase.may_become(Phase::Retired)) {
             slot.retire(end);
         }
     }
 
     /// Nothing that the key signed lives.
-    pub fn retire(&mut self, id: &SigningKeyId) {
+    pub(super) fn retire(&mut self, id: &SigningKeyId) {
         if let Some(slot) = self.slot_mut(id).filter(|slot| slot.phase == Phase::Previous) {
             slot.retire(End::Expired);
         }
     }
 
     /// The device does not hold a retired key any more.
-    pub fn destroyed(&mut self, id: &SigningKeyId) {
+    pub(super) fn destroyed(&mut self, id: &SigningKeyId) {
         if let Some(slot) = self.slot_mut(id).filter(|slot| slot.phase == Phase::Retired) {
             slot.become_(Phase::Destroyed);
         }
     }
 
     /// Decides what has to happen. Does nothing itself; each step may be repeated.
-    pub fn due(&self, moment: &Moment<'_>) -> Vec<Step> {
+    pub(super) fn due(&self, moment: &Moment<'_>) -> Vec<Step> {
         let now = self.clock(moment.now);
         let mut steps: Vec<_> = self.planned().map(|slot| Step::Make(slot.id.clone())).into_iter().collect();
         let waiting = self.waiting();
@@ -498,12 +509,18 @@ impl Ring {
         }
         steps.extend(self.scheduled(now).filter(|_| self.planned().is_none() && !nobody_signs));
         let is_over = |slot: &&Slot| {
-            slot.phase == Phase::Previous && slot.published_until().is_some_and(|until| until <= moment.surely)
+            slot.phase == Phase::Previous
+                && slot.published_until().is_some_and(|until| until <= moment.surely)
         };
         steps.extend(self.slots.iter().filter(is_over).map(|slot| Step::Retire(slot.id.clone())));
         let retired = self.slots.iter().filter(|slot| slot.phase == Phase::Retired);
         steps.extend(retired.map(|slot| Step::Destroy(slot.id.clone())));
         steps
+    }
+
+    /// Whether the policy asks for a rotation now.
+    pub(super) fn is_old(&self, now: Timestamp) -> bool {
+        self.planned().is_none() && self.scheduled(self.clock(now)).is_some()
     }
 
     /// The rotation that the policy asks for now.
@@ -516,3 +533,8 @@ impl Ring {
         (newest <= now && due <= now).then_some(Step::Rotate { grace })
     }
 }
+
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
