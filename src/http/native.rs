@@ -6,6 +6,7 @@ mod audit;
 mod crypto;
 mod keks;
 mod secrets;
+mod signing_keys;
 mod status;
 mod values;
 
@@ -59,6 +60,7 @@ pub(super) fn routes(max_value_bytes: usize, cfg: &mut ServiceConfig) {
         .service(web::resource("/audit/events").get(audit::events))
         .service(web::resource("/apps").get(apps::list).post(apps::create))
         .service(web::resource("/apps/{id}").delete(apps::delete))
+        .configure(signing_keys::routes)
         .service(web::resource("/status").get(status::status))
         .default_service(web::to(nothing_here));
     cfg.service(v1);

@@ -20,6 +20,9 @@ pub(super) const TOKEN_MAX: usize = 4096;
 /// RFC 9068, section 2.1.
 pub(super) const TYP: &str = "at+jwt";
 
+/// A token's `scope` that stands for all that its application has.
+pub(super) const ALL_SCOPES: &str = "all";
+
 /// What a token must be for.
 pub(super) struct Expected<'a> {
     pub(super) issuer: &'a str,
@@ -77,9 +80,17 @@ pub(super) fn verify(
     if claims.sub != claims.client_id.as_str() {
         return Err("subject is not the client");
     }
-    let scopes = claims.scope.split_ascii_whitespace().filter_map(Scope::parse).collect();
-    let verified = Verified { client: claims.client_id, scopes, expires: claims.exp };
+    let verified = Verified { scopes: scopes(&claims.scope), client: claims.client_id, expires: claims.exp };
     if verified.is_expired(expected.now) { Err("expired") } else { Ok(verified) }
+}
+
+/// What the claim names; the application's own scopes bound it at every use.
+fn scopes(claim: &str) -> ScopeSet {
+    let names = claim.split_ascii_whitespace();
+    match names.clone().any(|name| name == ALL_SCOPES) {
+        true => ScopeSet::all(),
+        false => names.filter_map(Scope::parse).collect(),
+    }
 }
 
 /// Reads the header strictly and finds the key it names among the tenant's own.
@@ -189,6 +200,19 @@ mod tests {
         assert_eq!(verified.client.as_str(), "app");
         assert_eq!(verified.scopes, [Scope::AuditRead].into_iter().collect::<ScopeSet>());
         assert_eq!(verified.expires, NOW + 10);
+    }
+
+    #[test]
+    fn all_stands_for_every_scope() {
+        let fixture = Fixture::new();
+        for (claim, wanted) in [
+            ("all", ScopeSet::all()),
+            ("audit:read all", ScopeSet::all()),
+            ("ALL", ScopeSet::NONE),
+            ("", ScopeSet::NONE),
+        ] {
+            assert_eq!(fixture.claim("scope", json!(claim)).unwrap().scopes, wanted, "{claim}");
+        }
     }
 
     #[test]
