@@ -1,4 +1,4 @@
-//! The OAuth issuer for machine applications: client credentials in, ES256 access token out; and the
+//! The OAuth issuer for machine applications: client credentials in, access token out; and the
 //! check of such tokens on the way back in.
 //!
 //! Client secrets are 256 random bits and are kept as HMAC under a device key. Every issued token
@@ -23,7 +23,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::db::{Db, DbError};
 use crate::identity::{Caller, MissingScope, Principal, ScopeSet};
 use crate::ids::{ClientId, RequestId, TenantId};
-use crate::keys::{Keys, KeysError};
+use crate::keys::{Jwks, Keys, KeysError, SigningKey};
 
 use clients::Clients;
 use store::App;
@@ -230,7 +230,8 @@ impl Issuer {
         let now = self.inner.clock.now();
         let verified = match self.inner.clients.checked(bearer) {
             Some(verified) if verified.is_expired(now) => return Err(BearerError::Invalid("expired")),
-            Some(verified) => verified,
+            Some(verified) if self.is_published(&verified.kid).await? => verified,
+            Some(_) => return Err(BearerError::Invalid("its key was revoked")),
             None => self.verify(bearer, now).await?,
         };
         let app = self.inner.clients.find(&self.inner.config.tenant, &verified.client).await;
@@ -246,14 +247,23 @@ impl Issuer {
     /// If the tenant has no key yet and it cannot be made now.
     pub async fn published(&self) -> Result<Published, IssuerError> {
         let Config { issuer, tenant, .. } = &self.inner.config;
-        let keys = self.inner.keys.public_keys(tenant).await?;
-        Ok(Published { issuer: issuer.clone(), keys, max_age: Duration::ZERO })
+        let Jwks { keys, max_age } = self.inner.keys.jwks(tenant).await?;
+        Ok(Published { issuer: issuer.clone(), keys, max_age })
+    }
+
+    async fn public_keys(&self) -> Result<Vec<SigningKey>, BearerError> {
+        let keys = self.inner.keys.public_keys(&self.inner.config.tenant).await;
+        keys.map_err(|error| BearerError::Unavailable(error.into()))
+    }
+
+    /// A token that is remembered ends with its key all the same.
+    async fn is_published(&self, kid: &str) -> Result<bool, BearerError> {
+        Ok(self.public_keys().await?.iter().any(|key| key.kid == kid))
     }
 
     async fn verify(&self, bearer: &str, now: Timestamp) -> Result<verify::Verified, BearerError> {
-        let Config { issuer, tenant, .. } = &self.inner.config;
-        let keys = self.inner.keys.public_keys(tenant).await;
-        let keys = keys.map_err(|error| BearerError::Unavailable(error.into()))?;
+        let Config { issuer, .. } = &self.inner.config;
+        let keys = self.public_keys().await?;
         let audience = self.inner.config.api_resource();
         let expected = Expected { issuer, audience: &audience, now };
         let verified = verify::verify(bearer, &keys, &expected).map_err(BearerError::Invalid)?;

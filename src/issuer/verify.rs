@@ -1,8 +1,8 @@
 //! Checks an access token. Pure: token, keys, expectations and time in, a verdict out.
 //!
 //! Only what this issuer makes is accepted: three parts, a header of exactly `alg`, `typ` and `kid`
-//! (so no `crit`, `jku`, `jwk`, `x5u` or `b64`), ES256, one of the tenant's keys, and claims of the
-//! right JSON type. The key is found before the signature is checked, the claims are read after.
+//! (so no `crit`, `jku`, `jwk`, `x5u` or `b64`), one of the tenant's keys with the algorithm of that key, and claims
+//! of the right JSON type. The key is found before the signature is checked, the claims are read after.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -35,6 +35,8 @@ pub(super) struct Expected<'a> {
 pub(super) struct Verified {
     pub(super) client: ClientId,
     pub(super) scopes: ScopeSet,
+    /// The key that vouches for it.
+    pub(super) kid: String,
     /// Seconds since the epoch.
     pub(super) expires: i64,
 }
@@ -75,12 +77,14 @@ pub(super) fn verify(
     expected: &Expected<'_>,
 ) -> Result<Verified, &'static str> {
     let key = find_key(token, keys)?;
-    let claims = jsonwebtoken::decode::<Claims>(token, &key, &validation(expected));
+    let (algorithm, public) = usable(key)?;
+    let claims = jsonwebtoken::decode::<Claims>(token, &public, &validation(algorithm, expected));
     let claims = claims.map_err(|error| reason(error.kind()))?.claims;
     if claims.sub != claims.client_id.as_str() {
         return Err("subject is not the client");
     }
-    let verified = Verified { scopes: scopes(&claims.scope), client: claims.client_id, expires: claims.exp };
+    let (scopes, kid) = (scopes(&claims.scope), key.kid.clone());
+    let verified = Verified { client: claims.client_id, scopes, kid, expires: claims.exp };
     if verified.is_expired(expected.now) { Err("expired") } else { Ok(verified) }
 }
 
@@ -94,7 +98,7 @@ fn scopes(claim: &str) -> ScopeSet {
 }
 
 /// Reads the header strictly and finds the key it names among the tenant's own.
-fn find_key(token: &str, keys: &[SigningKey]) -> Result<DecodingKey, &'static str> {
+fn find_key<'a>(token: &str, keys: &'a [SigningKey]) -> Result<&'a SigningKey, &'static str> {
     let mut parts = token.split('.');
     let (Some(header), Some(_), Some(_), None) = (parts.next(), parts.next(), parts.next(), parts.next())
     else {
@@ -106,15 +110,27 @@ fn find_key(token: &str, keys: &[SigningKey]) -> Result<DecodingKey, &'static st
         return Err("not an access token");
     }
     let key = keys.iter().find(|key| key.kid == header.kid).ok_or("unknown key")?;
-    if header.alg != key.alg || key.alg != "ES256" {
-        return Err("algorithm refused");
-    }
-    let number = |member| key.jwk.get(member).and_then(serde_json::Value::as_str).unwrap_or_default();
-    DecodingKey::from_ec_components(number("x"), number("y")).map_err(|_| "unusable key")
+    if header.alg == key.alg { Ok(key) } else { Err("algorithm refused") }
 }
 
-fn validation(expected: &Expected<'_>) -> Validation {
-    let mut validation = Validation::new(Algorithm::ES256);
+/// The key, and how it is used. That is said by the key and never by the token.
+fn usable(key: &SigningKey) -> Result<(Algorithm, DecodingKey), &'static str> {
+    let member = |name| key.jwk.get(name).and_then(serde_json::Value::as_str).unwrap_or_default();
+    let ec = || DecodingKey::from_ec_components(member("x"), member("y"));
+    let rsa = || DecodingKey::from_rsa_components(member("n"), member("e"));
+    let (algorithm, public) = match key.alg {
+        "ES256" => (Algorithm::ES256, ec()),
+        "ES384" => (Algorithm::ES384, ec()),
+        "RS256" => (Algorithm::RS256, rsa()),
+        "PS256" => (Algorithm::PS256, rsa()),
+        "EdDSA" => (Algorithm::EdDSA, DecodingKey::from_ed_components(member("x"))),
+        _ => return Err("algorithm refused"),
+    };
+    public.map(|public| (algorithm, public)).map_err(|_| "unusable key")
+}
+
+fn validation(algorithm: Algorithm, expected: &Expected<'_>) -> Validation {
+    let mut validation = Validation::new(algorithm);
     validation.set_audience(&[expected.audience]);
     validation.set_issuer(&[expected.issuer]);
     validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
