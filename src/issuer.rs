@@ -7,9 +7,11 @@
 mod apps;
 mod clients;
 mod model;
+mod signing;
 mod store;
 mod verify;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +31,7 @@ use store::App;
 use verify::{Expected, TOKEN_MAX, TYP};
 
 pub use model::*;
+pub use signing::*;
 
 /// Why the token endpoint or the application API refused.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +62,9 @@ pub enum IssuerError {
     /// The caller lacks a right.
     #[error(transparent)]
     Forbidden(#[from] MissingScope),
+    /// This is not signed for this caller.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
     /// Signing or hashing failed.
     #[error("key operation failed")]
     Keys(#[from] KeysError),
@@ -80,6 +86,7 @@ impl AuditCode for IssuerError {
             Self::NotFound => "not-found",
             Self::Invalid { .. } => "invalid",
             Self::Forbidden(_) => "forbidden",
+            Self::Refused(refusal) => refusal.code(),
             Self::Keys(keys) => keys.audit_code(),
             Self::Audit(_) => "audit-unavailable",
             Self::Db(error) => error.code(),
@@ -92,7 +99,9 @@ impl AuditCode for IssuerError {
             | Self::UnsupportedGrantType
             | Self::InvalidScope
             | Self::InvalidTarget
-            | Self::Forbidden(_) => Outcome::Denied(self.audit_code()),
+            | Self::Forbidden(_)
+            | Self::Refused(_)
+            | Self::Keys(KeysError::NotCurrent { .. }) => Outcome::Denied(self.audit_code()),
             _ if self.is_unknown() => Outcome::Unknown,
             _ => Outcome::Failure(self.audit_code()),
         }
@@ -141,6 +150,8 @@ pub struct Config {
     pub tenant: TenantId,
     /// Lifetime of access tokens, 1 h by default (`[issuer] token_lifetime`).
     pub token_lifetime: Duration,
+    /// What callers that are no applications may have signed.
+    pub peers: HashMap<Principal, SigningPolicy>,
 }
 
 impl Config {
@@ -163,6 +174,8 @@ struct Inner {
     refusals: Refusals,
     clock: Arc<dyn Clock>,
     config: Config,
+    /// [`Config::api_resource`].
+    api: String,
     clients: Clients,
 }
 
@@ -178,7 +191,8 @@ impl Issuer {
         let Parts { db, keys, audit, clock, config } = parts;
         let clients = Clients::new(db.clone());
         let refusals = Refusals::new(audit.clone());
-        Self { inner: Arc::new(Inner { db, keys, audit, refusals, clock, config, clients }) }
+        let api = config.api_resource();
+        Self { inner: Arc::new(Inner { db, keys, audit, refusals, clock, config, api, clients }) }
     }
 
     /// Whether there is an application of that id; `false` also while that cannot be told.
@@ -203,11 +217,14 @@ impl Issuer {
         let client = &grant.app.info.client_id;
         let caller = self.caller(Principal::Application(client.clone()), grant.scopes, id.clone());
         let (jti, scope) = (Uuid::now_v7().to_string(), grant.scopes.to_string());
-        let event = Event::new(Action::TokenIssue, "token", jti.as_str()).detail("scope", scope.as_str());
         let claims = self.claims(client, &scope, &jti, self.inner.clock.now());
+        let event = Event::new(Action::TokenIssue, "token", jti.as_str()).detail("scope", scope.as_str());
+        let event = event.detail("exp", claims["exp"].to_string());
         let (tenant, lifetime) = (&self.inner.config.tenant, self.inner.config.token_lifetime);
-        let signed = self.inner.audit.around(&caller, event, async |_| {
-            Ok::<_, IssuerError>(self.inner.keys.sign_jwt(tenant, TYP, &claims, lifetime).await?)
+        let signed = self.inner.audit.around(&caller, event, async |note| {
+            let signed = self.inner.keys.sign_jwt(tenant, TYP, &claims, lifetime).await?;
+            note.add("kid", signed.kid.as_str());
+            Ok::<_, IssuerError>(signed)
         });
         let access_token = SecretString::from(signed.await?.jws);
         Ok(IssuedToken { access_token, expires_in: self.inner.config.token_lifetime.as_secs(), scope })
@@ -225,6 +242,10 @@ impl Issuer {
         let now = self.inner.clock.now();
         let verified = match self.inner.clients.checked(bearer) {
             Some(verified) if verified.is_expired(now) => return Err(BearerError::Invalid("expired")),
+            // Its key may have been revoked since.
+            Some(verified) if !self.publishes(&verified.kid).await? => {
+                return Err(BearerError::Invalid("unknown key"));
+            }
             Some(verified) => verified,
             None => self.verify(bearer, now).await?,
         };
@@ -245,12 +266,18 @@ impl Issuer {
         Ok(json!({ "keys": keys }))
     }
 
+    /// Whether a key is among the published ones now. In memory, like all of [`Keys::public_keys`].
+    async fn publishes(&self, kid: &str) -> Result<bool, BearerError> {
+        let keys = self.inner.keys.public_keys(&self.inner.config.tenant).await;
+        let keys = keys.map_err(|error| BearerError::Unavailable(error.into()))?;
+        Ok(keys.iter().any(|key| key.kid == kid))
+    }
+
     async fn verify(&self, bearer: &str, now: Timestamp) -> Result<verify::Verified, BearerError> {
         let Config { issuer, tenant, .. } = &self.inner.config;
         let keys = self.inner.keys.public_keys(tenant).await;
         let keys = keys.map_err(|error| BearerError::Unavailable(error.into()))?;
-        let audience = self.inner.config.api_resource();
-        let expected = Expected { issuer, audience: &audience, now };
+        let expected = Expected { issuer, audience: &self.inner.api, now };
         let verified = verify::verify(bearer, &keys, &expected).map_err(BearerError::Invalid)?;
         self.inner.clients.remember(bearer, verified.clone());
         Ok(verified)
@@ -262,7 +289,7 @@ impl Issuer {
         if request.grant_type != "client_credentials" {
             return Err(IssuerError::UnsupportedGrantType);
         }
-        let Inner { clients, keys, config, .. } = &*self.inner;
+        let Inner { clients, keys, config, api, .. } = &*self.inner;
         let app =
             clients.authenticate(keys, &config.tenant, &request.client_id, &request.client_secret).await?;
         if app.info.kind != AppKind::Machine {
@@ -272,7 +299,7 @@ impl Issuer {
         // An empty parameter counts as an absent one (RFC 6749, section 3.1).
         match request.resource.as_deref() {
             None | Some("") => Ok(Grant { app, scopes }),
-            Some(resource) if resource == config.api_resource() => Ok(Grant { app, scopes }),
+            Some(resource) if resource == api => Ok(Grant { app, scopes }),
             Some(_) => Err(IssuerError::InvalidTarget),
         }
     }
@@ -284,7 +311,7 @@ impl Issuer {
             "iss": config.issuer,
             "sub": client.as_str(),
             "client_id": client.as_str(),
-            "aud": config.api_resource(),
+            "aud": self.inner.api,
             "scope": scope,
             "iat": now.as_secs(),
             "exp": now.plus(config.token_lifetime).as_secs(),

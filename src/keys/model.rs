@@ -471,11 +471,7 @@ impl Policy {
     ///
     /// # Errors
     /// The member that is out of its range, and the range.
-    pub fn patched(
-        &self,
-        patch: &PolicyPatch,
-        now: Timestamp,
-    ) -> Result<Self, (&'static str, &'static str)> {
+    pub fn patched(&self, patch: &PolicyPatch, now: Timestamp) -> Result<Self, (&'static str, &'static str)> {
         let within = |name, value: Option<u64>, old: Duration, (low, high), told| match value {
             None => Ok(old),
             Some(seconds) if (low..=high).contains(&seconds) => Ok(Duration::from_secs(seconds)),

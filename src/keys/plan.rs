@@ -226,11 +226,13 @@ impl Ring {
             false if std::mem::take(&mut is_current_due) => Status::Current,
             false => Status::Previous,
         };
-        keys.iter().copied().map({
-            let mut status = status;
-            move |slot| (slot, status(slot))
-        })
-        .collect()
+        keys.iter()
+            .copied()
+            .map({
+                let mut status = status;
+                move |slot| (slot, status(slot))
+            })
+            .collect()
     }
 
     /// The keys of the JWKS in the order of the contract: Current, Next, Previous. One that is deleted and
@@ -248,7 +250,10 @@ impl Ring {
     }
 
     fn pending(&self, now: Timestamp) -> Option<SigningKeyId> {
-        self.listed(now).first().filter(|(_, status)| *status == Status::Next).map(|(slot, _)| slot.id.clone())
+        self.listed(now)
+            .first()
+            .filter(|(_, status)| *status == Status::Next)
+            .map(|(slot, _)| slot.id.clone())
     }
 
     /// Plans a new key: `id` is to be made, and will be Next for `grace`.
@@ -276,7 +281,8 @@ impl Ring {
         let (now, lead) = (self.clock(now), self.policy.lead(self.used, now));
         let (replaced, margin) = (self.pending(now), self.policy.margin());
         let nobody_signs = self.signer().is_none();
-        let last = self.slots.iter().filter(|slot| slot.phase == Phase::Next && Some(&slot.id) != replaced.as_ref());
+        let last =
+            self.slots.iter().filter(|slot| slot.phase == Phase::Next && Some(&slot.id) != replaced.as_ref());
         let last = last.map(|slot| slot.signs_from).max();
         if let Some(next) = replaced.and_then(|next| self.slot_mut(&next)) {
             next.retire(End::Cancelled);
@@ -378,7 +384,8 @@ impl Ring {
             return Err(Refusal::NextPending);
         }
         let listed = self.listed(now);
-        let of = |wanted| listed.iter().find(|(_, status)| *status == wanted).map(|(slot, _)| slot.id.clone());
+        let of =
+            |wanted| listed.iter().find(|(_, status)| *status == wanted).map(|(slot, _)| slot.id.clone());
         let back = of(Status::Previous).ok_or(Refusal::NoPrevious)?;
         let now = self.clock(now);
         // Whatever would take over from it is abandoned.
@@ -447,9 +454,12 @@ impl Ring {
         }
         // The newest that is due, else the pending Next.
         let heir = self.waiting().into_iter().max_by_key(|slot| (slot.effective_at <= now, slot.signs_from));
-        let Some((heir, place)) = heir.map(|slot| (slot.id.clone(), slot.signs_from)) else { return Ok(true) };
+        let Some((heir, place)) = heir.map(|slot| (slot.id.clone(), slot.signs_from)) else {
+            return Ok(true);
+        };
         // Those that stood before it in the line would take over from it later.
-        for slot in self.slots.iter_mut().filter(|slot| slot.phase == Phase::Next && slot.signs_from < place) {
+        for slot in self.slots.iter_mut().filter(|slot| slot.phase == Phase::Next && slot.signs_from < place)
+        {
             slot.retire(End::Cancelled);
         }
         self.take_over(&heir, now);
@@ -498,7 +508,8 @@ impl Ring {
         }
         steps.extend(self.scheduled(now).filter(|_| self.planned().is_none() && !nobody_signs));
         let is_over = |slot: &&Slot| {
-            slot.phase == Phase::Previous && slot.published_until().is_some_and(|until| until <= moment.surely)
+            slot.phase == Phase::Previous
+                && slot.published_until().is_some_and(|until| until <= moment.surely)
         };
         steps.extend(self.slots.iter().filter(is_over).map(|slot| Step::Retire(slot.id.clone())));
         let retired = self.slots.iter().filter(|slot| slot.phase == Phase::Retired);
