@@ -64,7 +64,7 @@ pub enum IssuerError {
     Forbidden(#[from] MissingScope),
     /// This is not signed for this caller.
     #[error(transparent)]
-    Refused(#[from] Refusal),
+    Refused(#[from] NotSigned),
     /// Signing or hashing failed.
     #[error("key operation failed")]
     Keys(#[from] KeysError),

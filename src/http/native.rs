@@ -32,8 +32,6 @@ use crate::vault::IdempotencyKey;
 const SMALL_BODY: usize = 32 << 10;
 /// A batch of values.
 const BATCH_BODY: usize = 8 << 20;
-/// A batch of tokens or cookies.
-const TOKENS_BODY: usize = 4 << 20;
 /// A batch of ciphertexts: whatever a batch of values became. Base64 and envelopes add less than a half.
 const SEALED_BODY: usize = 12 << 20;
 
@@ -42,7 +40,6 @@ pub(super) fn routes(max_value_bytes: usize, cfg: &mut ServiceConfig) {
     let value_body = (max_value_bytes * 6 + SMALL_BODY).min(BATCH_BODY);
     let value = || PayloadConfig::new(value_body);
     let batch = || PayloadConfig::new(BATCH_BODY);
-    let tokens = || PayloadConfig::new(TOKENS_BODY);
     let v1 = web::scope("/v1")
         .app_data(PayloadConfig::new(SMALL_BODY))
         .wrap(from_fn(auth::authenticate))
@@ -65,11 +62,8 @@ pub(super) fn routes(max_value_bytes: usize, cfg: &mut ServiceConfig) {
         .service(web::resource("/apps").get(apps::list).post(apps::create))
         .service(web::resource("/apps/{id}").delete(apps::delete))
         .service(web::resource("/apps/{id}/signing").get(apps::signing_policy).put(apps::set_signing_policy))
-        .service(web::resource("/jwt").app_data(tokens()).post(signing::jwt))
-        .service(web::resource("/jws").app_data(tokens()).post(signing::jws))
-        .service(web::resource("/cookies/sign").app_data(tokens()).post(signing::sign_cookie))
-        .service(web::resource("/cookies/verify").app_data(tokens()).post(signing::verify_cookie))
-        .service(web::resource("/signing-keys/current").get(signing::current_key))
+        // Before what has a name of its own below `/signing-keys`.
+        .configure(signing::routes)
         .service(web::resource("/status").get(status::status))
         .default_service(web::to(nothing_here));
     cfg.service(v1);

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use crate::audit::{AuditCode, AuditError};
 use crate::identity::MissingScope;
 use crate::ids::RequestId;
-use crate::issuer::{BearerError, IssuerError, Refusal};
+use crate::issuer::{BearerError, IssuerError, NotSigned};
 use crate::keys::KeysError;
 use crate::vault::VaultError;
 
@@ -391,7 +391,7 @@ impl From<IssuerError> for Problem {
         let code = match error {
             IssuerError::Forbidden(missing) => return missing.into(),
             IssuerError::Audit(error) => return error.into(),
-            IssuerError::Refused(Refusal::Malformed { .. }) => Code::Invalid,
+            IssuerError::Refused(NotSigned::Malformed { .. }) => Code::Invalid,
             IssuerError::Refused(_) => Code::SigningRefused,
             IssuerError::Keys(KeysError::NotCurrent { ref kid, alg }) => {
                 let problem = Self::new(Code::KeyNotCurrent).member("kid", kid.as_str()).member("alg", alg);

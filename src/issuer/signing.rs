@@ -29,7 +29,7 @@ use crate::keys::{CookieCheck, JwsInput, SignedCookie, SignedToken, SigningKey};
 
 use claims::Own;
 
-pub use claims::Refusal;
+pub use claims::NotSigned;
 pub use cookies::{CookieProof, CookieRequest};
 pub use jwt::JwtRequest;
 pub use policy::*;
@@ -76,7 +76,7 @@ impl Issuer {
         items: &[JwtRequest<'_>],
     ) -> Result<Results<SignedJwt>, IssuerError> {
         let holder = self.holder(caller, Scope::TokensSign, Action::JwtSign).await?;
-        let rules = holder.policy().and_then(SigningPolicy::jwt).ok_or(Refusal::NoPolicy("jwt"));
+        let rules = holder.policy().and_then(SigningPolicy::jwt).ok_or(NotSigned::NoPolicy("jwt"));
         let now = self.inner.clock.now();
         let decide =
             |item: &JwtRequest<'_>| jwt::order(rules?, *item, self.own(), (Uuid::now_v7().to_string(), now));
@@ -104,7 +104,7 @@ impl Issuer {
         items: &[&str],
     ) -> Result<Results<SignedToken>, IssuerError> {
         let holder = self.holder(caller, Scope::TokensSign, Action::JwsSign).await?;
-        let rules = holder.policy().and_then(SigningPolicy::jws).ok_or(Refusal::NoPolicy("jws"));
+        let rules = holder.policy().and_then(SigningPolicy::jws).ok_or(NotSigned::NoPolicy("jws"));
         let now = self.inner.clock.now();
         let orders = items.iter().map(|input| jws::order(rules?, input, self.own(), now)).collect();
         let describe = |order: &jws::JwsOrder<'_>| {
@@ -133,7 +133,7 @@ impl Issuer {
         items: Vec<CookieRequest>,
     ) -> Result<Results<SignedCookie>, IssuerError> {
         let holder = self.holder(caller, Scope::CookiesSign, Action::CookieSign).await?;
-        let rules = holder.policy().and_then(SigningPolicy::cookies).ok_or(Refusal::NoPolicy("cookies"));
+        let rules = holder.policy().and_then(SigningPolicy::cookies).ok_or(NotSigned::NoPolicy("cookies"));
         let decide = |item: CookieRequest| cookies::age(rules?, &item).map(|age| (item, age));
         let orders = items.into_iter().map(decide).collect();
         let describe = |(item, age): &(CookieRequest, Duration)| {
@@ -158,7 +158,7 @@ impl Issuer {
         items: &[CookieProof],
     ) -> Result<Results<CookieCheck>, IssuerError> {
         let holder = self.holder(caller, Scope::CookiesSign, Action::CookieSign).await?;
-        let rules = holder.policy().and_then(SigningPolicy::cookies).ok_or(Refusal::NoPolicy("cookies"));
+        let rules = holder.policy().and_then(SigningPolicy::cookies).ok_or(NotSigned::NoPolicy("cookies"));
         let checks = items.iter().map(|item| async move {
             if let Err(refusal) = rules.and_then(|rules| cookies::check(rules, &item.name, &item.value)) {
                 self.record_refused(caller, Action::CookieSign, refusal);
@@ -205,7 +205,7 @@ impl Issuer {
         &self,
         caller: &Caller,
         action: Action,
-        orders: Vec<Result<O, Refusal>>,
+        orders: Vec<Result<O, NotSigned>>,
         describe: impl Fn(&O) -> Event,
         sign: impl AsyncFn(O, Note) -> Result<T, IssuerError>,
     ) -> Result<Results<T>, IssuerError> {
@@ -233,7 +233,7 @@ impl Issuer {
         Ok(join_all(work).await)
     }
 
-    fn record_refused(&self, caller: &Caller, action: Action, refusal: Refusal) {
+    fn record_refused(&self, caller: &Caller, action: Action, refusal: NotSigned) {
         let event = Event::new(action, "token", "").detail("refused", refusal.to_string());
         self.inner.audit.record_soon(caller, event, Outcome::Denied(refusal.code()));
     }

@@ -2,7 +2,7 @@
 //!
 //! `stage` starts a daemon on either engine and reaches behind it; `tampering` and `tenants` have CB-1 and
 //! CB-7, `canary` AU-9, `rights` who may call what, `requests` what is asked and refused, `keks` rotation, rewrap and the wrap budget,
-//! `erased` ME-2, `wire` what is not HTTP as it should be, `listeners` TLS, sockets and limits, `residue`
+//! `erased` ME-2, `signing` tokens and cookies for other systems, `wire` what is not HTTP as it should be, `listeners` TLS, sockets and limits, `residue`
 //! the daemon's memory. Check ids are those of reliability.md.
 
 #![allow(
@@ -27,6 +27,7 @@ mod listeners;
 mod requests;
 mod residue;
 mod rights;
+mod signing;
 mod stage;
 mod tampering;
 mod tenants;

@@ -2,7 +2,7 @@
 //! policy goes. Tokens and cookies only; nothing here signs bytes as they come.
 
 use actix_web::HttpResponse;
-use actix_web::web::Data;
+use actix_web::web::{self, Data, PayloadConfig, ServiceConfig};
 use serde::Deserialize;
 use serde_json::json;
 use serde_json::value::RawValue;
@@ -16,6 +16,18 @@ use crate::keys::CookieCheck;
 
 /// What a JWT is where nothing else is said (RFC 7519, section 5.1).
 const JWT: &str = "JWT";
+
+/// A batch of tokens or cookies.
+const TOKENS_BODY: usize = 4 << 20;
+
+pub(super) fn routes(cfg: &mut ServiceConfig) {
+    let post = |path: &str| web::resource(path).app_data(PayloadConfig::new(TOKENS_BODY));
+    cfg.service(post("/jwt").post(jwt))
+        .service(post("/jws").post(jws))
+        .service(post("/cookies/sign").post(sign_cookie))
+        .service(post("/cookies/verify").post(verify_cookie))
+        .service(web::resource("/signing-keys/current").get(current_key));
+}
 
 fn problems<T>(results: Vec<Result<T, IssuerError>>) -> Vec<Result<T, Problem>> {
     results.into_iter().map(|one| one.map_err(Into::into)).collect()
@@ -63,11 +75,7 @@ impl<'a> JwtBody<'a> {
     }
 }
 
-pub(super) async fn jwt(
-    caller: Caller,
-    issuer: Data<Issuer>,
-    body: JsonBody,
-) -> Result<HttpResponse, Problem> {
+async fn jwt(caller: Caller, issuer: Data<Issuer>, body: JsonBody) -> Result<HttpResponse, Problem> {
     let (entries, is_batch) = body.parse::<JwtBody<'_>>()?.into_entries()?;
     let items: Vec<_> = entries.iter().map(JwtEntry::request).collect();
     let results = problems(issuer.sign_jwts(&caller, &items).await?);
@@ -107,11 +115,7 @@ impl<'a> JwsBody<'a> {
     }
 }
 
-pub(super) async fn jws(
-    caller: Caller,
-    issuer: Data<Issuer>,
-    body: JsonBody,
-) -> Result<HttpResponse, Problem> {
+async fn jws(caller: Caller, issuer: Data<Issuer>, body: JsonBody) -> Result<HttpResponse, Problem> {
     let (entries, is_batch) = body.parse::<JwsBody<'_>>()?.into_entries()?;
     let items: Vec<_> = entries.iter().map(|entry| entry.signing_input.as_str()).collect();
     let results = problems(issuer.sign_jws(&caller, &items).await?);
@@ -150,11 +154,7 @@ impl CookieBody {
     }
 }
 
-pub(super) async fn sign_cookie(
-    caller: Caller,
-    issuer: Data<Issuer>,
-    body: JsonBody,
-) -> Result<HttpResponse, Problem> {
+async fn sign_cookie(caller: Caller, issuer: Data<Issuer>, body: JsonBody) -> Result<HttpResponse, Problem> {
     let (entries, is_batch) = body.parse::<CookieBody>()?.into_entries()?;
     let request = |CookieEntry { name, value, max_age }| CookieRequest { name, value, max_age };
     let results = issuer.sign_cookies(&caller, entries.into_iter().map(request).collect()).await?;
@@ -190,7 +190,7 @@ impl ProofBody {
     }
 }
 
-pub(super) async fn verify_cookie(
+async fn verify_cookie(
     caller: Caller,
     issuer: Data<Issuer>,
     body: JsonBody,
@@ -207,7 +207,7 @@ pub(super) async fn verify_cookie(
 }
 
 /// For a provider that builds its own tokens: their header names this key.
-pub(super) async fn current_key(caller: Caller, issuer: Data<Issuer>) -> Result<HttpResponse, Problem> {
+async fn current_key(caller: Caller, issuer: Data<Issuer>) -> Result<HttpResponse, Problem> {
     let key = issuer.current_key(&caller).await?;
     Ok(HttpResponse::Ok().json(json!({ "kid": key.kid, "alg": key.alg, "jwk": key.jwk })))
 }

@@ -18,7 +18,7 @@ const RECORDED_MAX: usize = 128;
 
 /// Why something is not signed. Names rules and members, never what stands in them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum NotSigned {
     /// Nobody has said that this caller may have such things signed.
     #[error("there is no signing policy for this: {0}")]
     NoPolicy(&'static str),
@@ -40,7 +40,7 @@ pub enum Refusal {
     },
 }
 
-impl Refusal {
+impl NotSigned {
     /// The name in the audit log.
     pub(crate) const fn code(self) -> &'static str {
         match self {
@@ -51,12 +51,12 @@ impl Refusal {
     }
 }
 
-pub(super) const fn beyond(field: &'static str, reason: &'static str) -> Refusal {
-    Refusal::Beyond { field, reason }
+pub(super) const fn beyond(field: &'static str, reason: &'static str) -> NotSigned {
+    NotSigned::Beyond { field, reason }
 }
 
-pub(super) const fn malformed(field: &'static str, reason: &'static str) -> Refusal {
-    Refusal::Malformed { field, reason }
+pub(super) const fn malformed(field: &'static str, reason: &'static str) -> NotSigned {
+    NotSigned::Malformed { field, reason }
 }
 
 /// Who Lacre is: what no application may say in its place.
@@ -68,7 +68,7 @@ pub(super) struct Own<'a> {
 
 /// A whole number of seconds: a text is none, nor is `1e9`. CVE-2026-25537 was a reader that took a claim of
 /// another type for an absent one.
-pub(super) fn integer(claims: &Map<String, Value>, name: &'static str) -> Result<Option<i64>, Refusal> {
+pub(super) fn integer(claims: &Map<String, Value>, name: &'static str) -> Result<Option<i64>, NotSigned> {
     match claims.get(name) {
         None => Ok(None),
         Some(value) => value.as_i64().map(Some).ok_or(malformed(name, "must be a whole number of seconds")),
@@ -78,7 +78,7 @@ pub(super) fn integer(claims: &Map<String, Value>, name: &'static str) -> Result
 pub(super) fn text<'a>(
     claims: &'a Map<String, Value>,
     name: &'static str,
-) -> Result<Option<&'a str>, Refusal> {
+) -> Result<Option<&'a str>, NotSigned> {
     match claims.get(name) {
         None => Ok(None),
         Some(value) => value.as_str().map(Some).ok_or(malformed(name, "must be a text")),
@@ -91,8 +91,8 @@ pub(super) fn check_audience(
     claims: &Map<String, Value>,
     allowed: Option<&[String]>,
     own: Own<'_>,
-) -> Result<(), Refusal> {
-    const FORM: Refusal = malformed("aud", "must be a text or a list of 1 to 16 texts");
+) -> Result<(), NotSigned> {
+    const FORM: NotSigned = malformed("aud", "must be a text or a list of 1 to 16 texts");
     let audiences = match claims.get("aud") {
         None if allowed.is_none() => return Ok(()),
         None => return Err(beyond("aud", "is needed")),
@@ -114,7 +114,11 @@ pub(super) fn check_audience(
 }
 
 /// `nbf`, which is no reason to keep a token for later (a key may be gone by then) and ends before the token.
-pub(super) fn check_not_before(claims: &Map<String, Value>, exp: i64, now: Timestamp) -> Result<(), Refusal> {
+pub(super) fn check_not_before(
+    claims: &Map<String, Value>,
+    exp: i64,
+    now: Timestamp,
+) -> Result<(), NotSigned> {
     match integer(claims, "nbf")? {
         Some(nbf) if nbf < now.as_secs() - SKEW => Err(malformed("nbf", "lies in the past")),
         Some(nbf) if nbf >= exp => Err(malformed("nbf", "must be before exp")),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::claims::{Refusal, beyond, malformed};
+use super::claims::{NotSigned, beyond, malformed};
 use super::policy::CookieRules;
 
 /// RFC 6265, section 6.1: what every browser keeps of name and value together.
@@ -31,7 +31,7 @@ pub struct CookieProof {
 }
 
 /// How long a cookie may be signed for.
-pub(super) fn age(rules: &CookieRules, request: &CookieRequest) -> Result<Duration, Refusal> {
+pub(super) fn age(rules: &CookieRules, request: &CookieRequest) -> Result<Duration, NotSigned> {
     check(rules, &request.name, &request.value)?;
     match request.max_age {
         Some(0) => Err(malformed("max_age", "must be at least 1 second")),
@@ -41,7 +41,7 @@ pub(super) fn age(rules: &CookieRules, request: &CookieRequest) -> Result<Durati
 }
 
 /// A name has no `=`, so what is signed (`name=value`) can be read in one way only.
-pub(super) fn check(rules: &CookieRules, name: &str, value: &str) -> Result<(), Refusal> {
+pub(super) fn check(rules: &CookieRules, name: &str, value: &str) -> Result<(), NotSigned> {
     if name.is_empty() || !name.bytes().all(is_token) {
         return Err(malformed("name", "is not a token (RFC 6265, section 4.1.1)"));
     }
@@ -70,7 +70,7 @@ mod tests {
 
     use super::*;
 
-    fn decide(name: &str, value: &str, max_age: Option<u64>) -> Result<Duration, Refusal> {
+    fn decide(name: &str, value: &str, max_age: Option<u64>) -> Result<Duration, NotSigned> {
         let rules = json!({ "names": ["_session", "_interaction*"], "max_age": 100 });
         let rules: CookieRules = serde_json::from_value(rules).unwrap();
         age(&rules, &CookieRequest { name: name.to_owned(), value: value.to_owned(), max_age })
@@ -100,8 +100,8 @@ mod tests {
             ("_session", "é", None, Err("value")),
         ] {
             let found = decide(name, value, max_age).map(|age| age.as_secs()).map_err(|error| match error {
-                Refusal::Beyond { field, .. } | Refusal::Malformed { field, .. } => field,
-                Refusal::NoPolicy(_) => "policy",
+                NotSigned::Beyond { field, .. } | NotSigned::Malformed { field, .. } => field,
+                NotSigned::NoPolicy(_) => "policy",
             });
             assert_eq!(found, wanted, "{name} {value:?} {max_age:?}");
         }

@@ -10,7 +10,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Map, Value};
 
-use super::claims::{self, Own, Refusal, SKEW, beyond, malformed};
+use super::claims::{self, NotSigned, Own, SKEW, beyond, malformed};
 use super::json;
 use super::policy::JwsRules;
 use crate::clock::Timestamp;
@@ -40,7 +40,7 @@ pub(super) fn order<'a>(
     signing_input: &'a str,
     own: Own<'_>,
     now: Timestamp,
-) -> Result<JwsOrder<'a>, Refusal> {
+) -> Result<JwsOrder<'a>, NotSigned> {
     if signing_input.len() > INPUT_MAX {
         return Err(malformed("signing_input", "must be at most 24 KiB"));
     }
@@ -66,7 +66,7 @@ pub(super) fn order<'a>(
 }
 
 /// The padding and the bits that nobody reads must be as in RFC 7515, section 2: one token, one spelling.
-fn part(name: &'static str, text: &str) -> Result<Vec<u8>, Refusal> {
+fn part(name: &'static str, text: &str) -> Result<Vec<u8>, NotSigned> {
     URL_SAFE_NO_PAD.decode(text).map_err(|_| malformed(name, "is not base64url without padding"))
 }
 
@@ -78,7 +78,7 @@ struct Header {
 
 /// No `crit`, `b64`, `jku`, `jwk`, `x5u`, `x5c`, `cty`, `enc`, `zip`: they would tell a verifier to take another
 /// key or to read the payload in another way.
-fn read_header(bytes: &[u8]) -> Result<Header, Refusal> {
+fn read_header(bytes: &[u8]) -> Result<Header, NotSigned> {
     let mut members = json::object(bytes).map_err(|reason| malformed("header", reason))?;
     let mut take = |name| match members.remove(name) {
         None => Ok(None),
@@ -101,7 +101,7 @@ fn check_payload(
     payload: &Map<String, Value>,
     own: Own<'_>,
     now: Timestamp,
-) -> Result<i64, Refusal> {
+) -> Result<i64, NotSigned> {
     let iss = claims::text(payload, "iss")?.ok_or(malformed("iss", "is needed"))?;
     if iss == own.issuer {
         return Err(beyond("iss", "is Lacre's own issuer"));
@@ -149,21 +149,21 @@ mod tests {
         URL_SAFE_NO_PAD.encode(text)
     }
 
-    fn under(policy: &Value, input: &str) -> Result<JwsOrder<'static>, Refusal> {
+    fn under(policy: &Value, input: &str) -> Result<JwsOrder<'static>, NotSigned> {
         let policy: SigningPolicy = serde_json::from_value(json!({ "jws": policy })).unwrap();
         let now = Timestamp::from_micros(NOW * 1_000_000 + 500_000);
         order(policy.jws().unwrap(), input.to_owned().leak(), OWN, now)
     }
 
-    fn decide(header: &str, payload: &str) -> Result<JwsOrder<'static>, Refusal> {
+    fn decide(header: &str, payload: &str) -> Result<JwsOrder<'static>, NotSigned> {
         under(&policy(), &format!("{}.{}", encode(header), encode(payload)))
     }
 
-    fn field(found: &Result<JwsOrder<'static>, Refusal>) -> &'static str {
+    fn field(found: &Result<JwsOrder<'static>, NotSigned>) -> &'static str {
         match found {
             Ok(_) => "none",
-            Err(Refusal::Beyond { field, .. } | Refusal::Malformed { field, .. }) => field,
-            Err(Refusal::NoPolicy(_)) => "policy",
+            Err(NotSigned::Beyond { field, .. } | NotSigned::Malformed { field, .. }) => field,
+            Err(NotSigned::NoPolicy(_)) => "policy",
         }
     }
 

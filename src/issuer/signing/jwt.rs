@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use super::claims::{self, Own, RESERVED, Refusal, beyond, malformed};
+use super::claims::{self, NotSigned, Own, RESERVED, beyond, malformed};
 use super::json;
 use super::policy::JwtRules;
 use crate::clock::Timestamp;
@@ -42,7 +42,7 @@ pub(super) fn order(
     request: JwtRequest<'_>,
     own: Own<'_>,
     (jti, now): (String, Timestamp),
-) -> Result<JwtOrder, Refusal> {
+) -> Result<JwtOrder, NotSigned> {
     if !rules.types.iter().any(|typ| typ == request.typ) {
         return Err(beyond("type", "is not in the policy"));
     }
@@ -71,7 +71,7 @@ pub(super) fn order(
     Ok(JwtOrder { typ: request.typ.to_owned(), claims: Value::Object(all), jti, subject, lifetime, expires })
 }
 
-fn check_claims(rules: &JwtRules, given: &Map<String, Value>, own: Own<'_>) -> Result<(), Refusal> {
+fn check_claims(rules: &JwtRules, given: &Map<String, Value>, own: Own<'_>) -> Result<(), NotSigned> {
     if RESERVED.iter().any(|name| given.contains_key(*name)) {
         return Err(malformed("claims", "iss, iat, exp and jti are set by Lacre"));
     }
@@ -98,7 +98,7 @@ mod tests {
     const NOW: i64 = 1_800_000_000;
     const OWN: Own<'static> = Own { issuer: "https://lacre/oidc", api: "https://default.lacre.local/api" };
 
-    fn decide(policy: &Value, claims: &str, typ: &str, lifetime: u64) -> Result<JwtOrder, Refusal> {
+    fn decide(policy: &Value, claims: &str, typ: &str, lifetime: u64) -> Result<JwtOrder, NotSigned> {
         let policy: SigningPolicy = serde_json::from_value(json!({ "jwt": policy })).unwrap();
         let at = ("the-jti".to_owned(), Timestamp::from_micros(NOW * 1_000_000 + 900_000));
         order(policy.jwt().unwrap(), JwtRequest { claims, typ, lifetime }, OWN, at)
@@ -139,7 +139,7 @@ mod tests {
         ] {
             let found = decide(&policy(), claims, typ, lifetime);
             assert!(
-                matches!(found, Err(Refusal::Beyond { field: f, .. }) if f == field),
+                matches!(found, Err(NotSigned::Beyond { field: f, .. }) if f == field),
                 "{claims}: {found:?}"
             );
         }
@@ -173,7 +173,7 @@ mod tests {
         ] {
             let found = decide(&policy(), claims, "JWT", 300);
             let named = match found {
-                Err(Refusal::Malformed { field, .. }) => field,
+                Err(NotSigned::Malformed { field, .. }) => field,
                 Ok(_) => "none",
                 Err(_) => "other",
             };
