@@ -391,8 +391,7 @@ impl From<IssuerError> for Problem {
         let code = match error {
             IssuerError::Forbidden(missing) => return missing.into(),
             IssuerError::Audit(error) => return error.into(),
-            IssuerError::Refused(NotSigned::Malformed { .. }) => Code::Invalid,
-            IssuerError::Refused(_) => Code::SigningRefused,
+            IssuerError::Refused(NotSigned::NoPolicy(_) | NotSigned::Beyond { .. }) => Code::SigningRefused,
             IssuerError::Keys(KeysError::NotCurrent { ref kid, alg }) => {
                 let problem = Self::new(Code::KeyNotCurrent).member("kid", kid.as_str()).member("alg", alg);
                 return problem.detail(error.to_string());
@@ -400,6 +399,7 @@ impl From<IssuerError> for Problem {
             IssuerError::NotFound => Code::NotFound,
             IssuerError::InvalidClient => Code::Unauthenticated,
             IssuerError::Invalid { .. }
+            | IssuerError::Refused(NotSigned::Malformed { .. })
             | IssuerError::InvalidScope
             | IssuerError::InvalidTarget
             | IssuerError::UnsupportedGrantType => Code::Invalid,

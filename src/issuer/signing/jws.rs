@@ -296,8 +296,8 @@ mod tests {
 
     #[test]
     fn audiences_count_only_where_the_policy_has_them() {
-        let mut policy = policy();
-        policy["audiences"] = json!(["client"]);
+        let mut narrow = policy();
+        narrow["audiences"] = json!(["client"]);
         let with = |aud: Option<Value>| {
             let mut claims = payload();
             match aud {
@@ -306,10 +306,10 @@ mod tests {
             }
             format!("{}.{}", encode(HEADER), encode(&claims.to_string()))
         };
-        assert!(under(&policy, &with(Some(json!("client")))).is_ok());
-        assert_eq!(field(&under(&policy, &with(Some(json!(["client", "x"]))))), "aud");
-        assert_eq!(field(&under(&policy, &with(None))), "aud");
-        assert!(under(&super::tests::policy(), &with(None)).is_ok());
+        assert!(under(&narrow, &with(Some(json!("client")))).is_ok());
+        assert_eq!(field(&under(&narrow, &with(Some(json!(["client", "x"]))))), "aud");
+        assert_eq!(field(&under(&narrow, &with(None))), "aud");
+        assert!(under(&policy(), &with(None)).is_ok());
     }
 
     #[test]

@@ -11,8 +11,10 @@ use super::{EXPECTED, Fixture, HEADER, claims};
 use crate::issuer::verify::verify;
 use crate::keys::SigningKey;
 
+type Sign = Box<dyn Fn(&[u8]) -> Vec<u8>>;
+
 /// A key of every algorithm, and what it signs.
-fn signers() -> Vec<(SigningKey, Box<dyn Fn(&[u8]) -> Vec<u8>>)> {
+fn signers() -> Vec<(SigningKey, Sign)> {
     use aws_lc_rs::rand::SystemRandom;
     use aws_lc_rs::rsa::{KeyPair as RsaKeyPair, KeySize};
     use aws_lc_rs::signature::{self, Ed25519KeyPair, KeyPair};
