@@ -137,7 +137,8 @@ impl Issuer {
         let decide = |item: CookieRequest| cookies::age(rules?, &item).map(|age| (item, age));
         let orders = items.into_iter().map(decide).collect();
         let describe = |(item, age): &(CookieRequest, Duration)| {
-            let event = Event::new(Action::CookieSign, "cookie", claims::recorded(&item.name));
+            let name = claims::recorded(&item.name);
+            let event = Event::new(Action::CookieSign, kind(Action::CookieSign), name);
             event.detail("max_age", age.as_secs().to_string())
         };
         self.carry_out(caller, Action::CookieSign, orders, describe, async |(item, age), note| {
@@ -186,7 +187,7 @@ impl Issuer {
     /// Whether the caller has the scope, and where its policy is.
     async fn holder(&self, caller: &Caller, scope: Scope, action: Action) -> Result<Holder<'_>, IssuerError> {
         if let Err(missing) = caller.require(scope) {
-            let event = Event::new(action, "token", "").detail("missing", missing.0.name());
+            let event = Event::new(action, kind(action), "").detail("missing", missing.0.name());
             self.inner.audit.record(caller, event, Outcome::Denied("forbidden")).await?;
             return Err(missing.into());
         }
@@ -234,7 +235,7 @@ impl Issuer {
     }
 
     fn record_refused(&self, caller: &Caller, action: Action, refusal: NotSigned) {
-        let event = Event::new(action, "token", "").detail("refused", refusal.to_string());
+        let event = Event::new(action, kind(action), "").detail("refused", refusal.to_string());
         self.inner.audit.record_soon(caller, event, Outcome::Denied(refusal.code()));
     }
 }
@@ -248,13 +249,18 @@ struct Facts<'a> {
 
 impl Facts<'_> {
     fn event(&self, action: Action, jti: &str) -> Event {
-        let event = Event::new(action, "token", jti).detail("type", self.typ);
+        let event = Event::new(action, kind(action), jti).detail("type", self.typ);
         let event = event.detail("exp", self.expires.to_string());
         match self.subject {
             Some(subject) => event.detail("sub", claims::recorded(subject)),
             None => event,
         }
     }
+}
+
+/// What a record is about.
+const fn kind(action: Action) -> &'static str {
+    if matches!(action, Action::CookieSign) { "cookie" } else { "token" }
 }
 
 fn moment(seconds: i64) -> Timestamp {
