@@ -140,6 +140,8 @@ async fn serve(
     tasks.spawn(anchor::run(Arc::clone(&services), Arc::clone(&health)));
     let (vault, tenant) = (services.vault.clone(), services.config.tenant.clone());
     tasks.spawn(async move { vault.run_jobs(&tenant).await });
+    let (keys, tenant) = (services.keys.clone(), services.config.tenant.clone());
+    tasks.spawn(async move { keys.run(&tenant).await });
 
     notify::started();
     let ended = listen::until_stopped(server, &health, certificates, keys_unfit, on_ready).await;

@@ -12,6 +12,7 @@
 
 mod admin;
 pub mod backend;
+mod calls;
 mod child;
 mod context;
 mod device;
@@ -19,11 +20,14 @@ mod devices;
 mod driver;
 mod envelope;
 mod faults;
+mod gate;
 pub mod guarded;
+mod import;
 mod key;
 mod latch;
 mod pin;
 pub mod pkcs11;
+mod public;
 mod queue;
 mod recovery;
 mod request;
@@ -32,6 +36,7 @@ pub mod tpm;
 #[cfg(not(feature = "tpm"))]
 #[path = "seal/no_tpm.rs"]
 pub mod tpm;
+mod verify;
 mod worker;
 
 use std::sync::Arc;
@@ -49,6 +54,7 @@ pub use driver::Count;
 pub use envelope::{BadSealed, Sealed, WrappedKey};
 pub use faults::Faults;
 pub use guarded::{Arena, ArenaError, SecretBuf};
+pub use import::{BadPrivateKey, LARGEST_PRIVATE, MAC_SECRET, public_half};
 pub use key::{Alg, Fingerprint, Kek, KekId, KeyId, KeyRef, KeySpec, PublicKey, Signature};
 
 use backend::BackendError;
@@ -120,7 +126,7 @@ pub enum SealError {
         #[source]
         source: BackendError,
     },
-    /// The value does not fit the limits of guarded memory (1 MiB).
+    /// The value does not fit the limits: 1 MiB of guarded memory, or what a device signs or imports at once.
     #[error("a value of {len} bytes is too large")]
     TooLarge {
         /// Its length.
@@ -356,19 +362,22 @@ impl Sealer {
         Err(worker::full())
     }
 
-    /// Signs `message` (hashed here) and returns the JOSE form: `r || s` of fixed width for ECDSA
-    /// (RFC 7518, section 3.4), the signature octets for RSA.
+    /// Signs `message` (hashed here, but for EdDSA) and returns the JOSE form: `r || s` of fixed width for ECDSA
+    /// (RFC 7518, section 3.4), the signature octets for RSA and EdDSA.
     ///
     /// # Errors
-    /// See [`SealError`].
+    /// See [`SealError`]; [`SealError::TooLarge`] for EdDSA of more than [`Alg::LARGEST_MESSAGE`].
     pub async fn sign(&self, key: &KeyRef, alg: Alg, message: &[u8]) -> Result<Signature, SealError> {
         if !alg.fits(key.spec) {
             return Err(worker::mismatch("sign"));
         }
+        if alg == Alg::EdDsa && message.len() > Alg::LARGEST_MESSAGE {
+            return Err(SealError::TooLarge { len: message.len() });
+        }
         self.sign_digest(key, alg, alg.digest(message)).await
     }
 
-    /// As [`Sealer::sign`], for a digest made with the algorithm's hash.
+    /// As [`Sealer::sign`], for what [`Alg::digest`] gave.
     ///
     /// # Errors
     /// See [`SealError`].

@@ -1,6 +1,7 @@
 //! The tables as diesel sees them: kept by hand, equal on both engines (a test compares).
 //! Owners: vault (`tenants`, `keks`, `secrets`, `secret_versions`, `jobs`, `idempotency_keys`, `installation`), audit
-//! (`audit_head`, `audit_records`), keys (`signing_keys`), issuer (`applications`),
+//! (`audit_head`, `audit_records`), keys (`signing_keys`, `signing_rings`, `signing_key_tokens`,
+//! `clock_marks`), issuer (`applications`),
 //! this module (`turns`).
 
 #![expect(missing_docs, reason = "diesel's macro makes undocumented items; migrations document the columns")]
@@ -117,7 +118,35 @@ diesel::table! {
         created_at -> BigInt,
         activated_at -> Nullable<BigInt>,
         device -> Text,
+        choice -> Nullable<Text>,
+        origin -> Text,
+        grace -> BigInt,
+        published_at -> Nullable<BigInt>,
+        effective_at -> Nullable<BigInt>,
+        signs_from -> Nullable<BigInt>,
+        signs_until -> Nullable<BigInt>,
+        longest -> BigInt,
+        margin -> BigInt,
+        is_leaving -> BigInt,
+        ended -> Nullable<Text>,
     }
+}
+
+diesel::table! {
+    signing_rings (tenant_id, purpose) {
+        tenant_id -> Text,
+        purpose -> Text,
+        version -> BigInt,
+        policy -> Text,
+    }
+}
+
+diesel::table! {
+    signing_key_tokens (key_id, expires_at) { key_id -> Text, expires_at -> BigInt, tokens -> BigInt, }
+}
+
+diesel::table! {
+    clock_marks (id) { id -> BigInt, high -> BigInt, doubt -> BigInt, lag -> BigInt, doubt_until -> BigInt, }
 }
 
 diesel::table! {

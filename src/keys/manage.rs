@@ -1,12 +1,24 @@
 //! What administrators do with signing and cookie keys: list, rotate, cancel, revert, delete, revoke, import,
-//! set the policy.
+//! set the policy. Each change is recorded with its intent; a dry run changes nothing and is recorded as such.
 
-use secrecy::SecretString;
+use std::time::Duration;
 
-use super::model::{Change, ImportAs, KeyView, Policy, PolicyPatch, Rotation, Use};
-use super::{Keys, KeysError};
-use crate::identity::Caller;
+use secrecy::{ExposeSecret, SecretString};
+use zeroize::Zeroizing;
+
+use super::make::{Material, Order};
+use super::model::{Change, Choice, ImportAs, KeyView, Policy, PolicyPatch, Rotation, Use};
+use super::plan::{Refusal, Ring, Slot};
+use super::store::rings as store;
+use super::{Keys, KeysError, pkcs8};
+use crate::audit::{Action, Event, Outcome};
+use crate::db::DbError;
+use crate::identity::{Caller, Scope};
 use crate::ids::SigningKeyId;
+use crate::seal::KeyRef;
+
+/// Logto's longest session, and more than any token lives.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl Keys {
     /// The ring's keys in the order Next, Current, Previous (newest first).
@@ -14,66 +26,34 @@ impl Keys {
     /// # Errors
     /// [`KeysError::Forbidden`] without `signing-keys:admin`.
     pub async fn list(&self, caller: &Caller, used: Use) -> Result<Vec<KeyView>, KeysError> {
-        let _ = (caller, used);
-        Err(KeysError::NoSigner)
+        self.admit(caller, Scope::SigningKeysAdmin, Action::KeyList, used.name())?;
+        let view = self.look(&caller.tenant, used).await?;
+        let event = Event::new(Action::KeyList, "ring", used.name());
+        self.parts.audit.record_soon(caller, event, Outcome::Success);
+        Ok(view.told(self.parts.clock.now()))
     }
 
-    /// Makes a new key on the device and publishes it. Called Current at once, or after its grace; it signs
-    /// when every verifier can know it, which the answer tells.
+    /// Makes a new key on the device and publishes it. It is called Current at once, or after its grace; it
+    /// signs when every verifier can know it, which the answer tells.
     ///
     /// # Errors
     /// [`KeysError::Refused`], [`KeysError::Invalid`], [`KeysError::Quarantined`], [`KeysError::Forbidden`].
     pub async fn rotate(&self, caller: &Caller, used: Use, order: Rotation) -> Result<Change, KeysError> {
-        let _ = (caller, used, order);
-        Err(KeysError::NoSigner)
-    }
-
-    /// Cancels the pending Next key.
-    ///
-    /// # Errors
-    /// [`KeysError::Refused`] if there is none.
-    pub async fn cancel(&self, caller: &Caller, used: Use, dry_run: bool) -> Result<Change, KeysError> {
-        let _ = (caller, used, dry_run);
-        Err(KeysError::NoSigner)
-    }
-
-    /// Takes the previous key back into use.
-    ///
-    /// # Errors
-    /// [`KeysError::Refused`] if there is none, or while a Next key is pending.
-    pub async fn revert(&self, caller: &Caller, used: Use, dry_run: bool) -> Result<Change, KeysError> {
-        let _ = (caller, used, dry_run);
-        Err(KeysError::NoSigner)
-    }
-
-    /// Deletes a key; what it signed is not valid any more.
-    ///
-    /// # Errors
-    /// [`KeysError::Refused`] in the contract's order.
-    pub async fn delete(
-        &self,
-        caller: &Caller,
-        used: Use,
-        id: &SigningKeyId,
-        dry_run: bool,
-    ) -> Result<Change, KeysError> {
-        let _ = (caller, used, id, dry_run);
-        Err(KeysError::NoSigner)
-    }
-
-    /// Revokes a key at once, whatever it does. Says how many live tokens die.
-    ///
-    /// # Errors
-    /// [`KeysError::Forbidden`] without `signing-keys:revoke`; [`KeysError::Refused`] for an unknown key.
-    pub async fn revoke(
-        &self,
-        caller: &Caller,
-        used: Use,
-        id: &SigningKeyId,
-        dry_run: bool,
-    ) -> Result<Change, KeysError> {
-        let _ = (caller, used, id, dry_run);
-        Err(KeysError::NoSigner)
+        self.admit(caller, Scope::SigningKeysAdmin, Action::KeyRotate, used.name())?;
+        if used == Use::Cookie && order.grace.is_some() {
+            return Err(invalid("grace", "cookie keys have none"));
+        }
+        let grace = order.grace.unwrap_or_default();
+        if grace > LONGEST {
+            return Err(invalid("grace", "must be 0 to 31536000 seconds"));
+        }
+        let view = self.look(&caller.tenant, used).await?;
+        let choice = order.choice.filter(|_| used == Use::Jwt);
+        let new = Order::generated(used, choice, grace, &view.ring);
+        let event = Event::new(Action::KeyRotate, "ring", used.name())
+            .detail("alg", new.choice.map_or("HS256", Choice::name))
+            .detail("grace", grace.as_secs().to_string());
+        self.add_for(caller, used, new, event, order.dry_run).await
     }
 
     /// Brings a private key (PKCS#8 PEM) into the device; its `kid` stays.
@@ -87,8 +67,164 @@ impl Keys {
         into: ImportAs,
         dry_run: bool,
     ) -> Result<Change, KeysError> {
-        let _ = (caller, pem, into, dry_run);
-        Err(KeysError::NoSigner)
+        self.admit(caller, Scope::SigningKeysAdmin, Action::KeyImport, Use::Jwt.name())?;
+        let der = pkcs8::from_pem(pem.expose_secret())
+            .ok_or_else(|| invalid("pem", "must be one PKCS#8 private key"))?;
+        let kind = pkcs8::kind(&der);
+        let (choice, spec, alg) = kind.ok_or_else(|| {
+            invalid("pem", "must be EC P-256 or P-384, RSA with 2048, 3072 or 4096 bits, or Ed25519")
+        })?;
+        let lifetime = match into {
+            ImportAs::Current => None,
+            ImportAs::Previous { lifetime } if lifetime.is_zero() || lifetime > LONGEST => {
+                return Err(invalid("lifetime", "must be 1 to 31536000 seconds"));
+            }
+            ImportAs::Previous { lifetime } => Some(lifetime),
+        };
+        let new = Order {
+            choice: Some(choice),
+            spec,
+            alg: Some(alg),
+            grace: Duration::ZERO,
+            material: Material::Imported(Zeroizing::new(der.to_vec()), lifetime),
+        };
+        let event = Event::new(Action::KeyImport, "ring", Use::Jwt.name())
+            .detail("alg", choice.name())
+            .detail("as", if lifetime.is_some() { "previous" } else { "current" });
+        self.add_for(caller, Use::Jwt, new, event, dry_run).await
+    }
+
+    async fn add_for(
+        &self,
+        caller: &Caller,
+        used: Use,
+        new: Order,
+        event: Event,
+        dry_run: bool,
+    ) -> Result<Change, KeysError> {
+        let now = self.parts.clock.now();
+        if dry_run {
+            let view = self.look(&caller.tenant, used).await?;
+            let (mut ring, id) = (view.ring.clone(), SigningKeyId::generate());
+            new.place(&mut ring, &id, now).map_err(KeysError::Refused)?;
+            let device = KeyRef::plan(new.spec).map_err(|_| DbError::Unavailable(None))?;
+            let slot = Slot::planned(id, Duration::ZERO, now);
+            let would_be = view.would_be(ring, Some((&slot, new.entry(device))));
+            self.parts.audit.record_soon(caller, event.detail("dry_run", "true"), Outcome::Success);
+            return Ok(would_be.change(now, None, true));
+        }
+        let added = self.parts.audit.around(caller, event, async |note| {
+            let (tenant, grace) = (&caller.tenant, new.grace);
+            // Before a key is made that could not be used.
+            self.look(tenant, used).await?.ring.clone().plan(SigningKeyId::generate(), grace, now).or_else(
+                |refusal| if refusal == Refusal::Busy { Ok(()) } else { Err(KeysError::Refused(refusal)) },
+            )?;
+            if let Some(id) = self.add(tenant, used, new, |_| true).await? {
+                note.add("key", id.as_str());
+            }
+            Ok::<_, KeysError>(())
+        });
+        added.await?;
+        Ok(self.look(&caller.tenant, used).await?.change(self.parts.clock.now(), None, false))
+    }
+
+    /// Cancels the pending Next key.
+    ///
+    /// # Errors
+    /// [`KeysError::Refused`] if there is none.
+    pub async fn cancel(&self, caller: &Caller, used: Use, dry_run: bool) -> Result<Change, KeysError> {
+        let now = self.decided_at();
+        let event = Event::new(Action::KeyCancel, "ring", used.name());
+        self.admit(caller, Scope::SigningKeysAdmin, Action::KeyCancel, used.name())?;
+        self.alter(caller, used, event, dry_run, move |ring| ring.cancel(now).map(|_| false)).await
+    }
+
+    /// Takes the previous key back into use.
+    ///
+    /// # Errors
+    /// [`KeysError::Refused`] if there is none, or while a Next key is pending.
+    pub async fn revert(&self, caller: &Caller, used: Use, dry_run: bool) -> Result<Change, KeysError> {
+        let now = self.decided_at();
+        let event = Event::new(Action::KeyRevert, "ring", used.name());
+        self.admit(caller, Scope::SigningKeysAdmin, Action::KeyRevert, used.name())?;
+        self.alter(caller, used, event, dry_run, move |ring| ring.revert(now).map(|_| false)).await
+    }
+
+    /// Deletes a key; what it signed is not valid any more. One that signs until another can take over goes then.
+    ///
+    /// # Errors
+    /// [`KeysError::Refused`] in the contract's order.
+    pub async fn delete(
+        &self,
+        caller: &Caller,
+        used: Use,
+        id: &SigningKeyId,
+        dry_run: bool,
+    ) -> Result<Change, KeysError> {
+        self.admit(caller, Scope::SigningKeysAdmin, Action::KeyDelete, id.as_str())?;
+        let (now, key) = (self.decided_at(), id.clone());
+        let event = Event::new(Action::KeyDelete, "key", id.as_str()).detail("purpose", used.name());
+        let decide = move |ring: &mut Ring| ring.delete(&key, now).map(|()| false);
+        let mut change = self.alter(caller, used, event, dry_run, decide).await?;
+        change.dead_tokens = self.live_tokens(id).await.ok();
+        Ok(change)
+    }
+
+    /// Revokes a key at once, whatever it does. Says how many live tokens die.
+    ///
+    /// # Errors
+    /// [`KeysError::Forbidden`] without `signing-keys:revoke`; [`KeysError::Refused`] for an unknown key.
+    pub async fn revoke(
+        &self,
+        caller: &Caller,
+        used: Use,
+        id: &SigningKeyId,
+        dry_run: bool,
+    ) -> Result<Change, KeysError> {
+        self.admit(caller, Scope::SigningKeysRevoke, Action::KeyRevoke, id.as_str())?;
+        let (now, key) = (self.decided_at(), id.clone());
+        let event = Event::new(Action::KeyRevoke, "key", id.as_str()).detail("purpose", used.name());
+        let decide = move |ring: &mut Ring| ring.revoke(&key, now);
+        let mut change = self.alter(caller, used, event, dry_run, decide).await?;
+        // The count is told where it can be; the revocation does not wait for it.
+        change.dead_tokens = self.live_tokens(id).await.ok();
+        if !dry_run {
+            tracing::warn!(key = %id, used = used.name(), tokens = change.dead_tokens, "a key was revoked");
+        }
+        Ok(change)
+    }
+
+    /// A recorded change. Where `decide` says that a new key is needed, it is made; if that fails, upkeep makes it.
+    async fn alter(
+        &self,
+        caller: &Caller,
+        used: Use,
+        event: Event,
+        dry_run: bool,
+        decide: impl Fn(&mut Ring) -> Result<bool, Refusal> + Send + Sync + 'static,
+    ) -> Result<Change, KeysError> {
+        let (tenant, now) = (&caller.tenant, self.parts.clock.now());
+        if dry_run {
+            let view = self.look(tenant, used).await?;
+            let mut ring = view.ring.clone();
+            decide(&mut ring).map_err(KeysError::Refused)?;
+            self.parts.audit.record_soon(caller, event.detail("dry_run", "true"), Outcome::Success);
+            return Ok(view.would_be(ring, None).change(now, None, true));
+        }
+        let altered =
+            self.parts.audit.around(caller, event, async |_| self.change(tenant, used, decide).await);
+        if altered.await?
+            && let Err(error) = self.replace(tenant, used).await
+        {
+            tracing::error!(%error, used = used.name(), "no key signs: a new one could not be made yet");
+        }
+        Ok(self.look(tenant, used).await?.change(self.parts.clock.now(), None, false))
+    }
+
+    async fn live_tokens(&self, id: &SigningKeyId) -> Result<u64, DbError> {
+        self.flush_counts().await?;
+        let (id, now) = (id.clone(), self.parts.clock.now());
+        self.parts.db.read(move |conn| store::live_tokens(conn, &id, now)).await
     }
 
     /// The ring's rules.
@@ -96,11 +232,17 @@ impl Keys {
     /// # Errors
     /// [`KeysError::Forbidden`] without `signing-keys:admin`.
     pub async fn policy(&self, caller: &Caller, used: Use) -> Result<Policy, KeysError> {
-        let _ = (caller, used);
-        Err(KeysError::NoSigner)
+        self.admit(caller, Scope::SigningKeysAdmin, Action::KeyList, used.name())?;
+        let view = self.look(&caller.tenant, used).await?;
+        self.parts.audit.record_soon(
+            caller,
+            Event::new(Action::KeyList, "ring", used.name()).detail("what", "policy"),
+            Outcome::Success,
+        );
+        Ok(view.ring.policy.clone())
     }
 
-    /// Changes the ring's rules.
+    /// Changes the ring's rules. Keys that are there keep their times.
     ///
     /// # Errors
     /// [`KeysError::Invalid`] names the member that is out of range.
@@ -110,7 +252,46 @@ impl Keys {
         used: Use,
         patch: PolicyPatch,
     ) -> Result<Policy, KeysError> {
-        let _ = (caller, used, patch);
-        Err(KeysError::NoSigner)
+        self.admit(caller, Scope::SigningKeysAdmin, Action::KeyPolicy, used.name())?;
+        let now = self.decided_at();
+        let view = self.look(&caller.tenant, used).await?;
+        let new = view.ring.policy.patched(&patch, now).map_err(|(field, reason)| invalid(field, reason))?;
+        let event = Event::new(Action::KeyPolicy, "ring", used.name())
+            .detail("from", told(&view.ring.policy))
+            .detail("to", told(&new));
+        let set = self.parts.audit.around(caller, event, async |_| {
+            let decide = move |ring: &mut Ring| match ring.policy.patched(&patch, now) {
+                Ok(policy) => {
+                    ring.policy = policy.clone();
+                    Ok(policy)
+                }
+                // It was in range a moment ago, and ranges do not move.
+                Err(_) => Err(Refusal::Busy),
+            };
+            self.change(&caller.tenant, used, decide).await
+        });
+        set.await
     }
+
+    pub(super) fn admit(
+        &self,
+        caller: &Caller,
+        scope: Scope,
+        action: Action,
+        object: &str,
+    ) -> Result<(), KeysError> {
+        let Err(missing) = caller.require(scope) else { return Ok(()) };
+        let event = Event::new(action, "key", object).detail("missing", missing.0.name());
+        self.parts.audit.record_soon(caller, event, Outcome::Denied("forbidden"));
+        Err(missing.into())
+    }
+}
+
+fn invalid(field: &'static str, reason: &str) -> KeysError {
+    KeysError::Invalid { field, reason: reason.to_owned() }
+}
+
+/// A policy in one line of a record.
+fn told(policy: &Policy) -> String {
+    serde_json::to_string(policy).unwrap_or_default()
 }

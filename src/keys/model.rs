@@ -104,8 +104,7 @@ impl Choice {
             Self::Rsa => (KeySpec::Rsa4096, Alg::Rs256),
             Self::Rs256 => (rsa, Alg::Rs256),
             Self::Ps256 => (rsa, Alg::Ps256),
-            // Replaced when the device layer has Ed25519.
-            Self::EdDsa => (KeySpec::EcP256, Alg::Es256),
+            Self::EdDsa => (KeySpec::Ed25519, Alg::EdDsa),
         }
     }
 }
@@ -186,8 +185,11 @@ pub struct Policy {
     /// How long a session, and so a signed cookie, lives at the most.
     #[serde(with = "seconds")]
     pub session_ttl: Duration,
-    /// Documents with a longer `max-age` than now were served and may be kept until then.
+    /// Documents with a longer `max-age` than now were served and may be kept until then,
     pub cached_until: Option<Timestamp>,
+    /// and for so long at the most, whatever the clock says.
+    #[serde(with = "seconds")]
+    pub cached_for: Duration,
 }
 
 impl Default for Policy {
@@ -203,6 +205,7 @@ impl Default for Policy {
             skew: Duration::from_secs(60),
             session_ttl: Duration::from_secs(14 * 24 * 3600),
             cached_until: None,
+            cached_for: Duration::ZERO,
         }
     }
 }
@@ -213,7 +216,8 @@ impl Policy {
     pub fn lead(&self, used: Use, now: Timestamp) -> Duration {
         let cached = match used {
             Use::Jwt => {
-                self.jwks_max_age.max(self.cached_until.map_or(Duration::ZERO, |until| until.since(now)))
+                let left = self.cached_until.map_or(Duration::ZERO, |until| until.since(now));
+                self.jwks_max_age.max(left.min(self.cached_for))
             }
             Use::Cookie => Duration::ZERO,
         };
@@ -479,10 +483,11 @@ impl Policy {
         };
         let jwks_max_age =
             within("jwks_max_age", patch.jwks_max_age, self.jwks_max_age, (0, DAY), "must be 0 to 86400")?;
-        let mut cached_until = self.cached_until;
+        let (mut cached_until, mut cached_for) = (self.cached_until, self.cached_for);
         if jwks_max_age < self.jwks_max_age {
             // What was served until every daemon knows of the change may be kept for as long as it said.
-            let until = now.plus(self.jwks_max_age + self.propagation);
+            cached_for = (self.jwks_max_age + self.propagation).max(cached_for);
+            let until = now.plus(cached_for);
             cached_until = Some(cached_until.map_or(until, |known| known.max(until)));
         }
         let rotate_every = match patch.rotate_every {
@@ -514,6 +519,7 @@ impl Policy {
                 "must be 1 to 31536000",
             )?,
             cached_until,
+            cached_for,
         })
     }
 }

@@ -20,36 +20,36 @@ pub(super) const MOST: usize = 32;
 
 /// A key, as far as planning needs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Slot {
+pub(super) struct Slot {
     /// The row.
-    pub id: SigningKeyId,
+    pub(super) id: SigningKeyId,
     /// How far it has come.
-    pub phase: Phase,
+    pub(super) phase: Phase,
     /// When its row was written.
-    pub created_at: Timestamp,
+    pub(super) created_at: Timestamp,
     /// How long it was asked to be Next.
-    pub grace: Duration,
+    pub(super) grace: Duration,
     /// Since when it is in the JWKS.
-    pub published_at: Timestamp,
+    pub(super) published_at: Timestamp,
     /// From when it is called Current.
-    pub effective_at: Timestamp,
+    pub(super) effective_at: Timestamp,
     /// When it signs from; for keys that have taken over, when that was.
-    pub signs_from: Timestamp,
+    pub(super) signs_from: Timestamp,
     /// When it stopped.
-    pub signs_until: Option<Timestamp>,
+    pub(super) signs_until: Option<Timestamp>,
     /// The longest lifetime of a token that it has signed; zero: it has signed none.
-    pub longest: Duration,
+    pub(super) longest: Duration,
     /// What is added to that before it goes.
-    pub margin: Duration,
+    pub(super) margin: Duration,
     /// Deleted while it signs: goes when another has taken over.
-    pub is_leaving: bool,
+    pub(super) is_leaving: bool,
     /// Why it was retired.
-    pub end: Option<End>,
+    pub(super) end: Option<End>,
 }
 
 impl Slot {
     /// A key that is to be made.
-    pub fn planned(id: SigningKeyId, grace: Duration, now: Timestamp) -> Self {
+    pub(super) fn planned(id: SigningKeyId, grace: Duration, now: Timestamp) -> Self {
         Self {
             id,
             phase: Phase::Planned,
@@ -67,7 +67,7 @@ impl Slot {
     }
 
     /// Until when it has to stay in the JWKS, once it has stopped.
-    pub fn published_until(&self) -> Option<Timestamp> {
+    pub(super) fn published_until(&self) -> Option<Timestamp> {
         self.signs_until.map(|until| until.plus(self.longest + self.margin))
     }
 
@@ -95,15 +95,15 @@ impl Slot {
 
 /// All keys of a tenant for one use that are not destroyed, and the rules for them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ring {
+pub(super) struct Ring {
     /// What its keys do.
-    pub used: Use,
+    pub(super) used: Use,
     /// Grows with every change; what a change is based on.
-    pub version: i64,
+    pub(super) version: i64,
     /// The rules.
-    pub policy: Policy,
+    pub(super) policy: Policy,
     /// The keys, in no order.
-    pub slots: Vec<Slot>,
+    pub(super) slots: Vec<Slot>,
 }
 
 /// Why a change is refused. Nothing was changed.
@@ -147,8 +147,8 @@ impl Refusal {
 }
 
 /// One thing to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Step {
     /// Make the planned key on the device and publish it.
     Make(SigningKeyId),
     /// Plan a new key: nothing signs, or the policy says that it is time.
@@ -165,23 +165,24 @@ pub enum Step {
 }
 
 /// What a look at the clocks gave.
-pub struct Moment<'a> {
+pub(super) struct Moment<'a> {
     /// Wall time.
-    pub now: Timestamp,
+    pub(super) now: Timestamp,
     /// A time that has surely come, also if the wall clock was set forward: for what cannot be undone.
-    pub surely: Timestamp,
+    pub(super) surely: Timestamp,
     /// For how long this daemon has seen a key published, on a clock that nobody sets.
-    pub seen_for: &'a dyn Fn(&SigningKeyId) -> Duration,
+    pub(super) seen_for: &'a dyn Fn(&SigningKeyId) -> Duration,
 }
 
 impl Ring {
     /// A ring without keys.
-    pub fn empty(used: Use, policy: Policy) -> Self {
+    #[cfg(test)]
+    pub(super) fn empty(used: Use, policy: Policy) -> Self {
         Self { used, version: 0, policy, slots: Vec::new() }
     }
 
     /// `now`, but never before what has happened already: a clock that was set back undoes nothing.
-    pub fn clock(&self, now: Timestamp) -> Timestamp {
+    pub(super) fn clock(&self, now: Timestamp) -> Timestamp {
         let happened = |slot: &Slot| {
             let took_over = matches!(slot.phase, Phase::Current).then_some(slot.signs_from);
             let published = slot.phase.is_published().then_some(slot.published_at);
@@ -191,7 +192,7 @@ impl Ring {
     }
 
     /// The key with that id.
-    pub fn slot(&self, id: &SigningKeyId) -> Option<&Slot> {
+    pub(super) fn slot(&self, id: &SigningKeyId) -> Option<&Slot> {
         self.slots.iter().find(|slot| slot.id == *id)
     }
 
@@ -200,7 +201,7 @@ impl Ring {
     }
 
     /// The key that signs.
-    pub fn signer(&self) -> Option<&Slot> {
+    pub(super) fn signer(&self) -> Option<&Slot> {
         self.slots.iter().find(|slot| slot.phase == Phase::Current)
     }
 
@@ -216,7 +217,7 @@ impl Ring {
     }
 
     /// What is told of the ring: Next, Current, then Previous keys, newest first.
-    pub fn listed(&self, now: Timestamp) -> Vec<(&Slot, Status)> {
+    pub(super) fn listed(&self, now: Timestamp) -> Vec<(&Slot, Status)> {
         let now = self.clock(now);
         let mut keys: Vec<_> = self.slots.iter().filter(|slot| slot.is_listed()).collect();
         keys.sort_by_key(|slot| std::cmp::Reverse((slot.effective_at, slot.signs_from, slot.created_at)));
@@ -237,7 +238,7 @@ impl Ring {
 
     /// The keys of the JWKS in the order of the contract: Current, Next, Previous. One that is deleted and
     /// signs still is the last.
-    pub fn published(&self, now: Timestamp) -> Vec<&Slot> {
+    pub(super) fn published(&self, now: Timestamp) -> Vec<&Slot> {
         let mut keys = self.listed(now);
         let order = |status| match status {
             Status::Current => 0,
@@ -260,7 +261,7 @@ impl Ring {
     ///
     /// # Errors
     /// [`Refusal::NextPending`], [`Refusal::Busy`], [`Refusal::TooMany`].
-    pub fn plan(&mut self, id: SigningKeyId, grace: Duration, now: Timestamp) -> Result<(), Refusal> {
+    pub(super) fn plan(&mut self, id: SigningKeyId, grace: Duration, now: Timestamp) -> Result<(), Refusal> {
         if self.planned().is_some() {
             return Err(Refusal::Busy);
         }
@@ -277,7 +278,7 @@ impl Ring {
 
     /// The planned key was made: it is published, and takes its place in the line. A pending Next key is
     /// discarded for another one. Where nothing signs it does so at once: waiting would protect nobody.
-    pub fn publish(&mut self, id: &SigningKeyId, now: Timestamp) {
+    pub(super) fn publish(&mut self, id: &SigningKeyId, now: Timestamp) {
         let (now, lead) = (self.clock(now), self.policy.lead(self.used, now));
         let (replaced, margin) = (self.pending(now), self.policy.margin());
         let nobody_signs = self.signer().is_none();
@@ -304,7 +305,7 @@ impl Ring {
     }
 
     /// An imported key that verifies only, tokens of `lifetime` from now on.
-    pub fn publish_as_previous(&mut self, id: &SigningKeyId, lifetime: Duration, now: Timestamp) {
+    pub(super) fn publish_as_previous(&mut self, id: &SigningKeyId, lifetime: Duration, now: Timestamp) {
         let (now, margin) = (self.clock(now), self.policy.margin());
         let oldest = self.slots.iter().filter(|slot| slot.is_listed()).map(|slot| slot.effective_at).min();
         let Some(slot) = self.slot_mut(id).filter(|slot| slot.phase == Phase::Planned) else { return };
@@ -338,7 +339,7 @@ impl Ring {
     }
 
     /// Lets a waiting key sign, and the one before it rest.
-    pub fn take_over(&mut self, id: &SigningKeyId, now: Timestamp) {
+    pub(super) fn take_over(&mut self, id: &SigningKeyId, now: Timestamp) {
         let now = self.clock(now);
         if !self.slots.iter().any(|slot| slot.id == *id && slot.phase == Phase::Next) {
             return;
@@ -366,7 +367,7 @@ impl Ring {
     ///
     /// # Errors
     /// [`Refusal::NoNext`].
-    pub fn cancel(&mut self, now: Timestamp) -> Result<SigningKeyId, Refusal> {
+    pub(super) fn cancel(&mut self, now: Timestamp) -> Result<SigningKeyId, Refusal> {
         let next = self.pending(now).ok_or(Refusal::NoNext)?;
         if let Some(slot) = self.slot_mut(&next) {
             slot.retire(End::Cancelled);
@@ -379,7 +380,7 @@ impl Ring {
     ///
     /// # Errors
     /// [`Refusal::NextPending`], [`Refusal::NoPrevious`].
-    pub fn revert(&mut self, now: Timestamp) -> Result<SigningKeyId, Refusal> {
+    pub(super) fn revert(&mut self, now: Timestamp) -> Result<SigningKeyId, Refusal> {
         if self.pending(now).is_some() {
             return Err(Refusal::NextPending);
         }
@@ -410,7 +411,7 @@ impl Ring {
     ///
     /// # Errors
     /// [`Refusal::KeyRequired`] before everything else, then [`Refusal::NotFound`], [`Refusal::OnlyPrevious`].
-    pub fn delete(&mut self, id: &SigningKeyId, now: Timestamp) -> Result<(), Refusal> {
+    pub(super) fn delete(&mut self, id: &SigningKeyId, now: Timestamp) -> Result<(), Refusal> {
         let listed = self.listed(now);
         if listed.len() <= 1 {
             return Err(Refusal::KeyRequired);
@@ -438,7 +439,7 @@ impl Ring {
     ///
     /// # Errors
     /// [`Refusal::NotFound`].
-    pub fn revoke(&mut self, id: &SigningKeyId, now: Timestamp) -> Result<bool, Refusal> {
+    pub(super) fn revoke(&mut self, id: &SigningKeyId, now: Timestamp) -> Result<bool, Refusal> {
         let now = self.clock(now);
         let is_published = |slot: &&mut Slot| slot.phase.is_published();
         let slot = self.slot_mut(id).filter(is_published).ok_or(Refusal::NotFound)?;
@@ -467,28 +468,28 @@ impl Ring {
     }
 
     /// The device would not make a planned key.
-    pub fn give_up(&mut self, id: &SigningKeyId, end: End) {
+    pub(super) fn give_up(&mut self, id: &SigningKeyId, end: End) {
         if let Some(slot) = self.slot_mut(id).filter(|slot| slot.phase.may_become(Phase::Retired)) {
             slot.retire(end);
         }
     }
 
     /// Nothing that the key signed lives.
-    pub fn retire(&mut self, id: &SigningKeyId) {
+    pub(super) fn retire(&mut self, id: &SigningKeyId) {
         if let Some(slot) = self.slot_mut(id).filter(|slot| slot.phase == Phase::Previous) {
             slot.retire(End::Expired);
         }
     }
 
     /// The device does not hold a retired key any more.
-    pub fn destroyed(&mut self, id: &SigningKeyId) {
+    pub(super) fn destroyed(&mut self, id: &SigningKeyId) {
         if let Some(slot) = self.slot_mut(id).filter(|slot| slot.phase == Phase::Retired) {
             slot.become_(Phase::Destroyed);
         }
     }
 
     /// Decides what has to happen. Does nothing itself; each step may be repeated.
-    pub fn due(&self, moment: &Moment<'_>) -> Vec<Step> {
+    pub(super) fn due(&self, moment: &Moment<'_>) -> Vec<Step> {
         let now = self.clock(moment.now);
         let mut steps: Vec<_> = self.planned().map(|slot| Step::Make(slot.id.clone())).into_iter().collect();
         let waiting = self.waiting();
@@ -517,6 +518,11 @@ impl Ring {
         steps
     }
 
+    /// Whether the policy asks for a rotation now.
+    pub(super) fn is_old(&self, now: Timestamp) -> bool {
+        self.planned().is_none() && self.scheduled(self.clock(now)).is_some()
+    }
+
     /// The rotation that the policy asks for now.
     fn scheduled(&self, now: Timestamp) -> Option<Step> {
         let every = self.policy.rotate_every?;
@@ -527,3 +533,8 @@ impl Ring {
         (newest <= now && due <= now).then_some(Step::Rotate { grace })
     }
 }
+
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;

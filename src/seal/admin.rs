@@ -2,6 +2,8 @@
 
 use crate::seal::devices::{DeviceName, Routes};
 use crate::seal::driver::Count;
+use crate::seal::guarded::{Arena, SecretBuf};
+use crate::seal::import::LARGEST_PRIVATE;
 use crate::seal::key::KeyRef;
 use crate::seal::{SealError, Way, worker};
 
@@ -10,11 +12,12 @@ use crate::seal::{SealError, Way, worker};
 #[derive(Clone)]
 pub struct KeyAdmin {
     routes: Routes,
+    arena: Arena,
 }
 
 impl KeyAdmin {
-    pub(crate) const fn new(routes: Routes) -> Self {
-        Self { routes }
+    pub(crate) const fn new(routes: Routes, arena: Arena) -> Self {
+        Self { routes, arena }
     }
 
     /// Makes the planned key on the device and returns it pinned: with the fingerprint (public key,
@@ -39,8 +42,78 @@ impl KeyAdmin {
         held: impl Send + 'static,
     ) -> Result<KeyRef, SealError> {
         match &self.routes.to(planned)?.way {
-            Way::Lanes(lanes) => lanes.generate(planned, Box::new(held)).await,
-            Way::Child(client) => client.generate(planned, Box::new(held)).await,
+            Way::Lanes(lanes) => lanes.generate(planned, None, Box::new(held)).await,
+            Way::Child(client) => client.generate(planned, None, Box::new(held)).await,
+        }
+    }
+
+    /// Puts a key that exists already on the device, under the planned id, and returns it pinned: its reference says
+    /// that it was imported. `private` is an unencrypted PKCS#8 `PrivateKeyInfo` in DER, which has to be of the
+    /// planned kind (`public_half` tells), or the 16 to 64 octets of a MAC key. It is copied into guarded memory at
+    /// once; wiping the original is the caller's. Importing what is there already is a success, so that a step
+    /// repeated after a crash converges.
+    ///
+    /// The device is told that the key is sensitive and does not leave, as of any other. That it was made there and
+    /// was never readable is not true of it and not asked of it; every report says so.
+    ///
+    /// # Errors
+    /// [`SealError::KeyUnfit`] if another key is under that id. [`SealError::Refused`] by a device that imports
+    /// nothing, as a TPM here, and for what is no such key, or of another kind, or too weak (`public_half` says which);
+    /// [`SealError::TooLarge`] beyond `LARGEST_PRIVATE`. Else see [`SealError`]; after [`SealError::Unknown`] call it
+    /// again with the same planned key.
+    pub async fn import(&self, planned: &KeyRef, private: &[u8]) -> Result<KeyRef, SealError> {
+        self.import_holding(planned, private, ()).await
+    }
+
+    /// As [`KeyAdmin::import`], and drops `held` when the device has ended the call, as
+    /// [`KeyAdmin::generate_holding`] does.
+    ///
+    /// # Errors
+    /// As [`KeyAdmin::import`].
+    pub async fn import_holding(
+        &self,
+        planned: &KeyRef,
+        private: &[u8],
+        held: impl Send + 'static,
+    ) -> Result<KeyRef, SealError> {
+        if private.is_empty() {
+            return Err(worker::mismatch("import"));
+        }
+        if private.len() > LARGEST_PRIVATE {
+            return Err(SealError::TooLarge { len: private.len() });
+        }
+        let _room = self.routes.to(planned)?.enter().await?;
+        let mut copy = self.arena.take(private.len()).await?;
+        copy.with_mut(|copy| copy.copy_from_slice(private));
+        self.import_guarded(planned, copy, held).await
+    }
+
+    /// As [`KeyAdmin::import_holding`], for a key that is in guarded memory already.
+    pub(crate) async fn import_guarded(
+        &self,
+        planned: &KeyRef,
+        private: SecretBuf,
+        held: impl Send + 'static,
+    ) -> Result<KeyRef, SealError> {
+        match &self.routes.to(planned)?.way {
+            Way::Lanes(lanes) => lanes.generate(planned, Some(private), Box::new(held)).await,
+            Way::Child(client) => client.generate(planned, Some(private), Box::new(held)).await,
+        }
+    }
+
+    /// Every key on the device that bears Lacre's label: signing keys, MAC keys and KEKs, also half-made ones and
+    /// those of other installations that share the token. Each is named as if it was planned, so that it can be
+    /// destroyed, or generated (which takes up what is there); nothing is proven of it. In no order.
+    ///
+    /// Empty for a TPM: signing and MAC keys are blobs in their rows there, so none can be on it without a row.
+    ///
+    /// # Errors
+    /// See [`SealError`].
+    pub async fn list(&self, device: &DeviceName) -> Result<Vec<KeyRef>, SealError> {
+        match self.routes.of(device).map(|route| &route.way) {
+            Some(Way::Lanes(lanes)) => lanes.list().await,
+            Some(Way::Child(client)) => client.list().await,
+            None => Err(worker::mismatch("list")),
         }
     }
 

@@ -93,7 +93,7 @@ pub trait Backend: Send {
         out: &mut SecretBuf,
     ) -> Result<(), BackendError>;
 
-    /// Signs a digest made with the algorithm's hash. ECDSA comes back as `r || s` of fixed width.
+    /// Signs what `Alg::digest` gave: a digest, for EdDSA the message. ECDSA comes back as `r || s` of fixed width.
     ///
     /// # Errors
     /// See [`BackendError`].
@@ -114,9 +114,13 @@ pub trait Backend: Send {
     /// Makes the planned key and returns it pinned. Making what is there already is a success:
     /// callers repeat this step after a crash. Never makes a second object of that id.
     ///
+    /// With `given` (PKCS#8, or the secret of a MAC key) it is that key, which the device takes from outside, and
+    /// the pin says so. Another key under the id is [`BackendError::Unfit`].
+    ///
     /// # Errors
-    /// See [`BackendError`].
-    fn generate(&mut self, planned: &KeyRef) -> Result<KeyRef, BackendError>;
+    /// See [`BackendError`]; [`BackendError::Refused`] by a device that imports nothing, and for a key that is none
+    /// or not of the planned kind.
+    fn generate(&mut self, planned: &KeyRef, given: Option<&SecretBuf>) -> Result<KeyRef, BackendError>;
 
     /// Destroys the key. Destroying what is not there is a success, for the same reason.
     ///

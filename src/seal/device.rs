@@ -225,7 +225,7 @@ pub(crate) fn start_named(
     let routes = Routes::new(vec![(name.clone(), way)], arena);
     Ok(Device {
         sealer: Sealer::new(routes.clone(), arena.clone()),
-        admin: KeyAdmin::new(routes),
+        admin: KeyAdmin::new(routes, arena.clone()),
         name,
         driven: Driven::Here { lanes, watch, address, without_evidence: without_evidence(config) },
     })
@@ -278,7 +278,7 @@ impl Device {
         let routes = Routes::new(vec![(name.clone(), Way::Child(Arc::clone(&client)))], arena);
         Self {
             sealer: Sealer::new(routes.clone(), arena.clone()),
-            admin: KeyAdmin::new(routes),
+            admin: KeyAdmin::new(routes, arena.clone()),
             name,
             driven: Driven::There { client, supervisor },
         }

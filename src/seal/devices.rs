@@ -170,7 +170,11 @@ impl Devices {
         }
         let ways = all.iter().map(|device| (device.name().clone(), device.way())).collect();
         let routes = Routes::new(ways, arena);
-        Ok(Self { sealer: Sealer::new(routes.clone(), arena.clone()), admin: KeyAdmin::new(routes), all })
+        Ok(Self {
+            sealer: Sealer::new(routes.clone(), arena.clone()),
+            admin: KeyAdmin::new(routes, arena.clone()),
+            all,
+        })
     }
 
     /// Every device, by name.

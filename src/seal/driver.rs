@@ -5,6 +5,7 @@
 //! one from before. When to do what is decided in `worker.rs` and `recovery.rs`, for every device alike.
 
 use crate::seal::backend::{Backend, BackendError};
+use crate::seal::key::KeyRef;
 
 /// Why the device cannot be used now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +84,12 @@ pub(crate) trait Driver: Send + Sync {
 
     /// What the device can do, measured.
     fn capabilities(&self) -> Result<serde_json::Value, BackendError>;
+
+    /// Every key on the device that this program has made, as it was planned: nothing is proven of it. Empty where
+    /// the device keeps no keys that it could list.
+    fn list(&self) -> Result<Vec<KeyRef>, BackendError> {
+        Ok(Vec::new())
+    }
 
     /// The value of the device's counter after `count`; `None` if it was never made. Refused by devices
     /// without one.

@@ -84,8 +84,12 @@ impl<'a> Reader<'a> {
         self.take(usize::try_from(len).map_err(|_| BadSealed)?)
     }
 
+    pub(crate) fn is_at_end(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub(crate) fn end(&self) -> Result<(), BadSealed> {
-        if self.0.is_empty() { Ok(()) } else { Err(BadSealed) }
+        if self.is_at_end() { Ok(()) } else { Err(BadSealed) }
     }
 }
 

@@ -6,9 +6,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use sha2::{Digest, Sha256, Sha384};
-
 use crate::seal::devices::DeviceName;
+
+pub use crate::seal::public::{Alg, Fingerprint, PublicKey, Signature};
 
 /// A device object's id: 16 random bytes, chosen and recorded before the key is made (`CKA_ID`).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -18,6 +18,11 @@ impl KeyId {
     /// The id's bytes.
     pub const fn as_bytes(&self) -> &[u8; 16] {
         &self.0
+    }
+
+    /// From an object's `CKA_ID`; `None` if it is not 16 bytes.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
     }
 
     /// Reads what `Display` writes.
@@ -96,12 +101,14 @@ pub enum KeySpec {
     Rsa3072,
     /// RSA with 4096 bits.
     Rsa4096,
-    /// HMAC-SHA256 with a 256-bit key.
+    /// HMAC-SHA256 with a 256-bit key; an imported one may have 128 to 512 bits.
     HmacSha256,
+    /// EdDSA on Ed25519, where the token has it.
+    Ed25519,
 }
 
 impl KeySpec {
-    const ALL: [(Self, u8, &'static str); 7] = [
+    const ALL: [(Self, u8, &'static str); 8] = [
         (Self::Kek, 1, "kek-aes256"),
         (Self::EcP256, 2, "ec-p256"),
         (Self::EcP384, 3, "ec-p384"),
@@ -109,6 +116,7 @@ impl KeySpec {
         (Self::Rsa3072, 5, "rsa-3072"),
         (Self::Rsa4096, 6, "rsa-4096"),
         (Self::HmacSha256, 7, "hmac-sha256"),
+        (Self::Ed25519, 8, "ed25519"),
     ];
 
     fn code(self) -> u8 {
@@ -117,6 +125,11 @@ impl KeySpec {
 
     fn from_code(code: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|(_, known, _)| *known == code).map(|(spec, ..)| spec)
+    }
+
+    /// Reads [`KeySpec::name`].
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|(.., known)| *known == name).map(|(spec, ..)| spec)
     }
 
     /// The name in reports and labels.
@@ -134,6 +147,7 @@ impl KeySpec {
             Self::Rsa3072 => "making of an rsa-3072 key",
             Self::Rsa4096 => "making of an rsa-4096 key",
             Self::HmacSha256 => "making of an hmac-sha256 key",
+            Self::Ed25519 => "making of an ed25519 key",
         }
     }
 
@@ -158,48 +172,6 @@ impl KeySpec {
             Self::Rsa3072 => Some(3072),
             Self::Rsa4096 => Some(4096),
             _ => None,
-        }
-    }
-}
-
-/// A signature algorithm by its JOSE name (RFC 7518, section 3.1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Alg {
-    /// ECDSA P-256 with SHA-256.
-    Es256,
-    /// ECDSA P-384 with SHA-384.
-    Es384,
-    /// RSASSA-PKCS1-v1_5 with SHA-256.
-    Rs256,
-    /// RSASSA-PSS with SHA-256.
-    Ps256,
-}
-
-impl Alg {
-    /// The JOSE name.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Es256 => "ES256",
-            Self::Es384 => "ES384",
-            Self::Rs256 => "RS256",
-            Self::Ps256 => "PS256",
-        }
-    }
-
-    /// The hash that is signed.
-    pub(crate) fn digest(self, message: &[u8]) -> Vec<u8> {
-        match self {
-            Self::Es384 => Sha384::digest(message).to_vec(),
-            Self::Es256 | Self::Rs256 | Self::Ps256 => Sha256::digest(message).to_vec(),
-        }
-    }
-
-    /// Whether a key of that kind can make such a signature.
-    pub const fn fits(self, spec: KeySpec) -> bool {
-        match self {
-            Self::Es256 => matches!(spec, KeySpec::EcP256),
-            Self::Es384 => matches!(spec, KeySpec::EcP384),
-            Self::Rs256 | Self::Ps256 => spec.modulus_bits().is_some(),
         }
     }
 }
@@ -339,13 +311,12 @@ pub(crate) enum Pin {
     Fingerprint(Fingerprint),
     /// A known value wrapped by this KEK: it opens, so this is the KEK; it opens, so the device is well.
     Canary(WrappedDek),
+    /// The same of a key that was brought from outside: the device cannot say that it made it, nor that it was
+    /// never readable.
+    Imported(Fingerprint),
     /// A fingerprint, and the key itself as the device gave it out: encrypted, and only this device can load it.
     Blob { fingerprint: Fingerprint, blob: Vec<u8> },
 }
-
-/// SHA-256 over what makes a key recognisable.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Fingerprint(pub [u8; 32]);
 
 /// A key on the device. Opaque: keep its bytes, hand them back.
 #[derive(Clone, PartialEq, Eq)]
@@ -366,6 +337,11 @@ impl KeyRef {
     pub fn plan(spec: KeySpec) -> Result<Self, getrandom::Error> {
         let device = DeviceName::default();
         Ok(Self { id: KeyId(random_bytes()?), spec, pin: Arc::new(Pin::Planned), device })
+    }
+
+    /// The key of an object that was found on the default device: its name only, as if it was planned.
+    pub(crate) fn found(id: KeyId, spec: KeySpec) -> Self {
+        Self { id, spec, pin: Arc::new(Pin::Planned), device: DeviceName::default() }
     }
 
     /// The same key on that device.
@@ -397,9 +373,17 @@ impl KeyRef {
     /// Whether the key is pinned by this public key, so that the device signs with this one and no other.
     pub fn is_pinned_by(&self, key: &PublicKey) -> bool {
         match &*self.pin {
-            Pin::Fingerprint(pinned) | Pin::Blob { fingerprint: pinned, .. } => *pinned == key.fingerprint(),
+            Pin::Fingerprint(pinned) | Pin::Imported(pinned) | Pin::Blob { fingerprint: pinned, .. } => {
+                *pinned == key.fingerprint()
+            }
             Pin::Planned | Pin::Canary(_) => false,
         }
+    }
+
+    /// Whether the key was brought from outside by `KeyAdmin::import`: somebody may have a copy of it, and the device
+    /// cannot prove otherwise.
+    pub fn is_imported(&self) -> bool {
+        matches!(*self.pin, Pin::Imported(_))
     }
 
     /// Which line of a queue its users stand in: keys belong to tenants, so tenants take turns.
@@ -437,6 +421,10 @@ impl KeyRef {
                 out.extend_from_slice(&wrapped.iv);
                 wrapped.mechanism.framed(&wrapped.bytes, &mut out);
             }
+            Pin::Imported(Fingerprint(sum)) => {
+                out.push(4);
+                out.extend_from_slice(sum);
+            }
             Pin::Blob { fingerprint: Fingerprint(sum), blob } => {
                 out.push(3);
                 out.extend_from_slice(sum);
@@ -454,6 +442,7 @@ impl KeyRef {
         let pin = match rest {
             [0] => Pin::Planned,
             [1, sum @ ..] => Pin::Fingerprint(Fingerprint(sum.try_into().ok()?)),
+            [4, sum @ ..] => Pin::Imported(Fingerprint(sum.try_into().ok()?)),
             [2, mechanism, iv_len, rest @ ..] => {
                 let (iv, rest) = rest.split_at_checked(usize::from(*iv_len))?;
                 let mechanism = WrapMechanism::from_code(*mechanism)?;
@@ -517,55 +506,6 @@ impl Kek {
     }
 }
 
-/// A public key by its numbers, big endian, EC coordinates at full width, RSA without leading zeros.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PublicKey {
-    /// A point on P-256 or P-384.
-    Ec {
-        /// [`KeySpec::EcP256`] or [`KeySpec::EcP384`].
-        spec: KeySpec,
-        /// The x coordinate.
-        x: Vec<u8>,
-        /// The y coordinate.
-        y: Vec<u8>,
-    },
-    /// An RSA key.
-    Rsa {
-        /// The modulus.
-        n: Vec<u8>,
-        /// The public exponent.
-        e: Vec<u8>,
-    },
-}
-
-impl PublicKey {
-    /// SHA-256 over the length-prefixed numbers: what a signing key is pinned by.
-    pub fn fingerprint(&self) -> Fingerprint {
-        let (label, parts): (&[u8], [&[u8]; 2]) = match self {
-            Self::Ec { x, y, .. } => (b"lacre/pin/v1/ec", [x, y]),
-            Self::Rsa { n, e } => (b"lacre/pin/v1/rsa", [n, e]),
-        };
-        let mut sum = Sha256::new();
-        sum.update(label);
-        for part in parts {
-            sum.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
-            sum.update(part);
-        }
-        Fingerprint(sum.finalize().into())
-    }
-}
-
-/// A signature in JOSE form.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Signature(pub(crate) Vec<u8>);
-
-impl Signature {
-    /// The signature's octets.
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::{Fingerprint, KeyRef, KeySpec, Pin, WrapMechanism, WrappedDek};
@@ -577,11 +517,22 @@ mod tests {
             let (iv, len) = mechanism.lengths();
             Pin::Canary(WrappedDek { mechanism, iv: vec![7; iv], bytes: vec![9; len] })
         });
-        for pin in [Pin::Planned, Pin::Fingerprint(Fingerprint([3; 32]))].into_iter().chain(canaries) {
+        let sum = Fingerprint([3; 32]);
+        for pin in [Pin::Planned, Pin::Fingerprint(sum), Pin::Imported(sum)].into_iter().chain(canaries) {
             let key = planned.pinned(pin);
             let bytes = key.to_bytes();
             assert!(KeyRef::from_bytes(&bytes) == Some(key));
             assert!(KeyRef::from_bytes(&bytes[..bytes.len() - 1]).is_none());
         }
+    }
+
+    #[test]
+    fn bytes_from_before_imported_keys_mean_what_they_meant() {
+        let old = [&[1, 2][..], &[5; 16], &[1], &[3; 32]].concat();
+        let key = KeyRef::from_bytes(&old).unwrap();
+        assert!(key.spec() == KeySpec::EcP256 && !key.is_imported() && key.is_pinned());
+        assert_eq!(key.to_bytes(), old);
+        let imported = key.pinned(Pin::Imported(Fingerprint([3; 32])));
+        assert!(imported.is_imported() && imported != key && imported.id() == key.id());
     }
 }

@@ -3,11 +3,12 @@
 //! `select` decides which module, token and PIN source are meant; `library` loads and initialises a module
 //! for all tokens in it; `token` finds one, logs in and recovers;
 //! `session` is the [`Backend`]; `parts` says what a key consists of,
-//! `objects` makes and finds it, `custody` checks it; `wrap` wraps DEKs, `probe` chooses how; `raw` is
+//! `objects` makes and finds it, `import` takes it from outside, `custody` checks it; `wrap` wraps DEKs, `probe` chooses how; `raw` is
 //! the C interface; `error` says what return values mean; `report` measures what the token can do. Read `hsm.md` of the project before changing any.
 
 mod custody;
 mod error;
+mod import;
 mod library;
 mod objects;
 mod parts;
@@ -27,6 +28,7 @@ use crate::seal::StartError;
 use crate::seal::backend::{Backend, BackendError};
 use crate::seal::driver::{Driver, Known, Problem};
 use crate::seal::guarded::Arena;
+use crate::seal::key::KeyRef;
 use crate::seal::latch::Latch;
 
 pub use crate::seal::pin::TypedPin;
@@ -152,5 +154,9 @@ impl Driver for Module {
 
     fn capabilities(&self) -> Result<serde_json::Value, BackendError> {
         report::capabilities(&mut Session::open(&self.0, true)?)
+    }
+
+    fn list(&self) -> Result<Vec<KeyRef>, BackendError> {
+        Session::open(&self.0, false)?.list()
     }
 }

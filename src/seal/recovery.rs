@@ -280,9 +280,12 @@ fn use_key(session: &mut dyn Backend, key: &KeyRef, lanes: &Lanes) -> Result<(),
             }
         }
         (KeySpec::HmacSha256, _) => session.mac(key, b"lacre/probe/v1").map(drop),
-        (KeySpec::EcP256, _) => session.sign(key, Alg::Es256, &[7; 32]).map(drop),
-        (KeySpec::EcP384, _) => session.sign(key, Alg::Es384, &[7; 48]).map(drop),
-        _ => session.sign(key, Alg::Rs256, &[7; 32]).map(drop),
+        (spec, _) => {
+            let Some(alg) = Alg::for_spec(spec) else { return Ok(()) };
+            let digest = alg.digest(b"lacre/probe/v1");
+            let signature = session.sign(key, alg, &digest)?;
+            lanes.gate.known(key).map_or(Ok(()), |known| known.judge(alg, &digest, &signature))
+        }
     }
 }
 
@@ -334,7 +337,7 @@ mod tests {
             Err(NOT_ASKED)
         }
 
-        fn generate(&mut self, _: &KeyRef) -> Result<KeyRef, BackendError> {
+        fn generate(&mut self, _: &KeyRef, _: Option<&SecretBuf>) -> Result<KeyRef, BackendError> {
             Err(NOT_ASKED)
         }
 

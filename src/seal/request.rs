@@ -56,6 +56,8 @@ pub(crate) enum Request {
     },
     Generate {
         planned: KeyRef,
+        /// The key itself, where it comes from outside.
+        given: Option<SecretBuf>,
     },
     Destroy {
         key: KeyRef,
@@ -64,6 +66,7 @@ pub(crate) enum Request {
         key: KeyRef,
     },
     Capabilities,
+    List,
     Count(Count),
 }
 
@@ -80,6 +83,7 @@ pub(crate) enum Answer {
     Destroyed,
     Report(KeyReport),
     Capabilities(serde_json::Value),
+    Listed(Vec<KeyRef>),
     Counted(Option<u64>),
 }
 
@@ -92,7 +96,9 @@ impl Request {
             Self::Sign { .. } => "sign",
             Self::Mac { .. } => "mac",
             Self::PublicKey { .. } => "public_key",
-            Self::Generate { .. } => "generate",
+            Self::Generate { given: None, .. } => "generate",
+            Self::Generate { given: Some(_), .. } => "import",
+            Self::List => "list",
             Self::Destroy { .. } => "destroy",
             Self::Inspect { .. } => "inspect",
             Self::Capabilities => "capabilities",
@@ -119,10 +125,10 @@ impl Request {
             | Self::Sign { key, .. }
             | Self::Mac { key, .. }
             | Self::PublicKey { key }
-            | Self::Generate { planned: key }
+            | Self::Generate { planned: key, .. }
             | Self::Destroy { key }
             | Self::Inspect { key } => Some(key),
-            Self::Capabilities | Self::Count(_) => None,
+            Self::Capabilities | Self::List | Self::Count(_) => None,
         }
     }
 
@@ -160,7 +166,10 @@ impl Request {
             }
             Self::Mac { key, message } => Output::Answer(Answer::Mac(session.mac(key, message)?)),
             Self::PublicKey { key } => Output::Answer(Answer::PublicKey(session.public_key(key)?)),
-            Self::Generate { planned } => Output::Answer(Answer::Generated(session.generate(planned)?)),
+            Self::Generate { planned, given } => {
+                Output::Answer(Answer::Generated(session.generate(planned, given.as_ref())?))
+            }
+            Self::List => Output::Answer(Answer::Listed(driver.list()?)),
             Self::Destroy { key } => {
                 session.destroy(key)?;
                 Output::Answer(Answer::Destroyed)

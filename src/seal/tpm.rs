@@ -21,6 +21,7 @@ mod report;
 mod salt;
 mod scrub;
 mod selftest;
+mod sign;
 mod template;
 
 use std::collections::HashMap;

@@ -12,6 +12,7 @@ pub fn alg_of(spec: KeySpec) -> Option<Alg> {
         KeySpec::EcP256 => Some(Alg::Es256),
         KeySpec::EcP384 => Some(Alg::Es384),
         KeySpec::Rsa2048 | KeySpec::Rsa3072 | KeySpec::Rsa4096 => Some(Alg::Rs256),
+        KeySpec::Ed25519 => Some(Alg::EdDsa),
         KeySpec::Kek | KeySpec::HmacSha256 => None,
     }
 }

@@ -38,6 +38,8 @@ fn spki(key: &PublicKey) -> Vec<u8> {
             (tlv(0x30, &[EC, curve].concat()), [&[4], x.as_slice(), y].concat())
         }
         PublicKey::Rsa { n, e } => (tlv(0x30, RSA), tlv(0x30, &[integer(n), integer(e)].concat())),
+        // RFC 8410.
+        PublicKey::Ed { x } => (tlv(0x30, &[0x06, 0x03, 0x2b, 0x65, 0x70]), x.clone()),
     };
     tlv(0x30, &[algorithm, tlv(3, &[&[0], bits.as_slice()].concat())].concat())
 }
@@ -57,6 +59,11 @@ pub fn verifies(dir: &Path, key: &PublicKey, alg: Alg, message: &[u8], signature
     let ecdsa = matches!(alg, Alg::Es256 | Alg::Es384);
     fs::write(&signature_file, if ecdsa { der(signature) } else { signature.to_vec() }).unwrap();
     let mut command = Command::new("openssl");
+    if alg == Alg::EdDsa {
+        command.args(["pkeyutl", "-verify", "-pubin", "-keyform", "DER", "-rawin", "-inkey"]).arg(public);
+        command.arg("-sigfile").arg(&signature_file).arg("-in").arg(&message_file);
+        return command.output().expect("openssl is installed").status.success();
+    }
     command.args(["dgst", if alg == Alg::Es384 { "-sha384" } else { "-sha256" }, "-keyform", "DER"]);
     if alg == Alg::Ps256 {
         command.args(["-sigopt", "rsa_padding_mode:pss", "-sigopt", "rsa_pss_saltlen:32"]);
@@ -82,6 +89,9 @@ pub fn verifies_here(key: &PublicKey, alg: Alg, message: &[u8], signature: &[u8]
                 _ => &aws::RSA_PKCS1_2048_8192_SHA256,
             };
             PublicKeyComponents { n, e }.verify(padding, message, signature).is_ok()
+        }
+        PublicKey::Ed { x } => {
+            aws::UnparsedPublicKey::new(&aws::ED25519, x).verify(message, signature).is_ok()
         }
     }
 }

@@ -7,8 +7,6 @@ use lacre::seal::{Alg, KeySpec, PublicKey, SealError};
 use crate::openssl::{verifies, verifies_here};
 use crate::stage::{Running, Stage, rounds};
 
-const ALGS: [Alg; 4] = [Alg::Es256, Alg::Es384, Alg::Rs256, Alg::Ps256];
-
 pub async fn signatures_have_the_jose_form_and_foreign_code_accepts_them(stage: &Stage) {
     let device = stage.start().await;
     let capabilities = stage.capabilities(&device).await;
@@ -19,7 +17,7 @@ pub async fn signatures_have_the_jose_form_and_foreign_code_accepts_them(stage: 
         }
         let key = device.key(spec).await;
         let public = device.sealer.public_key(&key).await.unwrap();
-        for alg in ALGS {
+        for alg in Alg::ALL {
             if !alg.fits(spec) {
                 let unfit = device.sealer.sign(&key, alg, b"m").await;
                 assert!(matches!(unfit, Err(SealError::Refused { .. })), "{alg:?} with {spec:?}");
@@ -31,7 +29,7 @@ pub async fn signatures_have_the_jose_form_and_foreign_code_accepts_them(stage: 
         device.destroy(&[&key]).await;
     }
     let offered = |alg: &Alg| capabilities["algorithms"][alg.name()] == true;
-    assert!(ALGS.iter().filter(|alg| offered(alg)).all(|alg| tried.contains(alg)), "{tried:?}");
+    assert!(Alg::ALL.iter().filter(|alg| offered(alg)).all(|alg| tried.contains(alg)), "{tried:?}");
     device.assert_ready();
 }
 
@@ -46,6 +44,10 @@ async fn sign_many(stage: &Stage, device: &Running, key: &lacre::seal::KeyRef, a
         PublicKey::Rsa { n, .. } => {
             assert_ne!(n[0], 0, "no leading zero");
             n.len()
+        }
+        PublicKey::Ed { x } => {
+            assert_eq!(x.len(), 32);
+            64
         }
     };
     let began = Instant::now();

@@ -141,7 +141,7 @@ impl Stage {
     }
 }
 
-const SPECS: [KeySpec; 7] = [
+const SPECS: [KeySpec; 8] = [
     KeySpec::Kek,
     KeySpec::EcP256,
     KeySpec::EcP384,
@@ -149,6 +149,7 @@ const SPECS: [KeySpec; 7] = [
     KeySpec::Rsa3072,
     KeySpec::Rsa4096,
     KeySpec::HmacSha256,
+    KeySpec::Ed25519,
 ];
 
 /// A started device; closed when dropped.

@@ -17,6 +17,8 @@
 
 #[path = "../support/daemon.rs"]
 mod daemon;
+#[path = "../backend/openssl.rs"]
+mod openssl;
 #[path = "../support/postgres.rs"]
 mod postgres;
 #[path = "../support/raw.rs"]
@@ -34,6 +36,7 @@ mod composite;
 mod conformance;
 mod every_fault;
 mod heals;
+mod import;
 mod lost_key;
 mod outage;
 mod pin;

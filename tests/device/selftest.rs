@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use lacre::seal::{Alg, DeviceState, KeySpec, SealError};
+use lacre::seal::{Alg, DeviceState, KeyRef, KeySpec, SealError};
 use reqwest::{Client, Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -11,7 +11,7 @@ use crate::daemon::{Options, TestDaemon, free_port};
 use crate::served::{config, over, refused_for_now, stored, value_path};
 use crate::shim::{ShimControl, shim_path};
 use crate::softhsm;
-use crate::stage::{HERE, Running, kek_of, stage};
+use crate::stage::{HERE, Running, in_process, kek_of, stage};
 
 /// The reason for which the device is away.
 fn reason(device: &Running) -> String {
@@ -86,6 +86,70 @@ async fn one_corrupt_output_costs_a_moment_and_no_key() {
     device.ready(Duration::from_secs(5)).await;
     device.sealer.seal(&kek, &HERE, b"value").await.unwrap();
     assert!(device.admin.inspect(&kek.key).await.unwrap().deviations.is_empty());
+}
+
+/// Keys that are in use and have passed: what the device makes of a later message is looked at all the same.
+async fn no_false_signature_leaves(device: &lacre::seal::Device, control: &ShimControl) {
+    for (spec, algs) in [
+        (KeySpec::EcP256, &[Alg::Es256][..]),
+        (KeySpec::EcP384, &[Alg::Es384]),
+        (KeySpec::Ed25519, &[Alg::EdDsa]),
+        (KeySpec::Rsa2048, &[Alg::Rs256, Alg::Ps256]),
+    ] {
+        let key = device.admin.generate(&KeyRef::plan(spec).unwrap()).await.unwrap();
+        for alg in algs {
+            device.sealer.sign(&key, *alg, b"m").await.unwrap();
+            control.set_rules("C_Sign 1 corrupt");
+            let answer = device.sealer.sign(&key, *alg, b"m").await;
+            assert!(matches!(answer, Err(SealError::Unavailable { .. })), "{alg:?}: a signature left");
+            control.set_rules("");
+            ready(device).await;
+            device.sealer.sign(&key, *alg, b"m").await.unwrap();
+        }
+        device.admin.destroy(&key).await.unwrap();
+    }
+    // As long as it lasts the device is away: the probes look too.
+    let key = device.admin.generate(&KeyRef::plan(KeySpec::EcP256).unwrap()).await.unwrap();
+    device.sealer.sign(&key, Alg::Es256, b"m").await.unwrap();
+    control.set_rules("C_Sign * corrupt");
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(2) {
+        let answer = device.sealer.sign(&key, Alg::Es256, b"m").await;
+        assert!(matches!(answer, Err(SealError::Unavailable { .. })), "a signature left");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    match device.status().state {
+        DeviceState::Away(reason) => assert!(reason.contains("self-test: a signature"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+    assert!(device.status().key_failures == 0, "the device is blamed, not the key");
+    control.set_rules("");
+    ready(device).await;
+    device.sealer.sign(&key, Alg::Es256, b"m").await.unwrap();
+    device.admin.destroy(&key).await.unwrap();
+}
+
+async fn ready(device: &lacre::seal::Device) {
+    let began = Instant::now();
+    while device.status().state != DeviceState::Ready {
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", device.status());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn every_signature_is_verified_before_it_leaves() {
+    let stage = stage().await;
+    let device = stage.start();
+    no_false_signature_leaves(&device, &stage.control).await;
+}
+
+#[tokio::test]
+async fn every_signature_is_verified_in_the_sealer_process() {
+    let stage = stage().await;
+    let (device, _arena) = in_process(&stage);
+    no_false_signature_leaves(&device, &stage.control).await;
+    device.close();
 }
 
 #[tokio::test]

@@ -11,7 +11,10 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use lacre::seal::guarded::Options;
-use lacre::seal::{Arena, Context, Device, DeviceState, Kek, KekId, KeyId, KeyRef, KeySpec, StartError};
+use lacre::seal::{
+    Arena, Context, Device, DeviceState, Kek, KekId, KeyId, KeyRef, KeySpec, SealerConfig, SealerMode,
+    StartError, Surroundings,
+};
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -188,6 +191,25 @@ impl Running {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
+}
+
+/// The device in a process of its own, over the same token.
+pub fn in_process(stage: &Stage) -> (Device, Arena) {
+    let config = json!({ "latch_dir": stage.token.dir.join("latch"), "deadline": 2, "pkcs11": {
+        "module": shim_path(),
+        "token": "device",
+        "pin_source": format!("file:{}", stage.token.pin_file.display()),
+    }});
+    let options = Options { slots: 64, allow_unlocked: true, ..Options::default() };
+    let arena = Arena::new(&options).unwrap();
+    let mut surroundings = Surroundings::new(&options, "info", false);
+    surroundings.program = env!("CARGO_BIN_EXE_lacre").into();
+    let sealer = SealerConfig { mode: SealerMode::Process, ..SealerConfig::default() };
+    let device =
+        lacre::seal::launch(&sealer, &serde_json::from_value(config).unwrap(), &surroundings, &arena)
+            .unwrap();
+    assert_eq!(device.status().state, DeviceState::Ready);
+    (device, arena)
 }
 
 /// Version 1 of a KEK with that device key.

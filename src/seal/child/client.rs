@@ -458,15 +458,27 @@ impl Client {
         self.ask(&ask, Body::None, None, wire::decode_public_key).await
     }
 
-    pub(crate) async fn generate(&self, planned: &KeyRef, held: Held) -> Result<KeyRef, SealError> {
-        let ask = Ask::Generate { planned: planned.clone() };
+    /// Makes the planned key, or has it taken from outside.
+    pub(crate) async fn generate(
+        &self,
+        planned: &KeyRef,
+        given: Option<SecretBuf>,
+        held: Held,
+    ) -> Result<KeyRef, SealError> {
+        let ask = Ask::Generate { planned: planned.clone(), is_given: given.is_some() };
         let read = |meta: &[u8]| KeyRef::from_bytes(meta).ok_or(Garbled("not a key"));
-        let made = self.ask(&ask, Body::None, Some(held), read).await?;
+        let body = given.map_or(Body::None, Body::Secret);
+        let made = self.ask(&ask, body, Some(held), read).await?;
         if (made.id(), made.spec()) != (planned.id(), planned.spec()) {
             return self.read(Err(Garbled("another key than the planned one")));
         }
         // The process knows its one device by no name.
         Ok(made.on(planned.device().clone()))
+    }
+
+    pub(crate) async fn list(&self) -> Result<Vec<KeyRef>, SealError> {
+        let keys = self.ask(&Ask::List, Body::None, None, wire::decode_keys).await?;
+        Ok(keys.into_iter().map(|key| key.on(self.device.clone())).collect())
     }
 
     pub(crate) async fn destroy(&self, key: &KeyRef) -> Result<(), SealError> {

@@ -24,7 +24,7 @@ use crate::seal::device::{self, Device, DeviceStatus, SealerStatus};
 use crate::seal::envelope::{Payload, Sealed};
 use crate::seal::guarded::{Arena, SecretBuf};
 use crate::seal::pin::TypedPin;
-use crate::seal::{SealError, StartError};
+use crate::seal::{SealError, StartError, worker};
 
 /// How often the device's status is looked at.
 const LOOK: Duration = Duration::from_millis(50);
@@ -208,6 +208,11 @@ fn log_filter(meta: &[u8]) -> Result<String, Garbled> {
     }
 }
 
+/// The meta part of an answer.
+fn plain(meta: &[u8]) -> Vec<u8> {
+    [&[Kind::Answer as u8], meta].concat()
+}
+
 /// The device and the way back to the daemon.
 struct Part {
     device: Device,
@@ -297,12 +302,11 @@ impl Part {
 
     async fn perform(self: &Arc<Self>, frame: Frame) -> Result<(Vec<u8>, Body), SealError> {
         let Frame { id, meta, body } = frame;
-        let (sealer, admin) = (&self.device.sealer, &self.device.admin);
+        let sealer = &self.device.sealer;
         let ask = Ask::decode(&meta).map_err(|garbled| SealError::Unavailable {
             retry_after: Duration::from_secs(1),
             reason: garbled.to_string(),
         })?;
-        let plain = |meta: &[u8]| [&[Kind::Answer as u8], meta].concat();
         Ok(match ask {
             Ask::Seal { kek, context } => {
                 let plaintext = match body {
@@ -338,15 +342,6 @@ impl Part {
                 (plain(&sealer.mac(&key, message).await?), Body::None)
             }
             Ask::PublicKey { key } => (wire::encode_public_key(&sealer.public_key(&key).await?), Body::None),
-            Ask::Generate { planned } => {
-                let held = Ended(Arc::clone(self), id);
-                (plain(&admin.generate_holding(&planned, held).await?.to_bytes()), Body::None)
-            }
-            Ask::Destroy { key } => {
-                admin.destroy(&key).await?;
-                (plain(&[]), Body::None)
-            }
-            Ask::Inspect { key } => (Frame::note(Kind::Answer, &admin.inspect(&key).await?).meta, Body::None),
             Ask::Address => (plain(&self.mailbox.address), Body::None),
             Ask::Export { from, context, key, address, aad } => {
                 (plain(&sealer.export(&from, &context, &key, (&address, &aad)).await?), Body::None)
@@ -354,6 +349,37 @@ impl Part {
             Ask::Import { to, context, parcel } => {
                 (plain(&sealer.import(&to, &context, &parcel, &self.mailbox).await?.to_bytes()), Body::None)
             }
+            ask => self.administer(id, ask, body).await?,
+        })
+    }
+
+    /// What goes through the lane that makes and destroys keys.
+    async fn administer(
+        self: &Arc<Self>,
+        id: u64,
+        ask: Ask<'_>,
+        body: Body,
+    ) -> Result<(Vec<u8>, Body), SealError> {
+        let admin = &self.device.admin;
+        Ok(match ask {
+            Ask::Generate { planned, is_given: false } => {
+                let held = Ended(Arc::clone(self), id);
+                (plain(&admin.generate_holding(&planned, held).await?.to_bytes()), Body::None)
+            }
+            Ask::Generate { planned, is_given: true } => {
+                let Body::Secret(given) = body else {
+                    let retry_after = Duration::from_secs(1);
+                    return Err(SealError::Busy { what: "guarded memory", retry_after });
+                };
+                let held = Ended(Arc::clone(self), id);
+                (plain(&admin.import_guarded(&planned, given, held).await?.to_bytes()), Body::None)
+            }
+            Ask::List => (wire::encode_keys(&admin.list(self.device.name()).await?), Body::None),
+            Ask::Destroy { key } => {
+                admin.destroy(&key).await?;
+                (plain(&[]), Body::None)
+            }
+            Ask::Inspect { key } => (Frame::note(Kind::Answer, &admin.inspect(&key).await?).meta, Body::None),
             Ask::Count(count) => {
                 let held = Ended(Arc::clone(self), id);
                 let value = admin.count_holding(self.device.name(), count, held).await?;
@@ -362,6 +388,8 @@ impl Part {
             Ask::Capabilities => {
                 (Frame::note(Kind::Answer, &self.device.capabilities().await?).meta, Body::None)
             }
+            // `perform` has all the others.
+            _ => return Err(worker::mismatch(ask.name())),
         })
     }
 

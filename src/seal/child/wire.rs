@@ -187,8 +187,10 @@ pub(super) enum Ask<'a> {
     PublicKey {
         key: KeyRef,
     },
+    /// The body is the key, if it is given.
     Generate {
         planned: KeyRef,
+        is_given: bool,
     },
     Destroy {
         key: KeyRef,
@@ -197,6 +199,7 @@ pub(super) enum Ask<'a> {
         key: KeyRef,
     },
     Capabilities,
+    List,
     Count(Count),
     /// Where DEKs for this process are encrypted to. The device is not asked.
     Address,
@@ -258,7 +261,8 @@ fn wrapped(reader: &mut Reader<'_>) -> Result<WrappedKey, Garbled> {
     Ok(WrappedKey::from_bytes(reader.long()?)?)
 }
 
-const ALGS: [Alg; 4] = [Alg::Es256, Alg::Es384, Alg::Rs256, Alg::Ps256];
+/// The code of the request whose body is a private key.
+const GIVEN: u8 = 15;
 
 impl<'a> Ask<'a> {
     /// The name in errors and metrics.
@@ -270,7 +274,9 @@ impl<'a> Ask<'a> {
             Self::Sign { .. } => "sign",
             Self::Mac { .. } => "mac",
             Self::PublicKey { .. } => "public_key",
-            Self::Generate { .. } => "generate",
+            Self::Generate { is_given: false, .. } => "generate",
+            Self::Generate { is_given: true, .. } => "import",
+            Self::List => "list",
             Self::Destroy { .. } => "destroy",
             Self::Inspect { .. } => "inspect",
             Self::Capabilities => "capabilities",
@@ -287,6 +293,7 @@ impl<'a> Ask<'a> {
                 | Self::Destroy { .. }
                 | Self::Inspect { .. }
                 | Self::Capabilities
+                | Self::List
                 | Self::Count(_)
         )
     }
@@ -301,7 +308,7 @@ impl<'a> Ask<'a> {
 
     /// Whether the body of a request with this meta part is plaintext.
     pub(super) fn has_secret(meta: &[u8]) -> bool {
-        meta.first() == Some(&1)
+        matches!(meta.first(), Some(&(1 | GIVEN)))
     }
 
     pub(super) fn encode(&self) -> Vec<u8> {
@@ -322,13 +329,14 @@ impl<'a> Ask<'a> {
                 out.kek(from).kek(to).context(context).part(&key.to_bytes());
             }
             Self::Sign { key, alg, digest } => {
-                let alg = ALGS.iter().position(|known| known == alg).unwrap_or_default();
+                let alg = Alg::ALL.iter().position(|known| known == alg).unwrap_or_default();
                 out.0.extend_from_slice(&[4, u8::try_from(alg).unwrap_or_default()]);
                 out.part(&key.to_bytes()).part(digest);
             }
             Self::Mac { key } => out.keyed(5, key),
             Self::PublicKey { key } => out.keyed(6, key),
-            Self::Generate { planned } => out.keyed(7, planned),
+            Self::Generate { planned, is_given } => out.keyed(if *is_given { GIVEN } else { 7 }, planned),
+            Self::List => out.0.push(16),
             Self::Destroy { key } => out.keyed(8, key),
             Self::Inspect { key } => out.keyed(9, key),
             Self::Capabilities => out.0.push(10),
@@ -372,12 +380,14 @@ impl<'a> Ask<'a> {
             3 => Self::Rewrap { from: kek(r)?, to: kek(r)?, context: context(r)?, key: wrapped(r)? },
             4 => {
                 let [alg] = r.array()?;
-                let alg = *ALGS.get(usize::from(alg)).ok_or(Garbled("unknown algorithm"))?;
+                let alg = *Alg::ALL.get(usize::from(alg)).ok_or(Garbled("unknown algorithm"))?;
                 Self::Sign { alg, key: key(r)?, digest: Cow::Borrowed(r.long()?) }
             }
             5 => Self::Mac { key: key(r)? },
             6 => Self::PublicKey { key: key(r)? },
-            7 => Self::Generate { planned: key(r)? },
+            7 => Self::Generate { planned: key(r)?, is_given: false },
+            GIVEN => Self::Generate { planned: key(r)?, is_given: true },
+            16 => Self::List,
             8 => Self::Destroy { key: key(r)? },
             9 => Self::Inspect { key: key(r)? },
             10 => Self::Capabilities,
@@ -440,10 +450,33 @@ pub(super) fn decode_count(bytes: &[u8]) -> Result<Option<u64>, Garbled> {
     }
 }
 
+/// Names of keys in an answer.
+pub(super) fn encode_keys(keys: &[KeyRef]) -> Vec<u8> {
+    let mut out = Parts(vec![Kind::Answer as u8]);
+    for key in keys {
+        out.part(&key.to_bytes());
+    }
+    out.0
+}
+
+/// Reads [`encode_keys`] without its kind.
+pub(super) fn decode_keys(bytes: &[u8]) -> Result<Vec<KeyRef>, Garbled> {
+    let mut reader = Reader::new(bytes);
+    let mut keys = Vec::new();
+    while !reader.is_at_end() {
+        keys.push(key(&mut reader)?);
+    }
+    Ok(keys)
+}
+
 /// A public key in an answer.
 pub(super) fn encode_public_key(key: &PublicKey) -> Vec<u8> {
     let mut out = Parts(vec![Kind::Answer as u8]);
     match key {
+        PublicKey::Ed { x } => {
+            out.0.push(4);
+            out.part(x).part(&[]);
+        }
         PublicKey::Ec { spec, x, y } => {
             out.0.push(if *spec == KeySpec::EcP256 { 1 } else { 2 });
             out.part(x).part(y);
@@ -466,6 +499,7 @@ pub(super) fn decode_public_key(bytes: &[u8]) -> Result<PublicKey, Garbled> {
         1 => Ok(PublicKey::Ec { spec: KeySpec::EcP256, x: one, y: two }),
         2 => Ok(PublicKey::Ec { spec: KeySpec::EcP384, x: one, y: two }),
         3 => Ok(PublicKey::Rsa { n: one, e: two }),
+        4 if two.is_empty() => Ok(PublicKey::Ed { x: one }),
         _ => Err(Garbled("unknown public key")),
     }
 }
@@ -500,7 +534,9 @@ mod tests {
             Ask::Sign { key: key.clone(), alg: Alg::Es384, digest: Cow::Owned(vec![6; 48]) },
             Ask::Mac { key: key.clone() },
             Ask::PublicKey { key: key.clone() },
-            Ask::Generate { planned: KeyRef::plan(KeySpec::Rsa4096).unwrap() },
+            Ask::Generate { planned: KeyRef::plan(KeySpec::Rsa4096).unwrap(), is_given: false },
+            Ask::Generate { planned: KeyRef::plan(KeySpec::Ed25519).unwrap(), is_given: true },
+            Ask::List,
             Ask::Destroy { key: key.clone() },
             Ask::Inspect { key },
             Ask::Capabilities,
@@ -524,7 +560,8 @@ mod tests {
         for ask in all() {
             let bytes = ask.encode();
             assert!(Ask::decode(&bytes).unwrap() == ask, "{}", ask.name());
-            assert_eq!(Ask::has_secret(&bytes), matches!(ask, Ask::Seal { .. }));
+            let is_secret = matches!(ask, Ask::Seal { .. } | Ask::Generate { is_given: true, .. });
+            assert_eq!(Ask::has_secret(&bytes), is_secret);
             for len in 0..bytes.len() {
                 assert!(Ask::decode(&bytes[..len]).is_err(), "{} cut to {len}", ask.name());
             }
@@ -536,7 +573,8 @@ mod tests {
     fn a_public_key_survives_its_bytes() {
         let ec = |spec| PublicKey::Ec { spec, x: vec![1; 32], y: vec![2; 32] };
         let rsa = PublicKey::Rsa { n: vec![3; 256], e: vec![1, 0, 1] };
-        for key in [ec(KeySpec::EcP256), ec(KeySpec::EcP384), rsa] {
+        let ed = PublicKey::Ed { x: vec![4; 32] };
+        for key in [ec(KeySpec::EcP256), ec(KeySpec::EcP384), rsa, ed] {
             assert_eq!(decode_public_key(&encode_public_key(&key)[1..]).unwrap(), key);
         }
     }

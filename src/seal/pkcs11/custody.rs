@@ -18,6 +18,9 @@ use crate::seal::pkcs11::parts::{Make, Part};
 pub(super) const EVIDENCE: [&str; 4] =
     ["CKA_LOCAL", "CKA_ALWAYS_SENSITIVE", "CKA_NEVER_EXTRACTABLE", "CKA_COPYABLE"];
 
+/// What no key from outside has: it was not made here, and whoever brought it has read it.
+pub(super) const NEVER_IMPORTED: [&str; 3] = ["CKA_LOCAL", "CKA_ALWAYS_SENSITIVE", "CKA_NEVER_EXTRACTABLE"];
+
 const ATTRIBUTES: [AttributeType; 17] = [
     AttributeType::KeyType,
     AttributeType::Token,

@@ -11,13 +11,21 @@ use cryptoki::types::Ulong;
 use cryptoki_sys::{CK_OBJECT_HANDLE, CKR_FUNCTION_FAILED, CKR_GENERAL_ERROR, CKR_MECHANISM_INVALID};
 
 use crate::seal::backend::BackendError;
-use crate::seal::key::{KeyId, KeySpec, PublicKey};
+use crate::seal::key::{KeyId, KeyRef, KeySpec, PublicKey};
 use crate::seal::pkcs11::error::fail;
 use crate::seal::pkcs11::parts::{Make, Part};
 
 /// DER of the curves' object identifiers (SEC 2, RFC 5480).
 pub(super) const P256_OID: &[u8] = &[0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
 pub(super) const P384_OID: &[u8] = &[0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x22];
+
+/// Of Ed25519 (RFC 8410, section 3).
+pub(super) const ED25519_OID: &[u8] = &[0x06, 0x03, 0x2b, 0x65, 0x70];
+/// The curve by its name, as PKCS#11 3.0 has it and some modules alone take (section 2.3.10).
+const ED25519_NAME: &[u8] = b"\x13\x0cedwards25519";
+
+/// Begin of the label of every object that is made here.
+const LABEL: &str = "lacre ";
 
 /// The objects that are used of one key. All the same but for KEKs whose mechanism needs more.
 #[derive(Clone, Copy)]
@@ -200,9 +208,9 @@ fn custody(make: Make, part: Part, id: KeyId) -> Vec<Attribute> {
     ]
 }
 
-/// For people who list the token; never used to find a key.
-fn label(make: Make, part: Part, id: KeyId) -> Vec<u8> {
-    format!("lacre {} {}", make.label(part), &id.to_string()[..8]).into_bytes()
+/// For people who list the token, and for [`all`]; a key is never found by it.
+pub(super) fn label(make: Make, part: Part, id: KeyId) -> Vec<u8> {
+    format!("{LABEL}{} {}", make.label(part), &id.to_string()[..8]).into_bytes()
 }
 
 /// Generates the key, object by object. Tokens that refuse the two newer attributes get the template
@@ -247,7 +255,7 @@ fn generate_part(session: &Session, make: Make, part: Part, id: KeyId) -> Result
 
 /// Whether the refusal may be about an attribute: some modules answer one that they do not know with one of
 /// the two codes that they use for everything (hsm.md 3.4).
-fn blames_template(error: &BackendError) -> bool {
+pub(super) fn blames_template(error: &BackendError) -> bool {
     matches!(
         error,
         BackendError::Refused { .. }
@@ -316,12 +324,61 @@ fn generate_pair(
         ]);
         Mechanism::RsaPkcsKeyPairGen
     } else {
-        let curve = if make.spec == KeySpec::EcP256 { P256_OID } else { P384_OID };
-        public.push(Attribute::EcParams(curve.to_vec()));
-        Mechanism::EccKeyPairGen
+        public.push(Attribute::EcParams(curve(make.spec).to_vec()));
+        if make.spec == KeySpec::Ed25519 { Mechanism::EccEdwardsKeyPairGen } else { Mechanism::EccKeyPairGen }
     };
-    let made = session.generate_key_pair(&mechanism, &public, &private);
+    let mut made = session.generate_key_pair(&mechanism, &public, &private);
+    if made.is_err() && make.spec == KeySpec::Ed25519 && find_part(session, make, Part::Main, id)?.is_none() {
+        public.pop();
+        public.push(Attribute::EcParams(ED25519_NAME.to_vec()));
+        made = session.generate_key_pair(&mechanism, &public, &private);
+    }
     made.map(|_| ()).map_err(|error| fail("C_GenerateKeyPair", &error).into())
+}
+
+/// `CKA_EC_PARAMS` of a curve.
+pub(super) const fn curve(spec: KeySpec) -> &'static [u8] {
+    match spec {
+        KeySpec::EcP384 => P384_OID,
+        KeySpec::Ed25519 => ED25519_OID,
+        _ => P256_OID,
+    }
+}
+
+/// Every key whose objects bear the label that objects get here, with what the label says of its kind.
+pub(super) fn all(session: &Session) -> Result<Vec<KeyRef>, BackendError> {
+    let mut found: Vec<KeyRef> = Vec::new();
+    for class in [ObjectClass::PRIVATE_KEY, ObjectClass::SECRET_KEY, ObjectClass::PUBLIC_KEY] {
+        let objects = session.find_objects(&[Attribute::Class(class), Attribute::Token(true)]);
+        for object in objects.map_err(|error| BackendError::from(fail("C_FindObjects", &error)))? {
+            let told = session.get_attributes(object, &[AttributeType::Id, AttributeType::Label]);
+            let told = told.map_err(|error| BackendError::from(fail("C_GetAttributeValue", &error)))?;
+            if let Some(key) = labelled(&told)
+                && !found.iter().any(|other| other.id() == key.id())
+            {
+                found.push(key);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The key of an object with that id and label; `None` for what was not made here.
+fn labelled(told: &[Attribute]) -> Option<KeyRef> {
+    let id = told.iter().find_map(|attribute| match attribute {
+        Attribute::Id(id) => KeyId::from_bytes(id),
+        _ => None,
+    })?;
+    let label = told.iter().find_map(|attribute| match attribute {
+        Attribute::Label(label) => std::str::from_utf8(label).ok(),
+        _ => None,
+    })?;
+    let (kind, mark) = label.strip_prefix(LABEL)?.split_once(' ')?;
+    if mark != &id.to_string()[..8] {
+        return None;
+    }
+    let spec = if kind.starts_with("kek-") { KeySpec::Kek } else { KeySpec::from_name(kind)? };
+    Some(KeyRef::found(id, spec))
 }
 
 /// Destroys every object of the key; of a KEK in whichever way it may have been made.
@@ -367,6 +424,7 @@ fn read_public_key(session: &Session, spec: KeySpec, id: KeyId) -> Result<Public
     };
     let parsed = match spec.field_len() {
         Some(len) => bytes(AttributeType::EcPoint).and_then(|point| ec_point(spec, len, point)),
+        None if spec == KeySpec::Ed25519 => bytes(AttributeType::EcPoint).and_then(ed_point),
         None => rsa_numbers(spec, bytes(AttributeType::Modulus), bytes(AttributeType::PublicExponent)),
     };
     parsed.ok_or_else(|| BackendError::Unfit("its public key cannot be read".to_owned()))
@@ -385,6 +443,17 @@ fn ec_point(spec: KeySpec, len: usize, bytes: &[u8]) -> Option<PublicKey> {
     Some(PublicKey::Ec { spec, x: x.to_vec(), y: y.to_vec() })
 }
 
+/// The 32 octets of RFC 8032, bare as PKCS#11 3.0 has them, or inside a DER OCTET STRING or BIT STRING.
+fn ed_point(bytes: &[u8]) -> Option<PublicKey> {
+    let x = match bytes.len() {
+        32 => bytes,
+        34 => bytes.strip_prefix(&[0x04, 32])?,
+        35 => bytes.strip_prefix(&[0x03, 33, 0])?,
+        _ => return None,
+    };
+    Some(PublicKey::Ed { x: x.to_vec() })
+}
+
 fn rsa_numbers(spec: KeySpec, modulus: Option<&[u8]>, exponent: Option<&[u8]>) -> Option<PublicKey> {
     let trim = |bytes: &[u8]| bytes.iter().copied().skip_while(|byte| *byte == 0).collect::<Vec<u8>>();
     let (n, e) = (trim(modulus?), trim(exponent?));
@@ -394,8 +463,13 @@ fn rsa_numbers(spec: KeySpec, modulus: Option<&[u8]>, exponent: Option<&[u8]>) -
 
 #[cfg(test)]
 mod tests {
-    use super::{BackendError, KeySpec, KeyType, Make, ObjectClass, Part, Present, compare, ec_point};
-    use crate::seal::key::WrapMechanism;
+    use cryptoki::object::Attribute;
+
+    use super::{
+        BackendError, KeySpec, KeyType, Make, ObjectClass, Part, Present, compare, ec_point, ed_point, label,
+        labelled,
+    };
+    use crate::seal::key::{KeyRef, WrapMechanism};
 
     fn objects(make: Make, parts: &[Part]) -> Vec<(ObjectClass, Option<KeyType>)> {
         let kind = |part: &Part| make.kind(*part);
@@ -440,5 +514,29 @@ mod tests {
         assert!(ec_point(KeySpec::EcP256, 32, &bare).is_some());
         assert_eq!(ec_point(KeySpec::EcP256, 32, &wrapped), ec_point(KeySpec::EcP256, 32, &bare));
         assert!(ec_point(KeySpec::EcP256, 32, &bare[..64]).is_none());
+
+        let ed = [7; 32];
+        for wrapped in [[&[4, 32][..], &ed].concat(), [&[3, 33, 0][..], &ed].concat()] {
+            assert_eq!(ed_point(&wrapped), ed_point(&ed));
+            assert!(ed_point(&wrapped[..33]).is_none());
+        }
+        assert!(ed_point(&ed).is_some() && ed_point(&ed[1..]).is_none());
+    }
+
+    #[test]
+    fn an_object_is_ours_by_its_label_and_id_together() {
+        let specs = [KeySpec::EcP256, KeySpec::Rsa3072, KeySpec::HmacSha256, KeySpec::Ed25519];
+        let keks = WrapMechanism::PREFERENCE.map(|wrap| Make { spec: KeySpec::Kek, wrap: Some(wrap) });
+        for make in specs.map(|spec| Make { spec, wrap: None }).into_iter().chain(keks) {
+            let [id, other] = [(); 2].map(|()| KeyRef::plan(make.spec).unwrap().id());
+            for part in make.parts() {
+                let told = |id: &[u8], label: Vec<u8>| [Attribute::Id(id.to_vec()), Attribute::Label(label)];
+                let found = labelled(&told(id.as_bytes(), label(make, *part, id))).unwrap();
+                assert!(found.id() == id && found.spec() == make.spec && !found.is_pinned());
+                assert!(labelled(&told(other.as_bytes(), label(make, *part, id))).is_none());
+                assert!(labelled(&told(&id.as_bytes()[1..], label(make, *part, id))).is_none());
+            }
+        }
+        assert!(labelled(&[Attribute::Label(b"lacre ec-p256 00".to_vec())]).is_none());
     }
 }

@@ -48,6 +48,7 @@ impl Make {
     pub(super) fn kind(self, part: Part) -> (ObjectClass, KeyType) {
         let pair = match self.spec {
             KeySpec::EcP256 | KeySpec::EcP384 => KeyType::EC,
+            KeySpec::Ed25519 => KeyType::EC_EDWARDS,
             _ => KeyType::RSA,
         };
         match (part, self.spec) {
@@ -87,6 +88,7 @@ impl Make {
             (Part::Mac, _) | (_, KeySpec::HmacSha256) => vec![MechanismType::SHA256_HMAC],
             (_, KeySpec::Kek) => self.wrap.and_then(wrap_type).into_iter().collect(),
             (_, KeySpec::EcP256 | KeySpec::EcP384) => vec![MechanismType::ECDSA],
+            (_, KeySpec::Ed25519) => vec![MechanismType::EDDSA],
             (_, KeySpec::Rsa2048 | KeySpec::Rsa3072 | KeySpec::Rsa4096) => {
                 vec![MechanismType::RSA_PKCS, MechanismType::RSA_PKCS_PSS]
             }

@@ -351,6 +351,18 @@ impl Raw {
         Ok(object)
     }
 
+    /// Makes an object from attributes whose values stay in the caller's buffers.
+    pub(super) fn create(
+        &self,
+        session: CK_SESSION_HANDLE,
+        template: &[(CK_ULONG, &[u8])],
+    ) -> Result<CK_OBJECT_HANDLE, Fail> {
+        let mut attributes: Vec<_> = template.iter().map(|(kind, value)| attribute(*kind, value)).collect();
+        let (count, mut object) = (attributes.len() as CK_ULONG, 0);
+        call!(self, C_CreateObject(session, attributes.as_mut_ptr(), count, &raw mut object))?;
+        Ok(object)
+    }
+
     /// Makes a session object from `template` and a secret value that stays in the caller's buffer.
     pub(super) fn create_secret(
         &self,

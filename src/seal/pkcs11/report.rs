@@ -6,7 +6,7 @@ use cryptoki::mechanism::Mechanism as KeyGen;
 use cryptoki::object::{Attribute, KeyType, ObjectHandle};
 use cryptoki::types::Ulong;
 use cryptoki_sys::{
-    CKM_AES_ECB, CKM_AES_GCM, CKM_AES_KEY_WRAP, CKM_ECDSA, CKM_RSA_PKCS, CKM_SHA256_HMAC,
+    CKM_AES_ECB, CKM_AES_GCM, CKM_AES_KEY_WRAP, CKM_ECDSA, CKM_EDDSA, CKM_RSA_PKCS, CKM_SHA256_HMAC,
     CKR_MECHANISM_INVALID,
 };
 use serde_json::{Map, Value, json};
@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use crate::seal::backend::BackendError;
 use crate::seal::key::{Alg, KeySpec, WrapMechanism};
 use crate::seal::pkcs11::error::fail;
-use crate::seal::pkcs11::objects::{P256_OID, P384_OID};
+use crate::seal::pkcs11::objects::{ED25519_OID, P256_OID, P384_OID};
 use crate::seal::pkcs11::probe;
 use crate::seal::pkcs11::raw::{Fail, Mechanism};
 use crate::seal::pkcs11::session::Session;
@@ -30,7 +30,7 @@ const NAMES: [(u64, &str); 12] = [
     (0x0009, "CKM_RSA_PKCS_OAEP"),
     (0x1040, "CKM_EC_KEY_PAIR_GEN"),
     (CKM_ECDSA, "CKM_ECDSA"),
-    (0x1057, "CKM_EDDSA"),
+    (CKM_EDDSA, "CKM_EDDSA"),
     (0x1080, "CKM_AES_KEY_GEN"),
     (CKM_AES_GCM, "CKM_AES_GCM"),
     (0x2109, "CKM_AES_KEY_WRAP"),
@@ -94,6 +94,7 @@ struct Trials {
     es384: Option<f64>,
     rs256: Option<f64>,
     ps256: Option<f64>,
+    eddsa: Option<f64>,
     hs256: Option<f64>,
 }
 
@@ -106,11 +107,15 @@ fn trials(session: &Session) -> Trials {
     let rsa = |mechanism: fn() -> Mechanism<'static>, input: &[u8]| {
         time_pair(session, &KeyGen::RsaPkcsKeyPairGen, rsa_public(), mechanism, input, ROUNDS / 5)
     };
+    let edwards =
+        vec![Attribute::Token(false), Attribute::EcParams(ED25519_OID.to_vec()), Attribute::Verify(true)];
+    let eddsa = || Mechanism::Plain(CKM_EDDSA);
     Trials {
         es256: ec(P256_OID, &[7; 32]),
         es384: ec(P384_OID, &[7; 48]),
         rs256: rsa(|| Mechanism::Plain(CKM_RSA_PKCS), &[7; 51]),
         ps256: rsa(|| Mechanism::PssSha256, &[7; 32]),
+        eddsa: time_pair(session, &KeyGen::EccEdwardsKeyPairGen, edwards, eddsa, &[7; 32], ROUNDS),
         hs256: time_hmac(session),
     }
 }
@@ -130,6 +135,7 @@ fn keys(tried: &Trials, wrap: &Value, largest: u64) -> Value {
         (KeySpec::Rsa3072, up_to(3072)),
         (KeySpec::Rsa4096, up_to(4096)),
         (KeySpec::HmacSha256, tried.hs256.is_some()),
+        (KeySpec::Ed25519, tried.eddsa.is_some()),
     ] {
         keys.insert(spec.name().to_owned(), json!(can));
     }
@@ -143,6 +149,7 @@ fn algorithms(tried: &Trials) -> Value {
         (Alg::Es384, tried.es384),
         (Alg::Rs256, tried.rs256),
         (Alg::Ps256, tried.ps256),
+        (Alg::EdDsa, tried.eddsa),
     ] {
         algorithms.insert(alg.name().to_owned(), json!(tried.is_some()));
     }

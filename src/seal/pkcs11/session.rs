@@ -7,7 +7,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use cryptoki::session::Session as RawSession;
-use cryptoki_sys::{CKM_ECDSA, CKM_RSA_PKCS, CKM_SHA256_HMAC, CKR_DEVICE_MEMORY, CKR_USER_NOT_LOGGED_IN};
+use cryptoki_sys::{
+    CKM_ECDSA, CKM_EDDSA, CKM_RSA_PKCS, CKM_SHA256_HMAC, CKR_DEVICE_MEMORY, CKR_USER_NOT_LOGGED_IN,
+};
 use sha2::{Digest, Sha256};
 
 use crate::seal::KeyReport;
@@ -33,7 +35,9 @@ const DIGEST_INFO_SHA256: [u8; 19] = [
 
 /// What a canary's AAD and a MAC fingerprint's message are: fixed texts, never anything of a tenant.
 const CANARY_AAD: &[u8] = b"lacre/canary/v1";
-const MAC_PIN_TEXT: &[u8] = b"lacre/pin/v1/mac";
+pub(super) const MAC_PIN_TEXT: &[u8] = b"lacre/pin/v1/mac";
+/// Length of an Ed25519 signature.
+const ED25519_LEN: usize = 64;
 
 /// A session, its token, and the handles it has found.
 #[expect(clippy::struct_field_names, reason = "it is cryptoki's session")]
@@ -51,6 +55,12 @@ impl Session {
         Ok(Self { token: Arc::clone(token), session, handles: HashMap::new() })
     }
 
+    /// Every key on the token that was made here.
+    pub(super) fn list(&self) -> Result<Vec<KeyRef>, BackendError> {
+        let _entered = self.session.enter(&self.token)?;
+        objects::all(&self.session)
+    }
+
     pub(super) fn token(&self) -> &Token {
         &self.token
     }
@@ -60,7 +70,7 @@ impl Session {
     }
 
     /// The checked handles of a generated key.
-    fn handles(&mut self, entered: &Entered<'_>, key: &KeyRef) -> Result<Handles, BackendError> {
+    pub(super) fn handles(&mut self, entered: &Entered<'_>, key: &KeyRef) -> Result<Handles, BackendError> {
         if let Some((pin, handles)) = self.handles.get(&key.id)
             && (Arc::ptr_eq(pin, &key.pin) || *pin == key.pin)
         {
@@ -70,7 +80,7 @@ impl Session {
         let Some(objects) = objects::find_key(&self.session, make, key.id)? else {
             return Err(self.absent(entered));
         };
-        let found = self.check(make, objects)?;
+        let found = self.check(make, objects, key.is_imported())?;
         if !found.broken.is_empty() {
             return Err(BackendError::Unfit(found.broken.join(", ")));
         }
@@ -84,8 +94,19 @@ impl Session {
     }
 
     /// Checks the objects that hold secrets.
-    fn check(&self, make: Make, objects: Objects) -> Result<Found, BackendError> {
-        let without = self.token.selection.without_evidence.as_slice();
+    pub(super) fn check(
+        &self,
+        make: Make,
+        objects: Objects,
+        is_imported: bool,
+    ) -> Result<Found, BackendError> {
+        let configured = self.token.selection.without_evidence.as_slice();
+        let mut imported = Vec::new();
+        if is_imported {
+            imported.extend(custody::NEVER_IMPORTED.map(str::to_owned));
+            imported.extend_from_slice(configured);
+        }
+        let without = if is_imported { imported.as_slice() } else { configured };
         let mut found = custody::check(&self.session, objects.main, (make, Part::Main), without)?;
         if let Some(mac) = objects.mac {
             let beside = custody::check(&self.session, mac, (make, Part::Mac), without)?;
@@ -96,7 +117,7 @@ impl Session {
     }
 
     /// Runs the self-test and keeps its result.
-    fn tested(&self, key: &KeyRef, keys: Handles) -> Result<(), BackendError> {
+    pub(super) fn tested(&self, key: &KeyRef, keys: Handles) -> Result<(), BackendError> {
         let result = self.self_test(key, keys);
         self.token.note_test(key.id, result.is_ok());
         result
@@ -104,7 +125,7 @@ impl Session {
 
     /// A token that is gone lists no objects either, and one that has forgotten the login lists no private
     /// ones; only a token that answers to its user can miss a key (F4).
-    fn absent(&self, entered: &Entered<'_>) -> BackendError {
+    pub(super) fn absent(&self, entered: &Entered<'_>) -> BackendError {
         match self.token.raw.is_user_session(self.session.handle()) {
             Err(fail) => fail.into(),
             Ok(false) => {
@@ -117,7 +138,7 @@ impl Session {
 
     /// Compares the object with what was recorded when the key was made. A verdict against a key needs two
     /// looks: one failed call is no evidence.
-    fn check_pin(&self, key: &KeyRef, keys: Handles) -> Result<(), BackendError> {
+    pub(super) fn check_pin(&self, key: &KeyRef, keys: Handles) -> Result<(), BackendError> {
         match self.compare_pin(key, keys) {
             Err(BackendError::Unfit(_)) => self.compare_pin(key, keys),
             other => other,
@@ -153,15 +174,21 @@ impl Session {
                 }
                 other => other,
             },
-            Pin::Fingerprint(expected) if self.fingerprint(key, keys)? == *expected => Ok(()),
-            Pin::Fingerprint(_) => Err(BackendError::Unfit("its fingerprint is another one".to_owned())),
+            Pin::Fingerprint(expected) | Pin::Imported(expected)
+                if self.fingerprint(key, keys)? == *expected =>
+            {
+                Ok(())
+            }
+            Pin::Fingerprint(_) | Pin::Imported(_) => {
+                Err(BackendError::Unfit("its fingerprint is another one".to_owned()))
+            }
             Pin::Blob { .. } => {
                 Err(BackendError::Unfit("it was made on a device of another kind".to_owned()))
             }
         }
     }
 
-    fn fingerprint(&self, key: &KeyRef, keys: Handles) -> Result<Fingerprint, BackendError> {
+    pub(super) fn fingerprint(&self, key: &KeyRef, keys: Handles) -> Result<Fingerprint, BackendError> {
         if key.spec == KeySpec::HmacSha256 {
             let mac = self.mac_with(keys, MAC_PIN_TEXT)?;
             return Ok(Fingerprint(Sha256::digest(mac).into()));
@@ -206,10 +233,12 @@ impl Session {
                 raw.sign(session, Mechanism::Plain(CKM_RSA_PKCS), keys.main, &info, &mut out)?
             }
             Alg::Ps256 => raw.sign(session, Mechanism::PssSha256, keys.main, digest, &mut out)?,
+            Alg::EdDsa => raw.sign(session, Mechanism::Plain(CKM_EDDSA), keys.main, digest, &mut out)?,
         };
         let signature = match (key.spec.field_len(), key.spec.modulus_bits()) {
             (Some(field), _) => fixed_width(&out[..written], field),
             (None, Some(bits)) if written * 8 == usize::from(bits) => Some(out[..written].to_vec()),
+            (None, None) if alg == Alg::EdDsa && written == ED25519_LEN => Some(out[..written].to_vec()),
             _ => None,
         };
         // A signature of a wrong length never leaves (HS-7).
@@ -278,7 +307,7 @@ impl Session {
         let (mut fitting, mut broken, mut objects) = (Vec::new(), Vec::new(), None);
         for make in shapes {
             let there = objects::find_key(&self.session, make, id)?.ok_or_else(|| self.absent(entered))?;
-            let found = self.check(make, there)?;
+            let found = self.check(make, there, false)?;
             if found.broken.is_empty() {
                 fitting.push(make);
                 objects = objects.or(Some(there));
@@ -330,7 +359,7 @@ fn fixed_width(raw: &[u8], field: usize) -> Option<Vec<u8>> {
 }
 
 /// A token without room for another object is well: what is there can be used.
-fn full(error: BackendError) -> BackendError {
+pub(super) fn full(error: BackendError) -> BackendError {
     match error {
         BackendError::Away { function, code: CKR_DEVICE_MEMORY } => {
             BackendError::Refused { function, code: CKR_DEVICE_MEMORY }
@@ -398,9 +427,12 @@ impl Backend for Session {
         objects::public_key(&self.session, key.spec, key.id)
     }
 
-    fn generate(&mut self, planned: &KeyRef) -> Result<KeyRef, BackendError> {
+    fn generate(&mut self, planned: &KeyRef, given: Option<&SecretBuf>) -> Result<KeyRef, BackendError> {
         let token = Arc::clone(&self.token);
         let entered = self.session.enter(&token)?;
+        if let Some(given) = given {
+            return given.with(|private| self.import(&entered, planned, private));
+        }
         let (makes, objects) = self.find_or_make(&entered, planned)?;
         let mut first = None;
         for make in makes {
@@ -445,7 +477,8 @@ impl Backend for Session {
             }
             Err(other) => return Err(other),
         };
-        let Found { attributes, broken: mut deviations, accepted } = self.check(make, objects)?;
+        let Found { attributes, broken: mut deviations, accepted } =
+            self.check(make, objects, key.is_imported())?;
         match self.check_pin(key, objects.handles()) {
             // A KEK's test uses up two of its IVs, so once is enough.
             Ok(()) if key.spec == KeySpec::Kek && self.token.has_passed(key.id) => {}

@@ -12,10 +12,7 @@ use tss_esapi::Context;
 use tss_esapi::handles::KeyHandle;
 use tss_esapi::interface_types::algorithm::HashingAlgorithm;
 use tss_esapi::interface_types::session_handles::AuthSession;
-use tss_esapi::structures::{
-    Digest, HashScheme, HashcheckTicket, MaxBuffer, Private, Public, PublicBuffer, SensitiveData,
-    Signature as TpmSignature, SignatureScheme,
-};
+use tss_esapi::structures::{MaxBuffer, Private, Public, PublicBuffer, SensitiveData};
 use tss_esapi::traits::Marshall;
 use zeroize::Zeroize;
 
@@ -23,7 +20,8 @@ use super::error::Fail;
 use super::link::{Id, Link, Origin};
 use super::salt::{destroy_salt, make_salt, read_salt};
 use super::scrub::{scrub, wipe_blocks};
-use super::{Tpm, selftest, template};
+use super::sign::{sign, test_pair};
+use super::{Tpm, template};
 use crate::seal::KeyReport;
 use crate::seal::backend::{Backend, BackendError};
 use crate::seal::envelope::{DEK_LEN, DEK_SLOT_LEN};
@@ -83,7 +81,7 @@ fn speaks_against<T>(result: &Result<T, BackendError>) -> bool {
     }
 }
 
-fn refused(function: &'static str) -> BackendError {
+pub(super) fn refused(function: &'static str) -> BackendError {
     BackendError::Refused { function, code: 0 }
 }
 
@@ -138,11 +136,11 @@ fn wrong_secret() -> BackendError {
 }
 
 /// What a signing or MAC key is loaded from.
-fn blob_of(key: &KeyRef) -> Result<&[u8], BackendError> {
+pub(super) fn blob_of(key: &KeyRef) -> Result<&[u8], BackendError> {
     match &*key.pin {
         Pin::Blob { blob, .. } => Ok(blob),
         Pin::Planned => Err(BackendError::Unfit("it was planned and never generated".to_owned())),
-        Pin::Fingerprint(_) | Pin::Canary(_) => {
+        Pin::Fingerprint(_) | Pin::Imported(_) | Pin::Canary(_) => {
             Err(BackendError::Unfit("it was made on a device of another kind".to_owned()))
         }
     }
@@ -165,7 +163,7 @@ fn check_public(key: &KeyRef, public: &Public) -> Result<(), BackendError> {
 }
 
 /// The handle of a signing or MAC key, from its blob. Another blob under the same id is another object.
-fn leaf(link: &mut Link, key: &KeyRef) -> Result<(Id, KeyHandle), BackendError> {
+pub(super) fn leaf(link: &mut Link, key: &KeyRef) -> Result<(Id, KeyHandle), BackendError> {
     let blob = blob_of(key)?;
     let at = tag(key.id, blob);
     let (private, public) = read_blob(blob)?;
@@ -187,7 +185,7 @@ fn write_blob(private: &Private, public: &Public) -> Result<Vec<u8>, BackendErro
     Ok([&len.to_be_bytes(), private.value(), &public].concat())
 }
 
-fn read_blob(blob: &[u8]) -> Result<(Private, Public), BackendError> {
+pub(super) fn read_blob(blob: &[u8]) -> Result<(Private, Public), BackendError> {
     let unfit = || BackendError::Unfit("its blob cannot be read".to_owned());
     let (len, rest) = blob.split_first_chunk::<2>().ok_or_else(unfit)?;
     let (private, public) = rest.split_at_checked(usize::from(u16::from_be_bytes(*len))).ok_or_else(unfit)?;
@@ -349,69 +347,8 @@ fn mac(link: &mut Link, key: &KeyRef, message: &[u8]) -> Result<[u8; 32], Backen
 }
 
 /// A refused authorisation in a session that was never accepted is the secret's fault: nothing else differs.
-fn auth_or(link: &Link, fail: Fail) -> BackendError {
+pub(super) fn auth_or(link: &Link, fail: Fail) -> BackendError {
     if fail.is_auth() && !link.is_proven() { wrong_secret() } else { fail.into() }
-}
-
-fn scheme(alg: Alg) -> SignatureScheme {
-    let sha256 = HashScheme::new(HashingAlgorithm::Sha256);
-    match alg {
-        Alg::Es256 => SignatureScheme::EcDsa { hash_scheme: sha256 },
-        Alg::Es384 => SignatureScheme::EcDsa { hash_scheme: HashScheme::new(HashingAlgorithm::Sha384) },
-        Alg::Rs256 => SignatureScheme::RsaSsa { hash_scheme: sha256 },
-        Alg::Ps256 => SignatureScheme::RsaPss { hash_scheme: sha256 },
-    }
-}
-
-pub(super) fn jose(spec: KeySpec, signature: &TpmSignature) -> Option<Vec<u8>> {
-    match (signature, spec.field_len(), spec.modulus_bits()) {
-        (TpmSignature::EcDsa(ecc), Some(field), _) => {
-            let r = template::padded(ecc.signature_r().value(), field)?;
-            let s = template::padded(ecc.signature_s().value(), field)?;
-            Some([r, s].concat())
-        }
-        (TpmSignature::RsaSsa(rsa) | TpmSignature::RsaPss(rsa), _, Some(bits)) => {
-            let bytes = rsa.signature().value();
-            (bytes.len() * 8 == usize::from(bits)).then(|| bytes.to_vec())
-        }
-        _ => None,
-    }
-}
-
-/// Signs with a loaded key.
-pub(super) fn sign_with(
-    link: &mut Link,
-    function: &'static str,
-    handle: KeyHandle,
-    alg: Alg,
-    digest: &[u8],
-    sessions: (Option<AuthSession>, Option<AuthSession>),
-) -> Result<TpmSignature, Fail> {
-    let fail = |error| Fail::new(function, error);
-    let digest = Digest::try_from(digest).map_err(fail)?;
-    let ticket = HashcheckTicket::try_from(no_ticket()).map_err(fail)?;
-    link.command(function, sessions, |context| context.sign(handle, digest, scheme(alg), ticket))
-}
-
-/// Every signature is verified in software before it leaves: that costs little beside a TPM's.
-fn sign(link: &mut Link, key: &KeyRef, alg: Alg, digest: &[u8]) -> Result<Signature, BackendError> {
-    let (at, _) = leaf(link, key)?;
-    let made = link.again(|link| {
-        let handle = link.load_again(at)?;
-        let sessions = link.secretly();
-        sign_with(link, "TPM2_Sign", handle, alg, digest, sessions)
-    });
-    let made = made.map_err(|fail| auth_or(link, fail))?;
-    link.prove();
-    let signature = jose(key.spec, &made).ok_or_else(|| refused("TPM2_Sign"))?;
-    let (_, public) = read_blob(blob_of(key)?)?;
-    let is_right = template::public_key(key.spec, &public)
-        .is_some_and(|public| selftest::verifies(&public, alg, digest, &signature));
-    match alg {
-        _ if is_right => Ok(Signature(signature)),
-        Alg::Ps256 => Err(refused("the salt of this TPM's PSS")),
-        _ => Err(BackendError::SelfTest("a signature does not verify with its public key")),
-    }
 }
 
 fn public_key(link: &mut Link, key: &KeyRef) -> Result<PublicKey, BackendError> {
@@ -497,7 +434,10 @@ impl Backend for Session {
         self.with_link(key, |link| public_key(link, key))
     }
 
-    fn generate(&mut self, planned: &KeyRef) -> Result<KeyRef, BackendError> {
+    fn generate(&mut self, planned: &KeyRef, given: Option<&SecretBuf>) -> Result<KeyRef, BackendError> {
+        if given.is_some() {
+            return Err(refused("TPM2_Import: keys from outside are not taken into a TPM"));
+        }
         self.tpm.with_link(|link| {
             if planned.spec != KeySpec::Kek {
                 return generate_leaf(link, planned);
@@ -563,7 +503,7 @@ fn inspect(tpm: &Tpm, link: &mut Link, key: &KeyRef) -> Result<KeyReport, Backen
             }
             // A MAC key's fingerprint is a MAC.
             Pin::Blob { .. } => test_pair(link, key)?,
-            Pin::Fingerprint(_) => {}
+            Pin::Fingerprint(_) | Pin::Imported(_) => {}
         }
         Ok(attributes)
     })();
@@ -574,26 +514,5 @@ fn inspect(tpm: &Tpm, link: &mut Link, key: &KeyRef) -> Result<KeyReport, Backen
             Ok(KeyReport { deviations, ..KeyReport::default() })
         }
         Err(other) => Err(other),
-    }
-}
-
-/// What the private half signs, the public half verifies (KL-10).
-fn test_pair(link: &mut Link, key: &KeyRef) -> Result<(), BackendError> {
-    let (alg, digest) = match key.spec {
-        KeySpec::HmacSha256 | KeySpec::Kek => return Ok(()),
-        KeySpec::EcP256 => (Alg::Es256, &[7; 32][..]),
-        KeySpec::EcP384 => (Alg::Es384, &[7; 48][..]),
-        _ => (Alg::Rs256, &[7; 32][..]),
-    };
-    sign(link, key, alg, digest).map(drop)
-}
-
-/// The digest was not made by the TPM, and the keys are not restricted: no ticket is needed.
-fn no_ticket() -> tss_esapi::tss2_esys::TPMT_TK_HASHCHECK {
-    use tss_esapi::constants::tss::{TPM2_RH_NULL, TPM2_ST_HASHCHECK};
-    tss_esapi::tss2_esys::TPMT_TK_HASHCHECK {
-        tag: TPM2_ST_HASHCHECK,
-        hierarchy: TPM2_RH_NULL,
-        digest: tss_esapi::tss2_esys::TPM2B_DIGEST::default(),
     }
 }

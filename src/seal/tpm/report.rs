@@ -27,6 +27,7 @@ pub(super) fn capabilities(tpm: &Arc<Tpm>) -> Result<Value, BackendError> {
         (KeySpec::EcP256, &[Alg::Es256][..]),
         (KeySpec::EcP384, &[Alg::Es384]),
         (KeySpec::Rsa2048, &[Alg::Rs256, Alg::Ps256]),
+        (KeySpec::Ed25519, &[Alg::EdDsa]),
         (KeySpec::Rsa3072, &[]),
         (KeySpec::Rsa4096, &[]),
     ];
@@ -82,7 +83,7 @@ pub(super) fn capabilities(tpm: &Arc<Tpm>) -> Result<Value, BackendError> {
 /// A key of that kind; `None` if the chip does not make such keys.
 fn generate(session: &mut Session, spec: KeySpec) -> Result<Option<KeyRef>, BackendError> {
     let planned = KeyRef::plan(spec).map_err(|_| BackendError::Refused { function: "getrandom", code: 0 })?;
-    let error = match session.generate(&planned) {
+    let error = match session.generate(&planned, None) {
         Ok(key) => return Ok(Some(key)),
         Err(error) => error,
     };

@@ -8,11 +8,6 @@
 //!
 //! One object at a time beside the root. Nothing here is secret, so it crosses the bus in clear, save the sealed value.
 
-use aws_lc_rs::digest::{self, Digest as SoftDigest};
-use aws_lc_rs::signature::{
-    ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, RSA_PKCS1_2048_8192_SHA256, RSA_PSS_2048_8192_SHA256,
-    UnparsedPublicKey,
-};
 use sha2::{Digest as _, Sha256};
 use tss_esapi::Context;
 use tss_esapi::attributes::ObjectAttributesBuilder;
@@ -27,9 +22,10 @@ use tss_esapi::structures::{
 
 use super::error::Fail;
 use super::link::Link;
-use super::{keys, template};
+use super::{sign, template};
 use crate::seal::backend::BackendError;
-use crate::seal::key::{Alg, KeySpec, PublicKey};
+use crate::seal::key::{Alg, KeySpec};
+use crate::seal::verify;
 
 /// Commands by themselves, which prove nothing and encrypt nothing.
 const PLAIN: (Option<AuthSession>, Option<AuthSession>) = (Some(AuthSession::Password), None);
@@ -159,13 +155,13 @@ fn key_pair(link: &mut Link) -> Result<(), BackendError> {
             |context: &mut Context| context.create_primary(Hierarchy::Null, template, None, None, None, None);
         let made = link.command(CREATE_PRIMARY, PLAIN, create)?;
         let signed = using(link, made.key_handle, |link| {
-            keys::sign_with(link, SIGN, made.key_handle, Alg::Es256, &hash, PLAIN)
+            sign::sign_with(link, SIGN, made.key_handle, Alg::Es256, &hash, PLAIN)
         })?;
         Ok((made.out_public, signed))
     })?;
     let is_right = template::public_key(spec, &public)
-        .zip(keys::jose(spec, &signature))
-        .is_some_and(|(public, signature)| verifies(&public, Alg::Es256, &hash, &signature));
+        .zip(sign::jose(spec, &signature))
+        .is_some_and(|(public, signature)| verify::verifies(&public, Alg::Es256, &hash, &signature));
     if is_right {
         Ok(())
     } else {
@@ -222,66 +218,9 @@ fn using<T>(
     result.and_then(|value| flushed.map(|()| value))
 }
 
-/// Whether a signature in JOSE form is right. For PS256 with the salt that RFC 7518, section 3.5, wants: TPMs
-/// differ in its length.
-pub(super) fn verifies(public: &PublicKey, alg: Alg, hash: &[u8], signature: &[u8]) -> bool {
-    let algorithm = if alg == Alg::Es384 { &digest::SHA384 } else { &digest::SHA256 };
-    let Ok(hash) = SoftDigest::import_less_safe(hash, algorithm) else { return false };
-    let verified = match (public, alg) {
-        (PublicKey::Ec { x, y, .. }, Alg::Es256 | Alg::Es384) => {
-            let by = if alg == Alg::Es384 { &ECDSA_P384_SHA384_FIXED } else { &ECDSA_P256_SHA256_FIXED };
-            UnparsedPublicKey::new(by, [&[4][..], x, y].concat()).verify_digest(&hash, signature)
-        }
-        (PublicKey::Rsa { n, e }, Alg::Rs256 | Alg::Ps256) => {
-            let by = if alg == Alg::Ps256 { &RSA_PSS_2048_8192_SHA256 } else { &RSA_PKCS1_2048_8192_SHA256 };
-            UnparsedPublicKey::new(by, rsa_der(n, e)).verify_digest(&hash, signature)
-        }
-        _ => return false,
-    };
-    verified.is_ok()
-}
-
-/// `RSAPublicKey` (RFC 8017, appendix A.1.1).
-fn rsa_der(n: &[u8], e: &[u8]) -> Vec<u8> {
-    let element = |tag: u8, body: &[u8]| {
-        let len = u16::try_from(body.len()).unwrap_or(u16::MAX).to_be_bytes();
-        [&[tag, 0x82], &len[..], body].concat()
-    };
-    let integer = |number: &[u8]| element(0x02, &[&[0], number].concat());
-    // Lengths of two bytes and a zero before each number; a DER parser wants them only where they are needed.
-    let short = [&[0x02, u8::try_from(e.len()).unwrap_or(u8::MAX)], e].concat();
-    element(0x30, &[integer(n), short].concat())
-}
-
 #[cfg(test)]
 mod tests {
-    use p256::ecdsa::signature::hazmat::PrehashSigner;
-    use sha2::Digest;
-
-    use super::{Alg, KeySpec, MAC, MAC_KEY, MAC_MESSAGE, PublicKey, Sha256, verifies};
-
-    #[test]
-    fn a_signature_is_right_only_with_its_key_its_hash_and_unaltered() {
-        let key = p256::ecdsa::SigningKey::from_slice(&[7; 32]).unwrap();
-        let other = p256::ecdsa::SigningKey::from_slice(&[8; 32]).unwrap();
-        let public = |key: &p256::ecdsa::SigningKey| {
-            let point = key.verifying_key().to_sec1_point(false);
-            PublicKey::Ec {
-                spec: KeySpec::EcP256,
-                x: point.x().unwrap().to_vec(),
-                y: point.y().unwrap().to_vec(),
-            }
-        };
-        let hash = Sha256::digest(b"m");
-        let signature: p256::ecdsa::Signature = key.sign_prehash(&hash).unwrap();
-        let mut bytes = signature.to_bytes().to_vec();
-        assert!(verifies(&public(&key), Alg::Es256, &hash, &bytes));
-        assert!(!verifies(&public(&other), Alg::Es256, &hash, &bytes));
-        assert!(!verifies(&public(&key), Alg::Es256, &Sha256::digest(b"n"), &bytes));
-        assert!(!verifies(&public(&key), Alg::Rs256, &hash, &bytes));
-        bytes[40] ^= 1;
-        assert!(!verifies(&public(&key), Alg::Es256, &hash, &bytes));
-    }
+    use super::{MAC, MAC_KEY, MAC_MESSAGE};
 
     #[test]
     fn the_known_answer_is_that_of_software() {

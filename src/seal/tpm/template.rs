@@ -96,7 +96,8 @@ pub(super) fn leaf(spec: KeySpec) -> Result<Option<Public>, BackendError> {
         .with_name_hashing_algorithm(HashingAlgorithm::Sha256)
         .with_object_attributes(built(signing().build())?);
     Ok(Some(match spec {
-        KeySpec::Kek => return Ok(None),
+        // A TPM of the standard of today has no Ed25519.
+        KeySpec::Kek | KeySpec::Ed25519 => return Ok(None),
         KeySpec::HmacSha256 => keyed_hash(signing(), KeyedHashScheme::HMAC_SHA_256, &[])?,
         KeySpec::EcP256 | KeySpec::EcP384 => {
             let (curve, hash) = match spec {

@@ -1,0 +1,18 @@
+DROP TABLE clock_marks;
+DROP TABLE signing_key_tokens;
+DROP TABLE signing_rings;
+DROP INDEX signing_keys_by_kid;
+DROP INDEX signing_keys_one_signs;
+DELETE FROM signing_keys WHERE purpose = 'cookie' OR (purpose = 'jwt' AND state NOT IN ('planned', 'current'));
+UPDATE signing_keys SET state = 'active' WHERE purpose = 'jwt' AND state = 'current';
+ALTER TABLE signing_keys DROP COLUMN ended;
+ALTER TABLE signing_keys DROP COLUMN is_leaving;
+ALTER TABLE signing_keys DROP COLUMN margin;
+ALTER TABLE signing_keys DROP COLUMN longest;
+ALTER TABLE signing_keys DROP COLUMN signs_until;
+ALTER TABLE signing_keys DROP COLUMN signs_from;
+ALTER TABLE signing_keys DROP COLUMN effective_at;
+ALTER TABLE signing_keys DROP COLUMN published_at;
+ALTER TABLE signing_keys DROP COLUMN grace;
+ALTER TABLE signing_keys DROP COLUMN origin;
+ALTER TABLE signing_keys DROP COLUMN choice;

@@ -1,0 +1,248 @@
+//! Whether the wall clock can be believed. Pure: two clocks in, a verdict out.
+//!
+//! Keys leave the JWKS by wall time, and a clock that is set forward would take them out while what they
+//! signed is alive. So every step that the wall clock makes against the steady one is kept as doubt, and
+//! what cannot be undone waits for as long (reliability.md, T13 and RO-6). A host that was down for a while
+//! cannot tell a pause from a jump: its doubt is the pause, a day at the most. Doubt ends after a day. Likewise
+//! a clock that was set back may be late, and when a key stopped is written down as late as it may have been.
+//! Further jumps than a day are not dealt with: nothing is signed, and the reason is told.
+
+use std::time::Duration;
+
+use crate::clock::Timestamp;
+
+/// Jumps up to this are dealt with.
+const BOUND: Duration = Duration::from_secs(24 * 3600);
+/// A restart takes no longer; what is longer may have been a jump.
+const RESTART: Duration = Duration::from_secs(600);
+
+/// What daemons remember of the wall clock when they are not running.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mark {
+    /// The latest wall time seen.
+    pub(super) high: Timestamp,
+    /// By how much the wall clock may be ahead.
+    pub(super) doubt: Duration,
+    /// By how much it may be behind.
+    pub(super) lag: Duration,
+    /// When (by the wall clock) both end.
+    pub(super) doubt_until: Timestamp,
+}
+
+impl Mark {
+    /// What two daemons have seen.
+    pub(super) fn with(self, other: Self) -> Self {
+        let others =
+            if other.doubt_until > self.high { (other.doubt, other.lag) } else { Default::default() };
+        Self {
+            high: self.high.max(other.high),
+            doubt: self.doubt.max(others.0),
+            lag: self.lag.max(others.1),
+            doubt_until: self.doubt_until.max(other.doubt_until),
+        }
+    }
+
+    /// Whether it says much else than another one.
+    pub(super) fn differs(&self, other: &Self) -> bool {
+        self.doubt.abs_diff(other.doubt).max(self.lag.abs_diff(other.lag)) > Duration::from_secs(1)
+    }
+}
+
+/// What can be said of the time now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Reading {
+    /// Wall time.
+    pub(super) now: Timestamp,
+    /// A time that has surely come.
+    pub(super) surely: Timestamp,
+    /// A time that has surely not passed yet: later than `now` if the clock was set back.
+    pub(super) latest: Timestamp,
+    /// Why nothing may be signed.
+    pub(super) suspect: Option<String>,
+}
+
+/// Compares the wall clock with a steady one that began with the process.
+#[derive(Debug)]
+pub(super) struct Timekeeper {
+    wall: Timestamp,
+    steady: Duration,
+    high: Timestamp,
+    doubt: Duration,
+    /// By how much it may be behind.
+    lag: Duration,
+    /// When doubt and lag end, on the steady clock.
+    doubt_until: Duration,
+    /// How far the wall clock has gone ahead of the steady one since the start, or behind it if negative.
+    ahead: i64,
+}
+
+impl Timekeeper {
+    /// Begins with what is remembered.
+    pub(super) fn start(wall: Timestamp, steady: Duration, mark: Option<Mark>) -> Self {
+        let gap = mark.map_or(Duration::ZERO, |mark| wall.since(mark.high));
+        let kept = mark.filter(|mark| mark.doubt_until > wall);
+        let left = kept.map_or(Duration::ZERO, |mark| mark.doubt_until.since(wall).min(BOUND));
+        let late = kept.map_or(Duration::ZERO, |mark| mark.lag);
+        let kept = kept.map_or(Duration::ZERO, |mark| mark.doubt);
+        let (doubt, until) = match gap > RESTART {
+            true => ((kept + gap).min(BOUND), BOUND),
+            false => (kept.min(BOUND), left),
+        };
+        let high = mark.map_or(wall, |mark| mark.high.max(wall));
+        let until = if high > wall { BOUND } else { until };
+        let lag = late.max(high.since(wall)).min(BOUND);
+        Self { wall, steady, high, doubt, lag, doubt_until: steady + until, ahead: 0 }
+    }
+
+    /// Looks at both clocks.
+    pub(super) fn read(&mut self, wall: Timestamp, steady: Duration) -> Reading {
+        let (passed, walked) = (
+            micros(steady.saturating_sub(self.steady)),
+            wall.as_micros().saturating_sub(self.wall.as_micros()),
+        );
+        let step = walked.saturating_sub(passed);
+        (self.wall, self.steady, self.high) = (wall, steady, self.high.max(wall));
+        self.ahead = self.ahead.saturating_add(step);
+        let moved = |span: Duration, by: i64| {
+            Duration::from_micros(u64::try_from(micros(span).saturating_add(by)).unwrap_or(0)).min(BOUND)
+        };
+        (self.doubt, self.lag) = (moved(self.doubt, step), moved(self.lag, step.saturating_neg()));
+        if step.abs() > 1_000_000 {
+            self.doubt_until = steady + BOUND;
+        }
+        if steady >= self.doubt_until {
+            (self.doubt, self.lag) = (Duration::ZERO, Duration::ZERO);
+        }
+        let surely = Timestamp::from_micros(wall.as_micros().saturating_sub(micros(self.doubt)));
+        Reading { now: wall, surely, latest: wall.plus(self.lag), suspect: self.suspect(wall) }
+    }
+
+    fn suspect(&self, wall: Timestamp) -> Option<String> {
+        let behind = self.high.since(wall);
+        if behind > BOUND {
+            return Some(format!(
+                "the wall clock is {} s behind a time that was seen before",
+                behind.as_secs()
+            ));
+        }
+        let ahead = Duration::from_micros(u64::try_from(self.ahead).unwrap_or(0));
+        let is_far = ahead > BOUND;
+        is_far.then(|| format!("the wall clock went {} s ahead of the steady clock", ahead.as_secs()))
+    }
+
+    /// A person says that the wall clock is right.
+    pub(super) fn accept(&mut self, wall: Timestamp, steady: Duration) {
+        *self = Self { doubt: BOUND, doubt_until: steady + BOUND, ..Self::start(wall, steady, None) };
+    }
+
+    /// What to remember.
+    pub(super) fn mark(&self) -> Mark {
+        let left = self.doubt_until.saturating_sub(self.steady);
+        Mark { high: self.high, doubt: self.doubt, lag: self.lag, doubt_until: self.wall.plus(left) }
+    }
+}
+
+fn micros(span: Duration) -> i64 {
+    i64::try_from(span.as_micros()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: u64 = 24 * 3600;
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::from_micros(1_800_000_000_000_000).plus(Duration::from_secs(seconds))
+    }
+
+    fn s(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn keeper() -> Timekeeper {
+        Timekeeper::start(at(0), s(0), None)
+    }
+
+    #[test]
+    fn a_clock_that_walks_with_the_steady_one_is_believed() {
+        let mut keeper = keeper();
+        for second in 1..10_000 {
+            let reading = keeper.read(at(second), s(second));
+            assert_eq!((reading.surely, reading.suspect), (at(second), None));
+        }
+    }
+
+    #[test]
+    fn a_jump_forward_is_doubted_for_a_day_and_one_back_takes_the_doubt_away() {
+        let mut keeper = keeper();
+        assert_eq!(keeper.read(at(1 + DAY / 2), s(1)).surely, at(1));
+        assert_eq!(keeper.read(at(101 + DAY / 2), s(101)).surely, at(101));
+        // Corrected.
+        let corrected = keeper.read(at(102), s(102));
+        assert_eq!((corrected.surely, corrected.latest), (at(102), at(102 + DAY / 2)));
+
+        let reading = keeper.read(at(103 + 3600), s(103));
+        assert_eq!((reading.surely, reading.suspect), (at(103), None));
+        let later = DAY + 200;
+        assert_eq!(keeper.read(at(later + 3600), s(later)).surely, at(later + 3600), "a day later");
+    }
+
+    #[test]
+    fn a_jump_back_may_be_a_mistake_too() {
+        let mut keeper = keeper();
+        keeper.read(at(1000), s(1000));
+        assert_eq!(keeper.read(at(501), s(1001)).latest, at(1001));
+        assert_eq!(keeper.read(at(1101), s(1101)).latest, at(1101), "and was put right");
+    }
+
+    #[test]
+    fn small_steps_add_up() {
+        let mut keeper = keeper();
+        // A clock that runs a hundred times too fast.
+        for second in 1..100 {
+            assert_eq!(keeper.read(at(second * 100), s(second)).surely, at(second));
+        }
+        // One that stands still: what is certain stands still as well.
+        assert!(keeper.read(at(9900), s(20_000)).surely <= at(9900));
+    }
+
+    #[test]
+    fn beyond_a_day_nothing_is_signed_until_it_is_put_right_or_accepted() {
+        let mut keeper = keeper();
+        assert!(keeper.read(at(DAY - 10), s(1)).suspect.is_none());
+        assert!(keeper.read(at(DAY + 10), s(2)).suspect.is_some());
+        assert!(keeper.read(at(5), s(3)).suspect.is_some(), "more than a day behind what was seen");
+        keeper.accept(at(5), s(4));
+        let reading = keeper.read(at(6), s(5));
+        assert!(reading.suspect.is_none());
+        assert!(reading.surely < at(6), "and what cannot be undone waits for a day");
+    }
+
+    #[test]
+    fn a_pause_may_have_been_a_jump_and_a_restart_may_not() {
+        let mark = |high, doubt, until| {
+            Some(Mark { high: at(high), doubt: s(doubt), lag: s(0), doubt_until: at(until) })
+        };
+        let surely = |mark, now| Timekeeper::start(at(now), s(0), mark).read(at(now), s(0)).surely;
+        assert_eq!(surely(mark(1000, 0, 0), 1300), at(1300));
+        assert_eq!(surely(mark(1000, 0, 0), 1000 + 3600), at(1000));
+        assert_eq!(surely(mark(1000, 0, 0), 1000 + 7 * DAY), at(1000 + 6 * DAY), "a day at the most");
+        // Doubt survives a restart, and ends when it would have.
+        assert_eq!(surely(mark(1000, 500, 5000), 1010), at(510));
+        assert_eq!(surely(mark(1000, 500, 1005), 1010), at(1010));
+        // A clock that was set back.
+        let mut back = Timekeeper::start(at(1000), s(0), mark(4000, 0, 0));
+        assert!(back.read(at(1001), s(1)).suspect.is_none());
+        let mut far = Timekeeper::start(at(1000), s(0), mark(2000 + DAY, 0, 0));
+        assert!(far.read(at(1001), s(1)).suspect.is_some());
+    }
+
+    #[test]
+    fn what_is_remembered_is_what_was_known() {
+        let mut keeper = keeper();
+        keeper.read(at(3601), s(1));
+        let again = Timekeeper::start(at(3611), s(0), Some(keeper.mark()));
+        assert_eq!((again.doubt, again.high), (s(3600), at(3611)));
+    }
+}

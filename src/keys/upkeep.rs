@@ -1,0 +1,325 @@
+//! What a daemon does about its rings without being asked: each second, in small repeatable steps.
+//!
+//! `plan.rs` says what is due. A step that fails is tried again, later and later; a daemon that is killed
+//! in the middle leaves it to the next one. In quarantine nothing takes over, rotates or goes.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::make::Order;
+use super::model::{End, Phase, Use};
+use super::plan::{Moment, Refusal, Ring, Step};
+use super::rings::View;
+use super::store::rings as store;
+use super::time::{Mark, Reading, Timekeeper};
+use super::{Keys, KeysError};
+use crate::audit::{Action, AuditCode, Event, Outcome};
+use crate::clock::Timestamp;
+use crate::db::{Conn, DbError};
+use crate::identity::{Caller, Scope};
+use crate::ids::{SigningKeyId, TenantId};
+
+const PERIOD: Duration = Duration::from_secs(1);
+/// How often what was seen of the clock is kept.
+const MARK: Duration = Duration::from_secs(30);
+/// A step that failed waits so long at the most before it is tried again.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Tokens that are dead for so long are not counted any more.
+const FORGET: Duration = Duration::from_secs(3600);
+
+/// What one daemon remembers from look to look.
+#[derive(Default)]
+struct Memory {
+    /// Steps that failed: when they are due again, and how long they waited.
+    failed: HashMap<(Use, Step), (Instant, Duration)>,
+    marked: Option<(Instant, Mark)>,
+    suspect: Option<String>,
+}
+
+impl Memory {
+    fn is_due(&self, used: Use, step: &Step) -> bool {
+        self.failed.get(&(used, step.clone())).is_none_or(|(at, _)| *at <= Instant::now())
+    }
+
+    fn note(&mut self, used: Use, step: &Step, result: &Result<(), KeysError>) {
+        let key = (used, step.clone());
+        let Err(error) = result else {
+            self.failed.remove(&key);
+            return;
+        };
+        let before = self.failed.get(&key).map_or(PERIOD, |(_, wait)| *wait);
+        let wait = (before * 2).min(PATIENCE);
+        if before == PERIOD {
+            tracing::warn!(?step, %error, code = error.audit_code(), "a step of the signing keys failed");
+        }
+        self.failed.insert(key, (Instant::now() + wait, wait));
+    }
+}
+
+impl Keys {
+    /// Keeps the tenant's rings going until it is dropped.
+    pub async fn run(&self, tenant: &TenantId) {
+        let mut memory = Memory::default();
+        self.remember_time().await;
+        loop {
+            self.look_after(tenant, &mut memory).await;
+            tokio::time::sleep(PERIOD).await;
+        }
+    }
+
+    async fn look_after(&self, tenant: &TenantId, memory: &mut Memory) {
+        let reading = self.reading();
+        self.tell_suspect(tenant, memory, &reading);
+        let mark = self.rings.time.lock().unwrap_or_else(PoisonError::into_inner).mark();
+        let is_known = |(at, known): (Instant, Mark)| at.elapsed() < MARK && !mark.differs(&known);
+        if !memory.marked.is_some_and(is_known) && self.keep_time(reading.now, mark).await.is_ok() {
+            memory.marked = Some((Instant::now(), mark));
+        }
+        if let Err(error) = self.flush_counts().await {
+            tracing::debug!(%error, "tokens are not counted yet");
+        }
+        for used in Use::ALL {
+            match self.look(tenant, used).await {
+                Ok(view) => self.take_steps(tenant, &view, &reading, memory).await,
+                Err(error) => tracing::debug!(%error, used = used.name(), "the ring cannot be read"),
+            }
+        }
+    }
+
+    async fn take_steps(&self, tenant: &TenantId, view: &View, reading: &Reading, memory: &mut Memory) {
+        let steps = self.due(view, reading);
+        let used = view.ring.used;
+        memory.failed.retain(|(of, step), _| *of != used || steps.contains(step));
+        let steps: Vec<_> = steps.into_iter().filter(|step| memory.is_due(used, step)).collect();
+        if steps.is_empty() {
+            return;
+        }
+        let is_quarantined = self.parts.db.read::<_, DbError, _>(store::is_quarantined).await.unwrap_or(true);
+        for step in steps {
+            let waits = matches!(step, Step::TakeOver(_) | Step::Rotate { .. } | Step::Retire(_));
+            if waits && is_quarantined && view.ring.signer().is_some() {
+                continue;
+            }
+            let result = self.take(tenant, view, &step, reading.latest).await;
+            memory.note(used, &step, &result);
+        }
+    }
+
+    fn due(&self, view: &View, reading: &Reading) -> Vec<Step> {
+        let seen_for = |id: &SigningKeyId| self.rings.seen_for(id);
+        view.ring.due(&Moment { now: reading.now, surely: reading.surely, seen_for: &seen_for })
+    }
+
+    async fn take(
+        &self,
+        tenant: &TenantId,
+        view: &View,
+        step: &Step,
+        now: Timestamp,
+    ) -> Result<(), KeysError> {
+        let used = view.ring.used;
+        match step {
+            Step::Make(_) => self.settle(tenant, used).await,
+            Step::Rotate { grace } => self.rotate_by_policy(tenant, view, *grace, now).await,
+            Step::TakeOver(id) => {
+                self.step(tenant, used, Action::KeyActivate, id, "due", Phase::Next, move |ring, id| {
+                    ring.take_over(id, now);
+                })
+                .await
+            }
+            Step::Retire(id) => {
+                let reason = End::Expired.name();
+                self.step(tenant, used, Action::KeyRetire, id, reason, Phase::Previous, |ring, id| {
+                    ring.retire(id)
+                })
+                .await
+            }
+            Step::Destroy(id) => self.destroy(tenant, view, id).await,
+        }
+    }
+
+    /// One recorded change of one key, if it is in that phase still.
+    async fn step(
+        &self,
+        tenant: &TenantId,
+        used: Use,
+        action: Action,
+        id: &SigningKeyId,
+        reason: &'static str,
+        from: Phase,
+        change: impl Fn(&mut Ring, &SigningKeyId) + Send + Sync + 'static,
+    ) -> Result<(), KeysError> {
+        let caller = Caller::system("keys", tenant.clone());
+        let event =
+            Event::new(action, "key", id.as_str()).detail("purpose", used.name()).detail("reason", reason);
+        let id = id.clone();
+        let done = self.parts.audit.around(&caller, event, async |_| {
+            let decide = move |ring: &mut Ring| {
+                if ring.slot(&id).is_none_or(|slot| slot.phase != from) {
+                    return Err(Refusal::NotFound);
+                }
+                change(ring, &id);
+                Ok(())
+            };
+            self.change(tenant, used, decide).await
+        });
+        match done.await {
+            // Another daemon was first.
+            Err(KeysError::Refused(Refusal::NotFound)) => Ok(()),
+            other => other,
+        }
+    }
+
+    async fn rotate_by_policy(
+        &self,
+        tenant: &TenantId,
+        view: &View,
+        grace: Duration,
+        now: Timestamp,
+    ) -> Result<(), KeysError> {
+        let used = view.ring.used;
+        if view.ring.signer().is_none() {
+            return self.replace(tenant, used).await;
+        }
+        let caller = Caller::system("keys", tenant.clone());
+        let event = Event::new(Action::KeyRotate, "ring", used.name()).detail("reason", "policy");
+        let order = Order::generated(used, None, grace, &view.ring);
+        let rotated = self.parts.audit.around(&caller, event, async |note| {
+            // Asked again when it is this daemon's turn: another one may have rotated.
+            if let Some(id) = self.add(tenant, used, order, |ring| ring.is_old(now)).await? {
+                note.add("key", id.as_str());
+            }
+            Ok::<_, KeysError>(())
+        });
+        rotated.await
+    }
+
+    /// Makes a key where none signs and none waits.
+    pub(super) async fn replace(&self, tenant: &TenantId, used: Use) -> Result<(), KeysError> {
+        let lacks = |ring: &Ring| {
+            !ring.slots.iter().any(|slot| matches!(slot.phase, Phase::Planned | Phase::Next | Phase::Current))
+        };
+        let view = self.look(tenant, used).await?;
+        if lacks(&view.ring) {
+            let order = Order::generated(used, None, Duration::ZERO, &view.ring);
+            self.add(tenant, used, order, lacks).await?;
+        }
+        Ok(())
+    }
+
+    async fn destroy(&self, tenant: &TenantId, view: &View, id: &SigningKeyId) -> Result<(), KeysError> {
+        let Some(slot) = view.ring.slot(id) else { return Ok(()) };
+        let (entry, used) = (Arc::clone(view.entry(slot)?), view.ring.used);
+        let caller = Caller::system("keys", tenant.clone());
+        let event = Event::new(Action::KeyDestroy, "key", id.as_str())
+            .detail("purpose", used.name())
+            .detail("reason", slot.end.map_or("", End::name))
+            .detail("device", entry.device.device().as_str())
+            .detail("device_id", entry.device.id().to_string());
+        let id = id.clone();
+        let destroyed = self.parts.audit.around(&caller, event, async |_| {
+            self.parts.admin.destroy(&entry.device).await?;
+            self.change(tenant, used, move |ring| {
+                ring.destroyed(&id);
+                Ok(())
+            })
+            .await
+        });
+        destroyed.await
+    }
+
+    /// What the two clocks say now.
+    pub(super) fn reading(&self) -> Reading {
+        let mut time = self.rings.time.lock().unwrap_or_else(PoisonError::into_inner);
+        time.read(self.parts.clock.now(), self.rings.started.elapsed())
+    }
+
+    /// What is written down as the time of a change: as late as it may be, because keys stay from then on.
+    pub(super) fn decided_at(&self) -> Timestamp {
+        self.reading().latest
+    }
+
+    /// Goes on from what daemons remember of the wall clock.
+    async fn remember_time(&self) {
+        match self.parts.db.read::<_, DbError, _>(store::mark).await {
+            Ok(mark) => {
+                let mut time = self.rings.time.lock().unwrap_or_else(PoisonError::into_inner);
+                *time = Timekeeper::start(self.parts.clock.now(), self.rings.started.elapsed(), mark);
+            }
+            Err(error) => tracing::warn!(%error, "what was seen of the clock before is not known"),
+        }
+    }
+
+    async fn keep_time(&self, now: Timestamp, mark: Mark) -> Result<(), DbError> {
+        let before = Timestamp::from_micros(
+            now.as_micros().saturating_sub(i64::try_from(FORGET.as_micros()).unwrap_or(i64::MAX)),
+        );
+        let keep = move |conn: &mut Conn| {
+            store::forget_tokens(conn, before)?;
+            store::add_mark(conn, mark)
+        };
+        self.parts.db.write(keep).await
+    }
+
+    fn tell_suspect(&self, tenant: &TenantId, memory: &mut Memory, reading: &Reading) {
+        if memory.suspect.is_some() == reading.suspect.is_some() {
+            return;
+        }
+        memory.suspect.clone_from(&reading.suspect);
+        match &reading.suspect {
+            Some(reason) => {
+                tracing::error!(reason, "signing is suspended");
+                let event = Event::new(Action::KeyIncident, "clock", "").detail("reason", "clock-suspect");
+                let caller = Caller::system("keys", tenant.clone());
+                self.parts.audit.record_soon(&caller, event, Outcome::Failure("clock-suspect"));
+            }
+            None => tracing::info!("signing goes on: the clock is within a day of what was seen"),
+        }
+    }
+
+    /// Why nothing is signed, for the daemon's readiness.
+    pub fn suspended(&self) -> Option<String> {
+        self.reading().suspect
+    }
+
+    /// An administrator says that the wall clock is right, although it is further from what was seen before than
+    /// can be dealt with: signing goes on, and for a day no key leaves the JWKS.
+    ///
+    /// # Errors
+    /// [`KeysError::Forbidden`] without `signing-keys:admin`.
+    pub async fn accept_clock(&self, caller: &Caller) -> Result<(), KeysError> {
+        self.admit(caller, Scope::SigningKeysAdmin, Action::KeyPolicy, "clock")?;
+        let event = Event::new(Action::KeyPolicy, "clock", "")
+            .detail("suspect", self.suspended().unwrap_or_default());
+        let accepted = self.parts.audit.around(caller, event, async |_| {
+            let mark = {
+                let mut time = self.rings.time.lock().unwrap_or_else(PoisonError::into_inner);
+                time.accept(self.parts.clock.now(), self.rings.started.elapsed());
+                time.mark()
+            };
+            self.parts.db.write(move |conn| store::set_mark(conn, mark)).await?;
+            Ok::<_, KeysError>(())
+        });
+        accepted.await
+    }
+
+    /// Adds what was signed since the last time to the counts in the database.
+    pub(super) async fn flush_counts(&self) -> Result<(), DbError> {
+        let counts = std::mem::take(&mut *self.rings.counts.lock().unwrap_or_else(PoisonError::into_inner));
+        if counts.is_empty() {
+            return Ok(());
+        }
+        let counts: Arc<Vec<_>> =
+            Arc::new(counts.into_iter().map(|((id, expires), tokens)| (id, expires, tokens)).collect());
+        let rows = Arc::clone(&counts);
+        let written = self.parts.db.write(move |conn| store::count_tokens(conn, &rows)).await;
+        if written.is_err() {
+            let mut waiting = self.rings.counts.lock().unwrap_or_else(PoisonError::into_inner);
+            for (id, expires, tokens) in counts.iter() {
+                *waiting.entry((id.clone(), *expires)).or_default() += tokens;
+            }
+        }
+        written
+    }
+}
