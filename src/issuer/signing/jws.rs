@@ -28,7 +28,7 @@ pub(super) struct JwsOrder<'a> {
     pub(super) typ: String,
     pub(super) jti: Option<String>,
     pub(super) subject: Option<String>,
-    /// From now on.
+    /// From now on, in whole seconds.
     pub(super) lifetime: Duration,
     /// Seconds since the epoch.
     pub(super) expires: i64,
@@ -59,10 +59,11 @@ pub(super) fn order<'a>(
     let payload = part("payload", payload)?;
     let payload = json::object(&payload).map_err(|reason| malformed("payload", reason))?;
     let expires = check_payload(rules, &payload, own, now)?;
-    let moment = Timestamp::from_micros(expires.saturating_mul(1_000_000));
+    // Rounded up, and so the same for all tokens of one kind: each longer life is made durable once.
+    let lifetime = Duration::from_secs(u64::try_from(expires - now.as_secs()).unwrap_or(0));
     let (jti, subject) = (claims::text(&payload, "jti")?, claims::text(&payload, "sub")?);
     let (jti, subject) = (jti.map(str::to_owned), subject.map(str::to_owned));
-    Ok(JwsOrder { signing_input, kid, alg, typ, jti, subject, lifetime: moment.since(now), expires })
+    Ok(JwsOrder { signing_input, kid, alg, typ, jti, subject, lifetime, expires })
 }
 
 /// The padding and the bits that nobody reads must be as in RFC 7515, section 2: one token, one spelling.
@@ -172,7 +173,7 @@ mod tests {
         let order = decide(HEADER, &payload().to_string()).unwrap();
         assert_eq!((order.kid.as_str(), order.alg.as_str(), order.typ.as_str()), ("k", "ES256", "JWT"));
         assert_eq!((order.jti.as_deref(), order.subject.as_deref()), (Some("j"), Some("ana")));
-        assert_eq!((order.expires, order.lifetime), (NOW + 300, Duration::from_millis(299_500)));
+        assert_eq!((order.expires, order.lifetime), (NOW + 300, Duration::from_secs(300)));
 
         let without_typ = decide(r#"{"kid":"k","alg":"ES256"}"#, &payload().to_string()).unwrap();
         assert_eq!(without_typ.typ, "");
