@@ -1,6 +1,6 @@
 //! The command line: one file per command, results on stdout, talk on stderr.
 //!
-//! Commands for users (`secrets`, `kek`, `audit`, `app`, `status`) speak HTTP with the daemon and
+//! Commands for users (`secrets`, `kek`, `keys`, `audit`, `app`, `status`) speak HTTP with the daemon and
 //! nothing else. Commands for the host (`serve`, `dev`, `init`, `db`, `hsm`, `doctor`, `restore run`, `anchor`) read its
 //! configuration. Start at `Command`, then `client.rs` and `error.rs`, where the exit codes are.
 
@@ -19,6 +19,7 @@ mod hsm;
 mod init;
 mod input;
 mod kek;
+mod keys;
 mod local;
 mod logging;
 mod man;
@@ -75,6 +76,8 @@ enum Command {
     Secrets(secrets::Command),
     #[command(subcommand)]
     Kek(kek::Command),
+    #[command(subcommand)]
+    Keys(keys::Command),
     #[command(subcommand)]
     Audit(audit::Command),
     #[command(subcommand)]
@@ -154,6 +157,7 @@ async fn run(command: Command, context: &Context) -> Result<(), CliError> {
         Command::Doctor(args) => doctor::run(&args, context).await,
         Command::Secrets(command) => secrets::run(command, context).await,
         Command::Kek(command) => kek::run(command, context).await,
+        Command::Keys(command) => keys::run(command, context).await,
         Command::Audit(command) => audit::run(command, context).await,
         Command::App(command) => app::run(command, context).await,
         Command::Hsm(command) => hsm::run(&command, context),

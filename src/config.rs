@@ -4,7 +4,9 @@
 //! a misspelt setting never means a silent default. Nothing secret is written here: PINs, client
 //! secrets and TLS keys are named by file or credential. Each module owns its own section's type.
 
-use std::collections::BTreeMap;
+mod keys;
+
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -18,6 +20,8 @@ use crate::http;
 use crate::ids::TenantId;
 use crate::seal::DeviceName;
 use crate::{seal, vault};
+
+pub use keys::KeysConfig;
 
 /// Everything a daemon is told.
 #[derive(Clone, Debug, Deserialize)]
@@ -49,6 +53,8 @@ pub struct Config {
     pub vault: vault::Config,
     /// The token issuer.
     pub issuer: IssuerConfig,
+    /// Signing keys.
+    pub keys: KeysConfig,
     /// The audit log.
     pub audit: AuditConfig,
     /// Log output.
@@ -253,6 +259,7 @@ impl Default for Config {
             memory: seal::guarded::Options::default(),
             vault: vault::Config::default(),
             issuer: IssuerConfig::default(),
+            keys: KeysConfig::default(),
             audit: AuditConfig::default(),
             log: LogConfig::default(),
         }
@@ -287,6 +294,9 @@ pub enum ConfigError {
     /// Rules for client certificates without an authority that could vouch for one.
     #[error("server.tls.client_rules need server.tls.client_ca")]
     RulesWithoutAuthority,
+    /// Logto's variable for the grace of a rotation is not a number of seconds.
+    #[error("PRIVATE_KEY_ROTATION_GRACE_PERIOD is `{0}`; it must be a whole number of seconds")]
+    Grace(String),
     /// A limit outside of what the program can keep.
     #[error("{key} is {value}; it must be {allowed}")]
     OutOfRange {
@@ -310,11 +320,15 @@ impl Config {
 
     fn from_sources(
         file: Option<&Path>,
-        environment: Option<std::collections::HashMap<String, String>>,
+        environment: Option<HashMap<String, String>>,
     ) -> Result<Self, ConfigError> {
         let mut builder = config::Config::builder();
         if let Some(path) = file {
             builder = builder.add_source(config::File::from(path).format(config::FileFormat::Toml));
+        }
+        if let Some(seconds) = keys::logto_grace(environment.as_ref())? {
+            let one = config::Config::builder().set_override("keys.rotation_grace", seconds)?;
+            builder = builder.add_source(one.build()?);
         }
         let variables = config::Environment::with_prefix("LACRE")
             .prefix_separator("__")
@@ -363,6 +377,7 @@ impl Config {
                 86_400,
                 "1 second to 1 day",
             ),
+            ("keys.rotation_grace", self.keys.rotation_grace.as_secs(), 0, 31_536_000, "0 to 1 year"),
             ("server.max_connections", self.server.max_connections as u64, 1, 1 << 20, "1 to 1048576"),
         ];
         match bounds.into_iter().find(|(_, value, min, max, _)| !(min..=max).contains(&value)) {
@@ -479,7 +494,6 @@ pub mod seconds {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
     use std::io::Write;
 
     use super::*;

@@ -1,13 +1,17 @@
 //! The HTTP face: translates requests into calls of the services and answers into responses.
 //!
-//! It decides nothing. Families: `native` under `/v1` (problem+json), `oidc` (RFC 6749 errors),
-//! `ops` (`/livez`, `/readyz`, `/metrics`). Every request passes `observe` (request id, log,
-//! metrics, error bodies); everything under `/v1` passes `auth` before its body is read. Released
-//! values leave in a `secret_body`, which wipes itself. Start reading at [`app`].
+//! It decides nothing. Families: `native` under `/v1` (problem+json), `logto` under `/api` (Logto's errors),
+//! `oidc` (RFC 6749 errors) with the public documents of `discovery`, `ops` (`/livez`, `/readyz`, `/metrics`).
+//! Every request passes `observe` (request id, log, metrics, error bodies); everything under `/v1` and the
+//! Management API passes `auth` before its body is read. Released values leave in a `secret_body`, which wipes
+//! itself. Start reading at [`app`].
 
 mod auth;
 mod body;
+mod cached;
+mod discovery;
 mod limit;
+mod logto;
 mod native;
 mod observe;
 mod oidc;
@@ -26,7 +30,9 @@ use actix_web::middleware::from_fn;
 use actix_web::web::{self, Data, PathConfig, QueryConfig, ServiceConfig};
 
 use crate::audit::AuditLog;
+use crate::ids::SigningKeyId;
 use crate::issuer::Issuer;
+use crate::keys::Keys;
 use crate::vault::Vault;
 
 pub use auth::Gate;
@@ -44,6 +50,8 @@ pub struct Parts {
     pub vault: Vault,
     /// Tokens and applications.
     pub issuer: Issuer,
+    /// Signing and cookie keys.
+    pub keys: Keys,
     /// The audit log, for reading.
     pub audit: AuditLog,
     /// Who may come in.
@@ -77,6 +85,7 @@ pub fn app(
 fn register(parts: &Parts, cfg: &mut ServiceConfig) {
     cfg.app_data(Data::new(parts.vault.clone()))
         .app_data(Data::new(parts.issuer.clone()))
+        .app_data(Data::new(parts.keys.clone()))
         .app_data(Data::new(parts.audit.clone()))
         .app_data(Data::from(Arc::clone(&parts.gate)))
         .app_data(Data::from(Arc::clone(&parts.operations)))
@@ -88,8 +97,16 @@ fn routes(max_value_bytes: usize, cfg: &mut ServiceConfig) {
         .app_data(PathConfig::default().error_handler(|_, _| Problem::new(Code::NotFound).into()))
         .configure(ops::routes)
         .configure(oidc::routes)
+        .configure(discovery::routes)
+        .configure(logto::routes)
         .configure(|cfg| native::routes(max_value_bytes, cfg))
         .default_service(web::to(nothing_here));
+}
+
+/// A key's id as a path names it. Whether another refusal comes before "no such key" is the service's to say, so
+/// a malformed id becomes one that no key has.
+fn key_id(text: &str) -> SigningKeyId {
+    SigningKeyId::parse(text).unwrap_or_else(|_| SigningKeyId::of_nothing())
 }
 
 async fn nothing_here() -> Result<&'static str, Problem> {

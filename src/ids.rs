@@ -100,6 +100,11 @@ impl SigningKeyId {
         Self((0..Self::LEN).map(digit).collect())
     }
 
+    /// The id of no key: no time ends in so many zeros.
+    pub fn of_nothing() -> Self {
+        Self("0".repeat(Self::LEN as usize))
+    }
+
     /// # Errors
     /// [`BadName`] if the text breaks the rule of the type.
     pub fn parse(text: &str) -> Result<Self, BadName> {

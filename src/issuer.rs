@@ -7,6 +7,7 @@
 mod apps;
 mod clients;
 mod model;
+mod published;
 mod signing;
 mod store;
 mod verify;
@@ -24,13 +25,14 @@ use crate::clock::{Clock, Timestamp};
 use crate::db::{Db, DbError};
 use crate::identity::{Caller, MissingScope, Principal, ScopeSet};
 use crate::ids::{ClientId, RequestId, TenantId};
-use crate::keys::{Keys, KeysError};
+use crate::keys::{Jwks, Keys, KeysError};
 
 use clients::Clients;
 use store::App;
-use verify::{Expected, TOKEN_MAX, TYP};
+use verify::{ALL_SCOPES, Expected, TOKEN_MAX, TYP};
 
 pub use model::*;
+pub use published::Published;
 pub use signing::*;
 
 /// Why the token endpoint or the application API refused.
@@ -183,6 +185,8 @@ struct Inner {
 struct Grant {
     app: Arc<App>,
     scopes: ScopeSet,
+    /// The token's `scope`: as it was asked for, where that was `all`.
+    scope: String,
 }
 
 impl Issuer {
@@ -216,9 +220,10 @@ impl Issuer {
         };
         let client = &grant.app.info.client_id;
         let caller = self.caller(Principal::Application(client.clone()), grant.scopes, id.clone());
-        let (jti, scope) = (Uuid::now_v7().to_string(), grant.scopes.to_string());
+        let (jti, scope) = (Uuid::now_v7().to_string(), grant.scope);
         let claims = self.claims(client, &scope, &jti, self.inner.clock.now());
-        let event = Event::new(Action::TokenIssue, "token", jti.as_str()).detail("scope", scope.as_str());
+        let event =
+            Event::new(Action::TokenIssue, "token", jti.as_str()).detail("scope", grant.scopes.to_string());
         let event = event.detail("exp", claims["exp"].to_string());
         let (tenant, lifetime) = (&self.inner.config.tenant, self.inner.config.token_lifetime);
         let signed = self.inner.audit.around(&caller, event, async |note| {
@@ -256,14 +261,14 @@ impl Issuer {
         Ok(self.caller(Principal::Application(verified.client), scopes, request))
     }
 
-    /// The JWKS document (RFC 7517, section 5).
+    /// What verifiers of tokens are told: the keys, and what the issuer offers.
     ///
     /// # Errors
     /// If the tenant has no key yet and it cannot be made now.
-    pub async fn jwks(&self) -> Result<Value, IssuerError> {
-        let keys = self.inner.keys.public_keys(&self.inner.config.tenant).await?;
-        let keys: Vec<_> = keys.into_iter().map(|key| key.jwk).collect();
-        Ok(json!({ "keys": keys }))
+    pub async fn published(&self) -> Result<Published, IssuerError> {
+        let Config { issuer, tenant, .. } = &self.inner.config;
+        let Jwks { keys, max_age } = self.inner.keys.jwks(tenant).await?;
+        Ok(Published { issuer: issuer.clone(), keys, max_age })
     }
 
     /// Whether a key is among the published ones now. In memory, like all of [`Keys::public_keys`].
@@ -295,11 +300,11 @@ impl Issuer {
         if app.info.kind != AppKind::Machine {
             return Err(IssuerError::UnsupportedGrantType);
         }
-        let scopes = granted(request.scope.as_deref(), app.info.scopes)?;
+        let (scopes, scope) = granted(request.scope.as_deref(), app.info.scopes)?;
         // An empty parameter counts as an absent one (RFC 6749, section 3.1).
         match request.resource.as_deref() {
-            None | Some("") => Ok(Grant { app, scopes }),
-            Some(resource) if resource == api => Ok(Grant { app, scopes }),
+            None | Some("") => Ok(Grant { app, scopes, scope }),
+            Some(resource) if resource == api => Ok(Grant { app, scopes, scope }),
             Some(_) => Err(IssuerError::InvalidTarget),
         }
     }
@@ -336,14 +341,17 @@ impl Issuer {
     }
 }
 
-/// The scopes that were asked for; all of the application's for an absent parameter and for `all`.
-fn granted(asked: Option<&str>, of_app: ScopeSet) -> Result<ScopeSet, IssuerError> {
-    match asked.map(str::trim) {
-        None | Some("" | "all") => Ok(of_app),
+/// The scopes that were asked for, and what they are called in answer and token. An absent parameter and `all`
+/// give all of the application's; who asks for `all` gets `all`, as clients of Logto insist on.
+fn granted(asked: Option<&str>, of_app: ScopeSet) -> Result<(ScopeSet, String), IssuerError> {
+    let scopes = match asked.map(str::trim) {
+        Some(ALL_SCOPES) => return Ok((of_app, ALL_SCOPES.to_owned())),
+        None | Some("") => of_app,
         Some(asked) => ScopeSet::parse(asked)
             .filter(|asked| of_app.contains_all(*asked))
-            .ok_or(IssuerError::InvalidScope),
-    }
+            .ok_or(IssuerError::InvalidScope)?,
+    };
+    Ok((scopes, scopes.to_string()))
 }
 
 #[cfg(test)]
@@ -355,10 +363,11 @@ mod tests {
     fn scopes_are_granted_as_asked_and_never_beyond_the_application() {
         let of_app: ScopeSet = [Scope::SecretsMetadata, Scope::AuditRead].into_iter().collect();
 
-        for all in [None, Some(""), Some("all")] {
-            assert_eq!(granted(all, of_app).unwrap(), of_app);
+        for all in [None, Some("")] {
+            assert_eq!(granted(all, of_app).unwrap(), (of_app, "secrets:metadata audit:read".to_owned()));
         }
-        assert_eq!(granted(Some("audit:read"), of_app).unwrap().to_string(), "audit:read");
+        assert_eq!(granted(Some("all"), of_app).unwrap(), (of_app, "all".to_owned()));
+        assert_eq!(granted(Some("audit:read"), of_app).unwrap().1, "audit:read");
         for more in ["audit:read apps:admin", "all apps:admin", "nonsense", "AUDIT:READ"] {
             assert!(matches!(granted(Some(more), of_app), Err(IssuerError::InvalidScope)), "{more}");
         }

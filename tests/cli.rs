@@ -12,6 +12,9 @@
     reason = "a test fails by panicking"
 )]
 
+#[path = "cli/keys.rs"]
+mod keys;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};

@@ -41,6 +41,26 @@ pub(crate) fn value(context: &Context, file: Option<&Path>) -> Result<Zeroizing<
     Ok(bytes)
 }
 
+/// Reads a text that is a document of its own, such as a PEM file, from `file` (`-` is stdin) or from stdin.
+pub(crate) fn document(file: Option<&Path>) -> Result<Zeroizing<String>, CliError> {
+    let (bytes, name) = match file.filter(|path| path.as_os_str() != "-") {
+        Some(path) => {
+            let shown = path.display().to_string();
+            let file = File::open(path).map_err(|e| CliError::local(format!("cannot open {shown}"), e))?;
+            (limited(file, &shown)?, shown)
+        }
+        None if io::stdin().is_terminal() => {
+            return Err(CliError::usage("nothing to read", "pipe it in, or give --file"));
+        }
+        None => (limited(io::stdin().lock(), "standard input")?, "standard input".to_owned()),
+    };
+    match std::str::from_utf8(&bytes) {
+        Ok(text) if !text.trim().is_empty() => Ok(Zeroizing::new(text.to_owned())),
+        Ok(_) => Err(CliError::usage(format!("{name} is empty"), "it is a text such as a PEM file")),
+        Err(_) => Err(CliError::usage(format!("{name} is not text"), "it is a text such as a PEM file")),
+    }
+}
+
 fn prompt() -> Result<Zeroizing<Vec<u8>>, CliError> {
     let read = |text: &str| {
         rpassword::prompt_password(text).map_err(|e| CliError::local("cannot read from the terminal", e))
@@ -141,5 +161,16 @@ pub(crate) fn confirm(question: &str, yes: bool) -> Result<(), CliError> {
     match answer.trim() {
         "y" | "Y" | "yes" => Ok(()),
         _ => Err(CliError::usage("not confirmed, nothing was done", "answer y, or add --yes")),
+    }
+}
+
+/// Asks for a word on a terminal, so that nobody agrees by habit.
+pub(crate) fn confirm_by_typing(statement: &str, word: &str) -> Result<(), CliError> {
+    eprint!("{} Type {word} to go on: ", super::output::printable(statement));
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer).map_err(|e| CliError::local("cannot read from the terminal", e))?;
+    match answer.trim() == word {
+        true => Ok(()),
+        false => Err(CliError::usage("not confirmed, nothing was done", "type the word, or add --yes")),
     }
 }

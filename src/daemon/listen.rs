@@ -87,6 +87,7 @@ impl Listeners {
         let parts = http::Parts {
             vault: services.vault.clone(),
             issuer: services.issuer.clone(),
+            keys: services.keys.clone(),
             audit: services.audit.clone(),
             gate: Arc::clone(gate),
             operations,

@@ -131,7 +131,7 @@ pub(super) fn request_id(request: &HttpRequest) -> RequestId {
 }
 
 /// The bearer token; `Some(Err)` if there is an Authorization header of another kind.
-fn bearer(request: &HttpRequest) -> Option<Result<&str, ()>> {
+pub(super) fn bearer(request: &HttpRequest) -> Option<Result<&str, ()>> {
     let header = request.headers().get(header::AUTHORIZATION)?;
     // RFC 9110, section 11.1: the scheme is case-insensitive.
     let token = header.to_str().ok().and_then(|text| text.split_once(' ')).and_then(|(scheme, token)| {
@@ -140,17 +140,20 @@ fn bearer(request: &HttpRequest) -> Option<Result<&str, ()>> {
     Some(token.ok_or(()))
 }
 
+/// The caller of a request whose body was not read yet. Without a gate nobody is let in.
+pub(super) async fn admit(request: &ServiceRequest) -> Result<Caller, Problem> {
+    match request.app_data::<Data<Gate>>().cloned() {
+        Some(gate) => gate.admit(request.request()).await,
+        None => Err(Problem::new(Code::Internal)),
+    }
+}
+
 /// Middleware: lets a request through to the routes below with its [`Caller`], or answers for them.
 pub(super) async fn authenticate(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
-    let gate = request.app_data::<Data<Gate>>().cloned();
-    let admitted = match gate {
-        Some(gate) => gate.admit(request.request()).await,
-        None => Err(Problem::new(Code::Internal)),
-    };
-    match admitted {
+    match admit(&request).await {
         Ok(caller) => {
             request.extensions_mut().insert(caller);
             Ok(next.call(request).await?.map_into_boxed_body())

@@ -8,6 +8,7 @@ mod crypto;
 mod keks;
 mod secrets;
 mod signing;
+mod signing_keys;
 mod status;
 mod values;
 
@@ -64,6 +65,7 @@ pub(super) fn routes(max_value_bytes: usize, cfg: &mut ServiceConfig) {
         .service(web::resource("/apps/{id}/signing").get(apps::signing_policy).put(apps::set_signing_policy))
         // Before what has a name of its own below `/signing-keys`.
         .configure(signing::routes)
+        .configure(signing_keys::routes)
         .service(web::resource("/status").get(status::status))
         .default_service(web::to(nothing_here));
     cfg.service(v1);

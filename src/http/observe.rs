@@ -11,10 +11,11 @@ use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use actix_web::http::{ConnectionType, StatusCode};
 use actix_web::middleware::Next;
 use actix_web::web::Data;
-use actix_web::{Error, HttpMessage, HttpResponse};
+use actix_web::{Error, HttpMessage, HttpResponse, ResponseError};
 use futures_util::FutureExt;
 use tracing::Instrument;
 
+use crate::http::logto;
 use crate::http::ops::Operations;
 use crate::http::problem::{Code, Problem};
 use crate::identity::Caller;
@@ -42,7 +43,13 @@ pub(super) async fn observe(
         return Err(after_a_panic(&id, &path));
     };
     let response = served?.map_into_boxed_body();
-    let mut response = with_problem_body(response, &id);
+    let mut response = if logto::owns(response.request().path()) {
+        // Its errors bring their bodies.
+        response.response().error().and_then(|error| error.as_error()).inspect(|error| log_logto(error, &id));
+        response
+    } else {
+        with_problem_body(response, &id)
+    };
     put_headers(&mut response, &id);
     if draining {
         // Idle connections would hold up the end of the daemon.
@@ -54,6 +61,11 @@ pub(super) async fn observe(
 
 /// The answer to a request whose handler is gone, and the request with it.
 fn after_a_panic(id: &RequestId, path: &str) -> Error {
+    if logto::owns(path) {
+        let mut response = logto::after_a_panic(id);
+        put_own_headers(response.headers_mut(), id);
+        return InternalError::from_response("a handler panicked", response).into();
+    }
     let body = Problem::new(Code::Internal).body(id, path);
     let mut response = HttpResponse::InternalServerError();
     response.content_type("application/problem+json").insert_header((X_REQUEST_ID, id.as_str()));
@@ -93,23 +105,37 @@ fn with_problem_body(response: ServiceResponse<BoxBody>, id: &RequestId) -> Serv
 fn log_cause(problem: &Problem, id: &RequestId) {
     let code = problem.code();
     let Some(cause) = problem.cause_chain() else { return };
-    if code.status() == StatusCode::SERVICE_UNAVAILABLE {
-        tracing::warn!(request_id = %id, code = code.name(), cause, "request refused");
+    log_failure(code.status(), code.name(), &cause, id);
+}
+
+fn log_logto(error: &logto::ApiError, id: &RequestId) {
+    if let Some(cause) = error.cause() {
+        log_failure(error.status_code(), "logto", cause, id);
+    }
+}
+
+fn log_failure(status: StatusCode, code: &str, cause: &str, id: &RequestId) {
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        tracing::warn!(request_id = %id, code, cause, "request refused");
     } else {
-        tracing::error!(request_id = %id, code = code.name(), cause, "request failed");
+        tracing::error!(request_id = %id, code, cause, "request failed");
     }
 }
 
 fn put_headers(response: &mut ServiceResponse<BoxBody>, id: &RequestId) {
     let is_native = response.request().path().starts_with("/v1/");
     let headers: &mut HeaderMap = response.headers_mut();
+    put_own_headers(headers, id);
+    if is_native && !headers.contains_key(header::CACHE_CONTROL) {
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
+}
+
+fn put_own_headers(headers: &mut HeaderMap, id: &RequestId) {
     if let Ok(value) = HeaderValue::from_str(id.as_str()) {
         headers.insert(X_REQUEST_ID, value);
     }
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    if is_native && !headers.contains_key(header::CACHE_CONTROL) {
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    }
 }
 
 fn log(response: &ServiceResponse<BoxBody>, started: Instant) {

@@ -1,4 +1,4 @@
-//! `/oidc`: the token endpoint (RFC 6749, section 4.4) and the JWKS document (RFC 7517, section 5).
+//! `/oidc/token`: the token endpoint (RFC 6749, section 4.4). The public documents are in `discovery.rs`.
 //!
 //! Errors have the form of RFC 6749, section 5.2; what goes wrong inside is told as
 //! `temporarily_unavailable` or `server_error` and explained in the log only.
@@ -12,7 +12,6 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::json;
-use sha2::{Digest, Sha256};
 use url::form_urlencoded;
 
 use crate::audit::AuditCode;
@@ -25,8 +24,7 @@ use crate::issuer::{IssuedToken, Issuer, IssuerError, TokenRequest};
 const FORM_LIMIT: usize = 16 << 10;
 
 pub(super) fn routes(cfg: &mut ServiceConfig) {
-    let token = web::resource("/oidc/token").app_data(PayloadConfig::new(FORM_LIMIT)).post(token);
-    cfg.service(token).service(web::resource("/oidc/jwks").get(jwks));
+    cfg.service(web::resource("/oidc/token").app_data(PayloadConfig::new(FORM_LIMIT)).post(token));
 }
 
 async fn token(
@@ -245,20 +243,6 @@ impl OauthError {
         }
         response.json(body)
     }
-}
-
-async fn jwks(request: HttpRequest, issuer: Data<Issuer>) -> Result<HttpResponse, Problem> {
-    let document = issuer.jwks().await?.to_string();
-    let tag = format!("\"{}\"", hex::encode(&Sha256::digest(&document)[..16]));
-    let known = request.headers().get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok());
-    let is_known = known.is_some_and(|known| known == "*" || known.split(',').any(|one| one.trim() == tag));
-    let mut response = if is_known { HttpResponse::NotModified() } else { HttpResponse::Ok() };
-    // Shorter than the lead time with which keys are published before they sign.
-    response.insert_header((header::CACHE_CONTROL, "public, max-age=300")).insert_header((header::ETAG, tag));
-    Ok(match is_known {
-        true => response.finish(),
-        false => response.content_type("application/json").body(document),
-    })
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use crate::audit::{AuditCode, AuditError};
 use crate::identity::MissingScope;
 use crate::ids::RequestId;
 use crate::issuer::{BearerError, IssuerError, NotSigned};
-use crate::keys::KeysError;
+use crate::keys::{KeysError, Refusal};
 use crate::vault::VaultError;
 
 /// What went wrong: the `code` member, stable over versions. Documented in `docs/api.md`.
@@ -33,6 +33,11 @@ pub(super) enum Code {
     NameTaken,
     IdempotencyInFlight,
     JobEnded,
+    NextPending,
+    KeyRequired,
+    OnlyPrevious,
+    RotationInProgress,
+    TooManyKeys,
     Quarantined,
     KeyNotCurrent,
     SigningRefused,
@@ -56,7 +61,7 @@ pub(super) enum Code {
 
 impl Code {
     #[cfg(test)]
-    pub(super) const ALL: [Self; 28] = [
+    pub(super) const ALL: [Self; 33] = [
         Self::Malformed,
         Self::Unauthenticated,
         Self::InvalidToken,
@@ -66,6 +71,11 @@ impl Code {
         Self::NameTaken,
         Self::IdempotencyInFlight,
         Self::JobEnded,
+        Self::NextPending,
+        Self::KeyRequired,
+        Self::OnlyPrevious,
+        Self::RotationInProgress,
+        Self::TooManyKeys,
         Self::Quarantined,
         Self::KeyNotCurrent,
         Self::SigningRefused,
@@ -103,6 +113,15 @@ impl Code {
                 (StatusCode::CONFLICT, "idempotency-in-flight", "The first request is not done yet")
             }
             Self::JobEnded => (StatusCode::CONFLICT, "job-ended", "The job has ended"),
+            Self::NextPending => (StatusCode::CONFLICT, "next-pending", "A next key is pending"),
+            Self::KeyRequired => (StatusCode::CONFLICT, "key-required", "It is the only key"),
+            Self::OnlyPrevious => {
+                (StatusCode::CONFLICT, "only-previous", "Only a previous key can be deleted")
+            }
+            Self::RotationInProgress => {
+                (StatusCode::CONFLICT, "rotation-in-progress", "A key is being made already")
+            }
+            Self::TooManyKeys => (StatusCode::CONFLICT, "too-many-keys", "No more keys can be published"),
             Self::Quarantined => (StatusCode::CONFLICT, "quarantined", "Not before the restore is released"),
             Self::KeyNotCurrent => {
                 (StatusCode::CONFLICT, "key-not-current", "The token names another key than the one in use")
@@ -163,7 +182,7 @@ impl Code {
 
     fn is_retryable(self) -> bool {
         matches!(self.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
-            || self == Self::IdempotencyInFlight
+            || matches!(self, Self::IdempotencyInFlight | Self::RotationInProgress)
     }
 }
 
@@ -227,6 +246,11 @@ impl Problem {
 
     pub(super) fn code(&self) -> Code {
         self.code
+    }
+
+    /// When the same request may succeed.
+    pub(super) fn wait(&self) -> Option<Duration> {
+        self.retry_after
     }
 
     /// The cause and its causes, for the log; never for the client.
@@ -410,6 +434,43 @@ impl From<IssuerError> for Problem {
             Self::new(code).caused_by(error)
         } else {
             Self::new(code).detail(text)
+        }
+    }
+}
+
+impl From<KeysError> for Problem {
+    fn from(error: KeysError) -> Self {
+        let (code, text) = (outage_of(error.audit_code()), error.to_string());
+        match error {
+            KeysError::Forbidden(missing) => missing.into(),
+            KeysError::Audit(error) => error.into(),
+            KeysError::Refused(refusal) => refusal.into(),
+            KeysError::Invalid { .. } => Self::new(Code::Invalid).detail(text),
+            KeysError::Quarantined => Self::new(Code::Quarantined).detail(text),
+            error => match &error {
+                KeysError::Seal(cause) if cause.retry_after().is_some() => {
+                    let wait = cause.retry_after().unwrap_or_default();
+                    Self::new(code).retry_after(wait).caused_by(error)
+                }
+                _ => Self::new(code).caused_by(error),
+            },
+        }
+    }
+}
+
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::NextPending => Self::new(Code::NextPending).detail("cancel it first, or give a grace"),
+            Refusal::NoNext => Self::new(Code::NotFound).detail("no next key is pending"),
+            Refusal::NoPrevious => Self::new(Code::NotFound).detail("there is no previous key"),
+            Refusal::KeyRequired => Self::new(Code::KeyRequired),
+            Refusal::NotFound => Self::new(Code::NotFound),
+            Refusal::OnlyPrevious => Self::new(Code::OnlyPrevious),
+            Refusal::Busy => Self::new(Code::RotationInProgress),
+            Refusal::TooMany { retry_at } => {
+                Self::new(Code::TooManyKeys).detail(format!("the first of them may go at {retry_at}"))
+            }
         }
     }
 }

@@ -130,6 +130,39 @@ async fn nothing_under_v1_is_answered_without_the_gate() {
 }
 
 #[actix_web::test]
+async fn the_logto_family_has_its_own_words_and_no_open_door() {
+    let (response, body) = ask(TestRequest::get().uri("/api/configs/oidc/private-keys")).await;
+    assert_eq!((response.status().as_u16(), body), (500, json!({ "message": "Internal server error." })));
+    assert_eq!(header_of(&response, "logto-core-request-id"), header_of(&response, "x-request-id"));
+    assert_eq!(header_of(&response, "x-content-type-options"), "nosniff");
+
+    for path in ["/api", "/api/nowhere"] {
+        let (response, body) = ask(TestRequest::get().uri(path)).await;
+        assert_eq!((response.status().as_u16(), body), (404, Value::Null), "{path}");
+        assert_eq!(header_of(&response, "content-type"), "text/plain; charset=utf-8");
+    }
+    let (response, _) = ask(TestRequest::get().uri("/apis")).await;
+    assert_eq!(header_of(&response, "content-type"), "application/problem+json");
+}
+
+#[actix_web::test]
+async fn a_panic_in_the_logto_family_is_told_in_its_form() {
+    let daemon: Arc<dyn Operations> = Arc::new(Daemon { problem: None, optional: None, draining: false });
+    let app = App::new()
+        .app_data(Data::from(daemon))
+        .route("/api/panic", web::get().to(async || -> &'static str { panic!("{PAYLOAD}") }))
+        .wrap(from_fn(observe::observe));
+    let app = init_service(app).await;
+    let answer = app.call(TestRequest::get().uri("/api/panic").to_request()).await;
+
+    let response = answer.map(|_| "an answer").unwrap_err().error_response();
+    assert_eq!(response.status(), 500);
+    assert_eq!(response.headers().get("logto-core-request-id"), response.headers().get("x-request-id"));
+    let body = to_bytes(response.into_body()).await.unwrap();
+    assert_eq!(&*body, br#"{"message":"Internal server error."}"#);
+}
+
+#[actix_web::test]
 async fn readiness_names_the_failing_check_and_explains_it_on_request() {
     let away = || Daemon { problem: Some("token not present"), optional: None, draining: false };
 

@@ -23,6 +23,9 @@ pub(super) const TOKEN_MAX: usize = 4096;
 /// RFC 9068, section 2.1.
 pub(super) const TYP: &str = "at+jwt";
 
+/// A token's `scope` that stands for all that its application has.
+pub(super) const ALL_SCOPES: &str = "all";
+
 /// What a token must be for.
 pub(super) struct Expected<'a> {
     pub(super) issuer: &'a str,
@@ -92,9 +95,18 @@ pub(super) fn verify(
     if claims.nbf.is_some_and(|nbf| nbf > expected.now.as_secs()) {
         return Err("not valid yet");
     }
-    let scopes = claims.scope.split_ascii_whitespace().filter_map(Scope::parse).collect();
+    let scopes = scopes(&claims.scope);
     let verified = Verified { client: claims.client_id, scopes, expires: claims.exp, kid: kid.to_owned() };
     if verified.is_expired(expected.now) { Err("expired") } else { Ok(verified) }
+}
+
+/// What the claim names; the application's own scopes bound it at every use.
+fn scopes(claim: &str) -> ScopeSet {
+    let names = claim.split_ascii_whitespace();
+    match names.clone().any(|name| name == ALL_SCOPES) {
+        true => ScopeSet::all(),
+        false => names.filter_map(Scope::parse).collect(),
+    }
 }
 
 /// Reads the header strictly and finds the key it names among the tenant's own. The algorithm is the key's; that
@@ -235,6 +247,19 @@ mod tests {
         assert_eq!(verified.client.as_str(), "app");
         assert_eq!(verified.scopes, [Scope::AuditRead].into_iter().collect::<ScopeSet>());
         assert_eq!((verified.expires, verified.kid.as_str()), (NOW + 10, "k"));
+    }
+
+    #[test]
+    fn all_stands_for_every_scope() {
+        let fixture = Fixture::new();
+        for (claim, wanted) in [
+            ("all", ScopeSet::all()),
+            ("audit:read all", ScopeSet::all()),
+            ("ALL", ScopeSet::NONE),
+            ("", ScopeSet::NONE),
+        ] {
+            assert_eq!(fixture.claim("scope", json!(claim)).unwrap().scopes, wanted, "{claim}");
+        }
     }
 
     #[test]

@@ -14,6 +14,9 @@ use crate::stage::{Engine, Stage, on_both, stored};
 
 const TALKATIVE: &str = "[log]\nlevel = \"trace\"\n";
 
+const LOGTO_ROTATE: &str = "/api/configs/oidc/private-keys/rotate";
+const LOGTO_IMPORT: &str = "/api/configs/oidc/private-keys/import";
+
 type Misplaced = (&'static str, RequestBuilder);
 
 /// Bodies that must be refused and have a secret where it does not belong, or in a form that is wrong.
@@ -30,6 +33,13 @@ fn in_bodies(api: &Api, secret: &str) -> Vec<Misplaced> {
         ("not sealed", "/v1/open", json!({ "context": "c", "sealed": hex::encode(secret) })),
         ("a batch", "/v1/open", json!({ "items": [{ "context": "c", "sealed": secret, "x": secret }] })),
         ("a scope", "/v1/apps", json!({ "name": "n", "kind": "machine", "scopes": [secret] })),
+        ("an algorithm", "/v1/signing-keys/jwt/rotate", json!({ "algorithm": secret })),
+        ("a private key", "/v1/signing-keys/jwt/import", json!({ "pem": secret, "as": "current" })),
+        ("a private key's end", "/v1/signing-keys/jwt/import", json!({ "pem": secret, "as": secret })),
+        ("Logto's algorithm", LOGTO_ROTATE, json!({ "signingKeyAlgorithm": secret })),
+        ("Logto's grace", LOGTO_ROTATE, json!({ "rotationGracePeriod": secret })),
+        ("Logto's import", LOGTO_IMPORT, json!({ "pem": secret, "as": "Current" })),
+        ("Logto's import as", LOGTO_IMPORT, json!({ "pem": secret, "as": secret, "lifetime": secret })),
     ];
     let texts = [
         ("cut JSON", format!("{{\"name\": \"n\", \"value\": \"{secret}")),
@@ -37,7 +47,11 @@ fn in_bodies(api: &Api, secret: &str) -> Vec<Misplaced> {
         ("no JSON", secret.to_owned()),
     ];
     let bodies = bodies.into_iter().map(|(what, path, body)| (what, path, body.to_string()));
-    let all = bodies.chain(texts.into_iter().map(|(what, text)| (what, "/v1/secrets", text)));
+    // Logto's routes ignore a member that they do not know, also one that comes twice.
+    let logto = texts.clone().into_iter().filter(|(what, _)| *what != "a value twice");
+    let logto = logto.map(|(what, text)| (what, LOGTO_ROTATE, text));
+    let texts = texts.map(|(what, text)| (what, "/v1/secrets", text));
+    let all = bodies.chain(texts).chain(logto);
     all.map(|(what, path, body)| {
         (what, api.request(Method::POST, path).header("Content-Type", "application/json").body(body))
     })
@@ -109,7 +123,7 @@ async fn talkative(engine: Engine) {
         is_clean(what, head.as_bytes(), &finder);
         is_clean(what, &answer.bytes().await.unwrap(), &finder);
     }
-    let open = ["/metrics", "/readyz", "/livez", "/oidc/jwks"];
+    let open = ["/metrics", "/readyz", "/livez", "/oidc/jwks", "/oidc/.well-known/openid-configuration"];
     let closed = ["/v1/status", "/v1/secrets", "/v1/keks", "/v1/apps", "/v1/audit/events?limit=1000"];
     for path in open.into_iter().chain(closed) {
         let answer = api.get(path).await;

@@ -87,9 +87,16 @@ async fn tls_knows_its_clients_by_certificate_and_reads_its_own_again() {
     let get = |client: Client, path: &str| client.get(format!("{}{path}", daemon.url)).send();
     let reader = with(Some(authority.issue("reader", 2)));
     assert_eq!(get(reader.clone(), "/v1/secrets").await.unwrap().status(), StatusCode::OK);
-    problem(get(reader, "/v1/keks").await.unwrap(), 403, "insufficient-scope").await;
+    problem(get(reader.clone(), "/v1/keks").await.unwrap(), 403, "insufficient-scope").await;
     let nobody = with(Some(authority.issue("nobody", 3)));
-    problem(get(nobody, "/v1/secrets").await.unwrap(), 401, "unauthenticated").await;
+    problem(get(nobody.clone(), "/v1/secrets").await.unwrap(), 401, "unauthenticated").await;
+    for (client, status, code) in
+        [(reader, 403, "auth.forbidden"), (nobody, 401, "auth.authorization_header_missing")]
+    {
+        let answer = get(client, "/api/configs/oidc/session").await.unwrap();
+        assert_eq!(answer.status().as_u16(), status);
+        assert_eq!(answer.json::<serde_json::Value>().await.unwrap()["code"], code);
+    }
     problem(get(with(None), "/v1/secrets").await.unwrap(), 401, "unauthenticated").await;
     assert!(
         get(with(Some(stranger.issue("reader", 4))), "/v1/secrets").await.is_err(),

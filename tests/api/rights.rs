@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::stage::{Engine, Stage, on_both, problem, stored};
 
-const SCOPES: [&str; 9] = [
+const SCOPES: [&str; 11] = [
     "secrets:metadata",
     "secrets:read",
     "secrets:write",
@@ -18,6 +18,8 @@ const SCOPES: [&str; 9] = [
     "keys:admin",
     "audit:read",
     "apps:admin",
+    "signing-keys:admin",
+    "signing-keys:revoke",
     "tokens:sign",
     "cookies:sign",
 ];
@@ -75,7 +77,91 @@ fn routes(id: &str) -> Vec<(Method, String, Value, &'static str, u16)> {
         ),
         (post, "/v1/keks/rotate".to_owned(), none(), "keys:admin", 201),
     ]
+    .into_iter()
+    .chain(signing_key_routes())
+    .collect()
 }
+
+/// Those of both rings. Nothing of them changes a key that is in use.
+fn signing_key_routes() -> Vec<(Method, String, Value, &'static str, u16)> {
+    let (get, post, admin) = (Method::GET, Method::POST, "signing-keys:admin");
+    let nothing = "000000000000000000000";
+    let of_ring = |name: &str| {
+        let path = |rest: &str| format!("/v1/signing-keys/{name}{rest}");
+        let revoke = format!("/{nothing}/revoke");
+        vec![
+            (get.clone(), path(""), json!({}), admin, 200),
+            (post.clone(), path("/rotate?dry_run=true"), json!({}), admin, 200),
+            (post.clone(), path("/cancel"), json!({}), admin, 404),
+            (post.clone(), path("/revert"), json!({}), admin, 404),
+            (Method::DELETE, path(&format!("/{nothing}")), json!({}), admin, 409),
+            (post.clone(), path(&revoke), json!({}), "signing-keys:revoke", 404),
+            (get.clone(), path("/policy"), json!({}), admin, 200),
+            (Method::PATCH, path("/policy"), json!({}), admin, 200),
+        ]
+    };
+    let import = json!({ "pem": "x", "as": "current" });
+    let import = (post.clone(), "/v1/signing-keys/jwt/import".to_owned(), import, admin, 422);
+    ["jwt", "cookie"].into_iter().flat_map(of_ring).chain([import]).collect()
+}
+
+/// Those of the Logto family.
+fn logto_routes() -> Vec<(Method, String, Value, &'static str, u16)> {
+    let (get, post, admin) = (Method::GET, Method::POST, "signing-keys:admin");
+    let nothing = "000000000000000000000";
+    let of_kind = |name: &str| {
+        let path = |rest: &str| format!("/api/configs/oidc/{name}{rest}");
+        let revoke = format!("/{nothing}/revoke");
+        vec![
+            (get.clone(), path(""), json!({}), admin, 200),
+            (post.clone(), path("/rotate?dryRun=true"), json!({}), admin, 200),
+            (Method::DELETE, path("/next"), json!({}), admin, 404),
+            (post.clone(), path("/revert"), json!({}), admin, 404),
+            (Method::DELETE, path(&format!("/{nothing}")), json!({}), admin, 422),
+            (post.clone(), path(&revoke), json!({}), "signing-keys:revoke", 404),
+            (get.clone(), path("/policy"), json!({}), admin, 200),
+            (Method::PATCH, path("/policy"), json!({}), admin, 200),
+        ]
+    };
+    let session = "/api/configs/oidc/session".to_owned();
+    let import = json!({ "pem": "x", "as": "Current" });
+    let others = [
+        (get.clone(), session.clone(), json!({}), admin, 200),
+        (Method::PATCH, session, json!({}), admin, 200),
+        (post.clone(), "/api/configs/oidc/private-keys/import".to_owned(), import, admin, 400),
+    ];
+    ["private-keys", "cookie-keys"].into_iter().flat_map(of_kind).chain(others).collect()
+}
+
+async fn every_logto_route_with_every_right(engine: Engine) {
+    let stage = Stage::on(engine, "").await;
+    let daemon = &stage.daemon;
+    for scope in SCOPES.into_iter().chain(["all"]) {
+        let api = daemon.api_with(scope).await;
+        for (method, path, body, needed, status) in logto_routes() {
+            let request = api.request(method.clone(), &path);
+            let request = if method == Method::GET { request } else { request.json(&body) };
+            let answer = request.send().await.unwrap();
+            let (now, text) = (answer.status().as_u16(), answer.text().await.unwrap());
+            if scope == needed || scope == "all" {
+                assert_eq!(now, status, "{method} {path} with {scope}: {text}");
+            } else {
+                assert_eq!(now, 403, "{method} {path} with {scope}: {text}");
+                assert!(text.contains("\"auth.forbidden\""), "{text}");
+            }
+        }
+    }
+    for (method, path, _, _, _) in logto_routes() {
+        for bad in [String::new(), "garbage".to_owned(), "a".repeat(5000)] {
+            let answer = daemon.api_of(&bad).request(method.clone(), &path).send().await.unwrap();
+            assert_eq!(answer.status(), StatusCode::UNAUTHORIZED, "{method} {path}");
+        }
+        let answer = daemon.anonymous(method, &path).send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::UNAUTHORIZED, "{path}");
+    }
+    stage.daemon.finish().await;
+}
+on_both!(each_logto_route_takes_its_own_right_or_all, every_logto_route_with_every_right);
 
 async fn every_route_with_every_right(engine: Engine) {
     let stage = Stage::on(engine, "").await;
@@ -126,6 +212,8 @@ async fn credentials_that_are_none(engine: Engine) {
     let good = daemon.token("all").await;
     let id = stored(&daemon.api_of(&good), "guarded", &daemon.secret("guarded")).await;
     let parts: Vec<_> = good.split('.').collect();
+    let few = daemon.token("audit:read").await;
+    let few: Vec<_> = few.split('.').collect();
     let (header, claims) = (decoded(parts[0]), decoded(parts[1]));
     let with = |name: &str, value: Value| {
         let mut changed = claims.clone();
@@ -145,7 +233,11 @@ async fn credentials_that_are_none(engine: Engine) {
         ("alg none", as_alg("none")),
         ("alg HS256", as_alg("HS256")),
         ("longer lived", with("exp", json!(9_999_999_999_u64))),
-        ("more rights", with("scope", json!("all"))),
+        ("more rights", {
+            let (mut claims, parts) = (decoded(few[1]), &few);
+            claims["scope"] = json!("all");
+            format!("{}.{}.{}", parts[0], part(&claims), parts[2])
+        }),
         ("text for a time", with("exp", json!("9999999999"))),
         ("its signature cut", good[..good.len() - 2].to_owned()),
         ("64 KiB", "a".repeat(65_536 - 100)),
