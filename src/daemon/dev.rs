@@ -213,6 +213,7 @@ fn management() -> NewApp {
         scopes: ScopeSet::all(),
         redirect_uris: Vec::new(),
         allow_token_exchange: false,
+        signing: None,
     }
 }
 
@@ -224,6 +225,7 @@ fn application() -> NewApp {
         scopes: scopes.into_iter().collect(),
         redirect_uris: vec![CALLBACK.to_owned()],
         allow_token_exchange: true,
+        signing: None,
     }
 }
 

@@ -42,7 +42,8 @@ impl Stage {
         let pin = std::fs::read_to_string(hsm["pin_file"].as_str().unwrap()).unwrap();
         let api = daemon.api().await;
         let quick: Value = serde_json::from_str(QUICK).unwrap();
-        let set = api.request(Method::PATCH, "/v1/signing-keys/jwt/policy").json(&quick).send().await.unwrap();
+        let set =
+            api.request(Method::PATCH, "/v1/signing-keys/jwt/policy").json(&quick).send().await.unwrap();
         assert_eq!(set.status(), 200);
         let mut stage =
             Self { daemon, control: ShimControl::new(module.as_ref()), pin: pin.trim().to_owned() };
@@ -101,7 +102,8 @@ impl Stage {
         let until = Instant::now() + PATIENCE;
         loop {
             let rows = self.rows();
-            let is_at_rest = !rows.keys().any(|name| name.ends_with(" planned") || name.ends_with(" retired"));
+            let is_at_rest =
+                !rows.keys().any(|name| name.ends_with(" planned") || name.ends_with(" retired"));
             if is_at_rest && self.objects() == self.expected() {
                 break;
             }
@@ -116,7 +118,10 @@ impl Stage {
         let header = again.token.split('.').next().unwrap().to_owned();
         let header = base64::Engine::decode(&base64::prelude::BASE64_URL_SAFE_NO_PAD, header).unwrap();
         let header: Value = serde_json::from_slice(&header).unwrap();
-        assert!(keys.contains(&header["kid"].as_str().unwrap().to_owned()), "{what}: {header} not in {keys:?}");
+        assert!(
+            keys.contains(&header["kid"].as_str().unwrap().to_owned()),
+            "{what}: {header} not in {keys:?}"
+        );
         assert_eq!(api.get("/v1/status").await.status(), 200, "{what}: a token from before is not taken");
         self.daemon.kill();
     }
@@ -181,7 +186,8 @@ async fn dies_in_the_device(keep: impl Fn(usize) -> bool) {
     let mut stage = Stage::start().await;
     let calls = device_calls(&mut stage).await;
     let points = calls.iter().flat_map(|(name, count)| (1..=*count).map(move |when| (name, when)));
-    let points: Vec<_> = points.flat_map(|(name, when)| ["abort", "abort-after"].map(|how| (name, when, how))).collect();
+    let points: Vec<_> =
+        points.flat_map(|(name, when)| ["abort", "abort-after"].map(|how| (name, when, how))).collect();
     let (mut died, mut tried) = (0, 0);
     for (number, (name, when, how)) in points.iter().enumerate() {
         if !keep(number) && *name != "C_GenerateKeyPair" && *name != "C_DestroyObject" {
