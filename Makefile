@@ -44,10 +44,11 @@ fmt: ## Format the code
 	cargo fmt --manifest-path tests/backend/shim/Cargo.toml
 	cargo fmt --manifest-path tests/backend/kryoptic/Cargo.toml
 
-soak: ## Kill at every write to the database, fail every call of the device (an hour)
+soak: ## Kill at every write to the database, fail every call of the device, rotate keys under load (an hour)
 	@scripts/deps.sh test
 	cargo test --locked --test crash -- --ignored --nocapture
 	cargo test --locked --test device -- --ignored --nocapture
+	cargo test --locked --test rotation -- --ignored --nocapture --test-threads 1
 
 bench: ## Print the figures: device and daemon, each beside the raw device of the same run
 	@scripts/deps.sh test

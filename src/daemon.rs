@@ -115,6 +115,7 @@ async fn first_app(services: &Services, name: &str) -> Result<InitReport, RunErr
         scopes: ScopeSet::all(),
         redirect_uris: Vec::new(),
         allow_token_exchange: false,
+        signing: None,
     };
     let (app, client_secret) = services.issuer.create_app(&caller, new).await?;
     Ok(InitReport { client_id: app.client_id, client_secret, created: true })

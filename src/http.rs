@@ -39,7 +39,7 @@ use crate::vault::Vault;
 pub use auth::Gate;
 pub use limit::{Limiter, RateLimit};
 pub use ops::{Check, MetricsAccess, Operations};
-pub use peer::{CertificateRule, LocalUser, on_connect};
+pub use peer::{CertificateRule, LocalUser, on_connect, signing_policies};
 
 use problem::{Code, Problem};
 

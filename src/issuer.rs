@@ -8,9 +8,11 @@ mod apps;
 mod clients;
 mod model;
 mod published;
+mod signing;
 mod store;
 mod verify;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +25,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::db::{Db, DbError};
 use crate::identity::{Caller, MissingScope, Principal, ScopeSet};
 use crate::ids::{ClientId, RequestId, TenantId};
-use crate::keys::{Jwks, Keys, KeysError, SigningKey};
+use crate::keys::{Jwks, Keys, KeysError};
 
 use clients::Clients;
 use store::App;
@@ -31,6 +33,7 @@ use verify::{ALL_SCOPES, Expected, TOKEN_MAX, TYP};
 
 pub use model::*;
 pub use published::Published;
+pub use signing::*;
 
 /// Why the token endpoint or the application API refused.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +64,9 @@ pub enum IssuerError {
     /// The caller lacks a right.
     #[error(transparent)]
     Forbidden(#[from] MissingScope),
+    /// This is not signed for this caller.
+    #[error(transparent)]
+    Refused(#[from] NotSigned),
     /// Signing or hashing failed.
     #[error("key operation failed")]
     Keys(#[from] KeysError),
@@ -82,6 +88,7 @@ impl AuditCode for IssuerError {
             Self::NotFound => "not-found",
             Self::Invalid { .. } => "invalid",
             Self::Forbidden(_) => "forbidden",
+            Self::Refused(refusal) => refusal.code(),
             Self::Keys(keys) => keys.audit_code(),
             Self::Audit(_) => "audit-unavailable",
             Self::Db(error) => error.code(),
@@ -94,7 +101,9 @@ impl AuditCode for IssuerError {
             | Self::UnsupportedGrantType
             | Self::InvalidScope
             | Self::InvalidTarget
-            | Self::Forbidden(_) => Outcome::Denied(self.audit_code()),
+            | Self::Forbidden(_)
+            | Self::Refused(_)
+            | Self::Keys(KeysError::NotCurrent { .. }) => Outcome::Denied(self.audit_code()),
             _ if self.is_unknown() => Outcome::Unknown,
             _ => Outcome::Failure(self.audit_code()),
         }
@@ -143,6 +152,8 @@ pub struct Config {
     pub tenant: TenantId,
     /// Lifetime of access tokens, 1 h by default (`[issuer] token_lifetime`).
     pub token_lifetime: Duration,
+    /// What callers that are no applications may have signed.
+    pub peers: HashMap<Principal, SigningPolicy>,
 }
 
 impl Config {
@@ -165,6 +176,8 @@ struct Inner {
     refusals: Refusals,
     clock: Arc<dyn Clock>,
     config: Config,
+    /// [`Config::api_resource`].
+    api: String,
     clients: Clients,
 }
 
@@ -182,7 +195,8 @@ impl Issuer {
         let Parts { db, keys, audit, clock, config } = parts;
         let clients = Clients::new(db.clone());
         let refusals = Refusals::new(audit.clone());
-        Self { inner: Arc::new(Inner { db, keys, audit, refusals, clock, config, clients }) }
+        let api = config.api_resource();
+        Self { inner: Arc::new(Inner { db, keys, audit, refusals, clock, config, api, clients }) }
     }
 
     /// Whether there is an application of that id; `false` also while that cannot be told.
@@ -207,12 +221,15 @@ impl Issuer {
         let client = &grant.app.info.client_id;
         let caller = self.caller(Principal::Application(client.clone()), grant.scopes, id.clone());
         let (jti, scope) = (Uuid::now_v7().to_string(), grant.scope);
+        let claims = self.claims(client, &scope, &jti, self.inner.clock.now());
         let event =
             Event::new(Action::TokenIssue, "token", jti.as_str()).detail("scope", grant.scopes.to_string());
-        let claims = self.claims(client, &scope, &jti, self.inner.clock.now());
+        let event = event.detail("exp", claims["exp"].to_string());
         let (tenant, lifetime) = (&self.inner.config.tenant, self.inner.config.token_lifetime);
-        let signed = self.inner.audit.around(&caller, event, async |_| {
-            Ok::<_, IssuerError>(self.inner.keys.sign_jwt(tenant, TYP, &claims, lifetime).await?)
+        let signed = self.inner.audit.around(&caller, event, async |note| {
+            let signed = self.inner.keys.sign_jwt(tenant, TYP, &claims, lifetime).await?;
+            note.add("kid", signed.kid.as_str());
+            Ok::<_, IssuerError>(signed)
         });
         let access_token = SecretString::from(signed.await?.jws);
         Ok(IssuedToken { access_token, expires_in: self.inner.config.token_lifetime.as_secs(), scope })
@@ -230,8 +247,11 @@ impl Issuer {
         let now = self.inner.clock.now();
         let verified = match self.inner.clients.checked(bearer) {
             Some(verified) if verified.is_expired(now) => return Err(BearerError::Invalid("expired")),
-            Some(verified) if self.is_published(&verified.kid).await? => verified,
-            Some(_) => return Err(BearerError::Invalid("its key was revoked")),
+            // Its key may have been revoked since.
+            Some(verified) if !self.publishes(&verified.kid).await? => {
+                return Err(BearerError::Invalid("unknown key"));
+            }
+            Some(verified) => verified,
             None => self.verify(bearer, now).await?,
         };
         let app = self.inner.clients.find(&self.inner.config.tenant, &verified.client).await;
@@ -251,21 +271,17 @@ impl Issuer {
         Ok(Published { issuer: issuer.clone(), keys, max_age })
     }
 
-    async fn public_keys(&self) -> Result<Vec<SigningKey>, BearerError> {
-        let keys = self.inner.keys.public_keys(&self.inner.config.tenant).await;
-        keys.map_err(|error| BearerError::Unavailable(error.into()))
-    }
-
-    /// A token that is remembered ends with its key all the same.
-    async fn is_published(&self, kid: &str) -> Result<bool, BearerError> {
-        Ok(self.public_keys().await?.iter().any(|key| key.kid == kid))
+    /// Whether a key is among the published ones now.
+    async fn publishes(&self, kid: &str) -> Result<bool, BearerError> {
+        let found = self.inner.keys.is_published(&self.inner.config.tenant, kid).await;
+        found.map_err(|error| BearerError::Unavailable(error.into()))
     }
 
     async fn verify(&self, bearer: &str, now: Timestamp) -> Result<verify::Verified, BearerError> {
-        let Config { issuer, .. } = &self.inner.config;
-        let keys = self.public_keys().await?;
-        let audience = self.inner.config.api_resource();
-        let expected = Expected { issuer, audience: &audience, now };
+        let Config { issuer, tenant, .. } = &self.inner.config;
+        let keys = self.inner.keys.public_keys(tenant).await;
+        let keys = keys.map_err(|error| BearerError::Unavailable(error.into()))?;
+        let expected = Expected { issuer, audience: &self.inner.api, now };
         let verified = verify::verify(bearer, &keys, &expected).map_err(BearerError::Invalid)?;
         self.inner.clients.remember(bearer, verified.clone());
         Ok(verified)
@@ -277,7 +293,7 @@ impl Issuer {
         if request.grant_type != "client_credentials" {
             return Err(IssuerError::UnsupportedGrantType);
         }
-        let Inner { clients, keys, config, .. } = &*self.inner;
+        let Inner { clients, keys, config, api, .. } = &*self.inner;
         let app =
             clients.authenticate(keys, &config.tenant, &request.client_id, &request.client_secret).await?;
         if app.info.kind != AppKind::Machine {
@@ -287,7 +303,7 @@ impl Issuer {
         // An empty parameter counts as an absent one (RFC 6749, section 3.1).
         match request.resource.as_deref() {
             None | Some("") => Ok(Grant { app, scopes, scope }),
-            Some(resource) if resource == config.api_resource() => Ok(Grant { app, scopes, scope }),
+            Some(resource) if resource == api => Ok(Grant { app, scopes, scope }),
             Some(_) => Err(IssuerError::InvalidTarget),
         }
     }
@@ -299,7 +315,7 @@ impl Issuer {
             "iss": config.issuer,
             "sub": client.as_str(),
             "client_id": client.as_str(),
-            "aud": config.api_resource(),
+            "aud": self.inner.api,
             "scope": scope,
             "iat": now.as_secs(),
             "exp": now.plus(config.token_lifetime).as_secs(),

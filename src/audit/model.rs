@@ -80,6 +80,8 @@ pub enum Action {
     JwsSign,
     /// A cookie was signed for an application.
     CookieSign,
+    /// What an application may have signed was changed.
+    AppPolicy,
     /// An application got another secret, because the old one cannot be checked any more.
     AppReissue,
     /// A restore began, and with it the quarantine.
@@ -106,7 +108,7 @@ pub enum Action {
 
 impl Action {
     /// Every action, for the documentation.
-    pub const ALL: [Self; 48] = [
+    pub const ALL: [Self; 49] = [
         Self::DaemonStart,
         Self::DaemonStop,
         Self::DbMigrate,
@@ -144,6 +146,7 @@ impl Action {
         Self::JwtSign,
         Self::JwsSign,
         Self::CookieSign,
+        Self::AppPolicy,
         Self::AppReissue,
         Self::RestoreBegin,
         Self::RestoreEnd,
@@ -197,6 +200,7 @@ impl Action {
             Self::JwtSign => "jwt.sign",
             Self::JwsSign => "jws.sign",
             Self::CookieSign => "cookie.sign",
+            Self::AppPolicy => "app.policy",
             Self::AppReissue => "app.reissue",
             Self::RestoreBegin => "restore.begin",
             Self::RestoreEnd => "restore.end",

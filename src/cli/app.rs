@@ -17,13 +17,24 @@ pub(crate) enum Command {
     /// Make an application; its secret is shown now and never again
     #[command(after_help = "EXAMPLES
   lacre app create backup --scope secrets:metadata --scope secrets:read --secret-out backup.secret
-  lacre app create auditor --scope audit:read --reveal")]
+  lacre app create idp --scope tokens:sign --signing-policy policy.json --secret-out idp.secret")]
     Create(Create),
     /// List applications
     #[command(after_help = "EXAMPLES
   lacre app list
   lacre app list -o name")]
     List,
+    /// Show or change what an application may have signed
+    #[command(after_help = "EXAMPLES
+  lacre app policy app-7c519d6e3f0c8f1f7a10
+  lacre app policy app-7c519d6e3f0c8f1f7a10 --set policy.json
+  echo '{}' | lacre app policy app-7c519d6e3f0c8f1f7a10 --set -
+
+A policy is JSON; what it does not name is not signed:
+  {\"jwt\": {\"types\": [\"JWT\"], \"max_lifetime\": 3600, \"audiences\": [\"https://api.example\"], \"subjects\": \"any\"},
+   \"jws\": {\"issuers\": [\"https://idp.example\"], \"types\": [\"JWT\", \"at+jwt\", \"\"], \"max_lifetime\": 86400},
+   \"cookies\": {\"names\": [\"_session\", \"_interaction*\"], \"max_age\": 1209600}}")]
+    Policy(Policy),
     /// Delete an application; its secret and its tokens stop working
     #[command(after_help = "EXAMPLES
   lacre app delete app-7c519d6e3f0c8f1f7a10
@@ -42,12 +53,25 @@ pub(crate) struct Create {
     /// A right that it may be granted; may be repeated
     #[arg(long = "scope", value_name = "SCOPE", required = true)]
     scopes: Vec<String>,
+    /// What it may have signed, as JSON (see `lacre app policy --help`)
+    #[arg(long, value_name = "FILE")]
+    signing_policy: Option<PathBuf>,
     /// Write the client secret to a new file of mode 0600
     #[arg(long, value_name = "FILE", required_unless_present = "reveal")]
     secret_out: Option<PathBuf>,
     /// Print the client secret on standard output
     #[arg(long, conflicts_with = "secret_out")]
     reveal: bool,
+}
+
+/// Arguments of `policy`.
+#[derive(Args)]
+pub(crate) struct Policy {
+    /// The application's client id
+    client_id: String,
+    /// The new policy, as JSON; `-` is standard input, `{}` allows nothing
+    #[arg(long, value_name = "FILE")]
+    set: Option<PathBuf>,
 }
 
 /// Arguments of `delete`.
@@ -65,12 +89,16 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<(), CliEr
     match command {
         Command::Create(args) => create(args, context).await,
         Command::List => list(context).await,
+        Command::Policy(args) => policy(args, context).await,
         Command::Delete(args) => delete(args, context).await,
     }
 }
 
 async fn create(args: Create, context: &Context) -> Result<(), CliError> {
-    let body = json!({ "name": args.name, "kind": args.kind, "scopes": args.scopes });
+    let mut body = json!({ "name": args.name, "kind": args.kind, "scopes": args.scopes });
+    if let Some(path) = args.signing_policy.as_deref() {
+        body["signing"] = input::json(path)?;
+    }
     let ask = async {
         let client = Client::connect(context).await?;
         client.json(Request::new(Method::POST, "/v1/apps").json(body)).await
@@ -112,6 +140,20 @@ async fn list(context: &Context) -> Result<(), CliError> {
         ("CREATED", "created_at"),
     ];
     output::list(context.global.output, &items, &columns, "client_id")
+}
+
+async fn policy(args: Policy, context: &Context) -> Result<(), CliError> {
+    let path = format!("/v1/apps/{}/signing", encode(&args.client_id));
+    let request = match args.set.as_deref() {
+        Some(file) => Request::new(Method::PUT, &path).json(input::json(file)?),
+        None => Request::new(Method::GET, &path),
+    };
+    let policy = Client::connect(context).await?.json(request).await?;
+    match context.global.output {
+        // What is shown can be changed and set again.
+        Format::Table => output::json(&policy),
+        other => output::object(other, &policy, "jwt"),
+    }
 }
 
 async fn delete(args: Delete, context: &Context) -> Result<(), CliError> {

@@ -88,6 +88,19 @@ fn limited(source: impl Read, name: &str) -> Result<Zeroizing<Vec<u8>>, CliError
     Ok(bytes)
 }
 
+/// Reads a JSON document from a file; `-` is standard input.
+pub(crate) fn json(path: &Path) -> Result<Value, CliError> {
+    let bytes = match path.as_os_str() == "-" {
+        true => limited(io::stdin().lock(), "standard input")?,
+        false => {
+            let shown = path.display();
+            let file = File::open(path).map_err(|e| CliError::local(format!("cannot open {shown}"), e))?;
+            limited(file, &shown.to_string())?
+        }
+    };
+    serde_json::from_slice(&bytes).map_err(|e| CliError::local(format!("{} is not JSON", path.display()), e))
+}
+
 /// How a value travels in JSON: as text if it is text, else as base64.
 pub(crate) fn encode(bytes: &[u8]) -> (&'static str, Zeroizing<String>) {
     match std::str::from_utf8(bytes) {

@@ -1,5 +1,6 @@
 //! The services and what they stand on, made in one order and closed in the reverse one.
 
+use std::collections::HashMap;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
@@ -9,9 +10,9 @@ use crate::audit::{Action, AuditError, AuditLog, Event, Options as AuditOptions,
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, LogFormat};
 use crate::db::{Db, OpenError, OpenOptions};
-use crate::http::Gate;
-use crate::identity::Caller;
-use crate::issuer::{self, Issuer};
+use crate::http::{self, Gate};
+use crate::identity::{Caller, Principal};
+use crate::issuer::{self, Issuer, SigningPolicy};
 use crate::keys::{self, Keys, KeysError, Purpose};
 use crate::seal::{self, Arena, ArenaError, DeviceName, Devices, KeyId, SealError, Surroundings};
 use crate::vault::{self, Vault, VaultError};
@@ -147,7 +148,7 @@ impl Ground {
             audit: audit.clone(),
             clock: Arc::clone(&clock),
             placement: config.placement.signing_keys.clone(),
-            policy: keys::Policy::default(),
+            policy: config.keys.policy(),
         });
         Ok(Self { db, arena, devices, audit, keys, clock })
     }
@@ -176,6 +177,7 @@ impl Ground {
                 issuer: format!("{}/oidc", config.public_url()),
                 tenant: config.tenant.clone(),
                 token_lifetime: config.issuer.token_lifetime,
+                peers: peers(&config),
             },
         });
         let Self { db, arena, devices, audit, keys, clock } = self;
@@ -293,6 +295,12 @@ impl Services {
         self.devices.close();
         self.db.close();
     }
+}
+
+/// What local users and holders of certificates may have signed.
+fn peers(config: &Config) -> HashMap<Principal, SigningPolicy> {
+    let certificates = config.server.tls.as_ref().map_or(&[][..], |tls| &tls.client_rules);
+    http::signing_policies(&config.server.local_users, certificates)
 }
 
 fn event(action: Action) -> Event {

@@ -116,6 +116,11 @@ fn check_media_type(request: &HttpRequest) -> Result<(), Problem> {
 pub(super) struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 impl Text<'_> {
+    /// The text, for what is not secret.
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+
     /// Moves the text out without leaving a copy of its own behind.
     fn into_wiped(self) -> Zeroizing<Vec<u8>> {
         Zeroizing::new(self.0.into_owned().into_bytes())

@@ -3,9 +3,11 @@
 
 mod apps;
 mod audit;
+mod batch;
 mod crypto;
 mod keks;
 mod secrets;
+mod signing;
 mod signing_keys;
 mod status;
 mod values;
@@ -60,6 +62,9 @@ pub(super) fn routes(max_value_bytes: usize, cfg: &mut ServiceConfig) {
         .service(web::resource("/audit/events").get(audit::events))
         .service(web::resource("/apps").get(apps::list).post(apps::create))
         .service(web::resource("/apps/{id}").delete(apps::delete))
+        .service(web::resource("/apps/{id}/signing").get(apps::signing_policy).put(apps::set_signing_policy))
+        // Before what has a name of its own below `/signing-keys`.
+        .configure(signing::routes)
         .configure(signing_keys::routes)
         .service(web::resource("/status").get(status::status))
         .default_service(web::to(nothing_here));

@@ -216,7 +216,7 @@ impl OauthError {
             IssuerError::UnsupportedGrantType => "unsupported_grant_type",
             IssuerError::InvalidScope | IssuerError::Forbidden(_) => "invalid_scope",
             IssuerError::InvalidTarget => "invalid_target",
-            IssuerError::Invalid { .. } => "invalid_request",
+            IssuerError::Invalid { .. } | IssuerError::Refused(_) => "invalid_request",
             IssuerError::Keys(_) | IssuerError::Audit(_) | IssuerError::Db(_) => {
                 match outage_of(error.audit_code()) {
                     Code::Internal => "server_error",

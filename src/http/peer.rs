@@ -2,6 +2,7 @@
 //! the holder of a client certificate. The rules that turn them into callers are configuration.
 
 use std::any::Any;
+use std::collections::HashMap;
 
 use actix_tls::accept::rustls_0_23::TlsStream;
 use actix_web::dev::Extensions;
@@ -12,6 +13,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::identity::{Principal, Scope, ScopeSet};
+use crate::issuer::SigningPolicy;
 
 /// What a local user may do on the Unix socket without a token.
 #[derive(Clone, Debug, Deserialize)]
@@ -22,6 +24,8 @@ pub struct LocalUser {
     /// The rights, by their OAuth names.
     #[serde(deserialize_with = "scopes")]
     pub scopes: ScopeSet,
+    /// What it may have signed; absent: nothing.
+    pub signing: Option<SigningPolicy>,
 }
 
 /// What the holder of a client certificate may do without a token. Exactly one of `san_uri` and
@@ -32,6 +36,7 @@ pub struct CertificateRule {
     selector: Selector,
     name: String,
     scopes: ScopeSet,
+    signing: Option<SigningPolicy>,
 }
 
 #[derive(Clone, Debug)]
@@ -48,6 +53,7 @@ struct CertificateRuleForm {
     name: String,
     #[serde(deserialize_with = "scopes")]
     scopes: ScopeSet,
+    signing: Option<SigningPolicy>,
 }
 
 impl TryFrom<CertificateRuleForm> for CertificateRule {
@@ -62,7 +68,7 @@ impl TryFrom<CertificateRuleForm> for CertificateRule {
         if form.name.is_empty() || form.name.len() > 64 || !form.name.chars().all(|c| c.is_ascii_graphic()) {
             return Err("a client rule's name has 1 to 64 visible ASCII characters");
         }
-        Ok(Self { selector, name: form.name, scopes: form.scopes })
+        Ok(Self { selector, name: form.name, scopes: form.scopes, signing: form.signing })
     }
 }
 
@@ -105,6 +111,24 @@ impl Peer {
                 .map(|rule| (Principal::Certificate(rule.name.clone()), rule.scopes)),
         }
     }
+}
+
+/// What callers without a token may have signed. Several rules may give one name: it has a policy if all of them
+/// have the same one.
+pub fn signing_policies(
+    users: &[LocalUser],
+    certificates: &[CertificateRule],
+) -> HashMap<Principal, SigningPolicy> {
+    let mut policies = HashMap::<Principal, Option<SigningPolicy>>::new();
+    let users = users.iter().map(|user| (Principal::LocalUser(user.uid), &user.signing));
+    let holders = certificates.iter().map(|rule| (Principal::Certificate(rule.name.clone()), &rule.signing));
+    for (principal, policy) in users.chain(holders) {
+        let known = policies.entry(principal).or_insert_with(|| policy.clone());
+        if known != policy {
+            *known = None;
+        }
+    }
+    policies.into_iter().filter_map(|(principal, policy)| Some((principal, policy?))).collect()
 }
 
 /// Given to actix's `on_connect`: remembers who connected for all requests of the connection.
@@ -173,8 +197,32 @@ mod tests {
     }
 
     #[test]
+    fn a_policy_is_a_names_own_only_if_all_its_rules_agree() {
+        let with = |uri: &str, name: &str, policy: &str| {
+            let policy = if policy.is_empty() { String::new() } else { format!(r#","signing":{policy}"#) };
+            rule(&format!(r#"{{"san_uri":"{uri}","name":"{name}","scopes":["cookies:sign"]{policy}}}"#))
+                .unwrap()
+        };
+        let cookies = r#"{"cookies":{"names":["a"],"max_age":1}}"#;
+        let rules = [
+            with("a:1", "one", cookies),
+            with("a:2", "two", cookies),
+            with("a:3", "two", ""),
+            with("a:4", "three", cookies),
+            with("a:5", "three", cookies),
+        ];
+
+        let policies = signing_policies(&[], &rules);
+
+        let mut names: Vec<_> = policies.keys().map(ToString::to_string).collect();
+        names.sort();
+        assert_eq!(names, ["cert:one", "cert:three"]);
+        assert!(rule(r#"{"san_uri":"a:b","name":"x","scopes":[],"signing":{"cookies":{}}}"#).is_err());
+    }
+
+    #[test]
     fn a_local_user_without_a_rule_is_nobody() {
-        let root = LocalUser { uid: 0, scopes: ScopeSet::all() };
+        let root = LocalUser { uid: 0, scopes: ScopeSet::all(), signing: None };
         assert!(Peer::LocalUser(0).admit(std::slice::from_ref(&root), &[]).is_some());
         assert!(Peer::LocalUser(1000).admit(&[root], &[]).is_none());
     }

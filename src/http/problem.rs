@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use crate::audit::{AuditCode, AuditError};
 use crate::identity::MissingScope;
 use crate::ids::RequestId;
-use crate::issuer::{BearerError, IssuerError};
+use crate::issuer::{BearerError, IssuerError, NotSigned};
 use crate::keys::{KeysError, Refusal};
 use crate::vault::VaultError;
 
@@ -39,6 +39,8 @@ pub(super) enum Code {
     RotationInProgress,
     TooManyKeys,
     Quarantined,
+    KeyNotCurrent,
+    SigningRefused,
     Expired,
     VersionConflict,
     TooLarge,
@@ -59,7 +61,7 @@ pub(super) enum Code {
 
 impl Code {
     #[cfg(test)]
-    pub(super) const ALL: [Self; 31] = [
+    pub(super) const ALL: [Self; 33] = [
         Self::Malformed,
         Self::Unauthenticated,
         Self::InvalidToken,
@@ -75,6 +77,8 @@ impl Code {
         Self::RotationInProgress,
         Self::TooManyKeys,
         Self::Quarantined,
+        Self::KeyNotCurrent,
+        Self::SigningRefused,
         Self::Expired,
         Self::VersionConflict,
         Self::TooLarge,
@@ -119,6 +123,12 @@ impl Code {
             }
             Self::TooManyKeys => (StatusCode::CONFLICT, "too-many-keys", "No more keys can be published"),
             Self::Quarantined => (StatusCode::CONFLICT, "quarantined", "Not before the restore is released"),
+            Self::KeyNotCurrent => {
+                (StatusCode::CONFLICT, "key-not-current", "The token names another key than the one in use")
+            }
+            Self::SigningRefused => {
+                (StatusCode::FORBIDDEN, "signing-refused", "The signing policy does not allow this")
+            }
             Self::Expired => (StatusCode::GONE, "expired", "The secret has expired"),
             Self::VersionConflict => {
                 (StatusCode::PRECONDITION_FAILED, "version-conflict", "The secret has changed")
@@ -183,6 +193,8 @@ pub(super) struct Problem {
     detail: Option<String>,
     retry_after: Option<Duration>,
     scope: Option<&'static str>,
+    /// What a program needs to do better next time.
+    members: Vec<(&'static str, Value)>,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
@@ -192,7 +204,7 @@ impl Problem {
         // A key comes back by an operator's hand, everything else by itself.
         let wait = if code == Code::KeyUnavailable { 60 } else { 1 };
         let retry_after = code.is_retryable().then_some(Duration::from_secs(wait));
-        Self { code, detail: None, retry_after, scope: None, source: None }
+        Self { code, detail: None, retry_after, scope: None, members: Vec::new(), source: None }
     }
 
     /// A member of the request breaks a rule. `reason` never holds a value.
@@ -214,6 +226,11 @@ impl Problem {
 
     pub(super) fn detail(mut self, detail: impl Into<String>) -> Self {
         self.detail = Some(detail.into());
+        self
+    }
+
+    pub(super) fn member(mut self, name: &'static str, value: impl Into<Value>) -> Self {
+        self.members.push((name, value.into()));
         self
     }
 
@@ -283,6 +300,9 @@ impl Problem {
     fn add_detail(&self, body: &mut Value) {
         if let Some(detail) = self.detail.as_deref().filter(|_| self.code.status().is_client_error()) {
             body["detail"] = json!(detail);
+        }
+        for (name, value) in &self.members {
+            body[*name] = value.clone();
         }
     }
 }
@@ -395,9 +415,15 @@ impl From<IssuerError> for Problem {
         let code = match error {
             IssuerError::Forbidden(missing) => return missing.into(),
             IssuerError::Audit(error) => return error.into(),
+            IssuerError::Refused(NotSigned::NoPolicy(_) | NotSigned::Beyond { .. }) => Code::SigningRefused,
+            IssuerError::Keys(KeysError::NotCurrent { ref kid, alg }) => {
+                let problem = Self::new(Code::KeyNotCurrent).member("kid", kid.as_str()).member("alg", alg);
+                return problem.detail(error.to_string());
+            }
             IssuerError::NotFound => Code::NotFound,
             IssuerError::InvalidClient => Code::Unauthenticated,
             IssuerError::Invalid { .. }
+            | IssuerError::Refused(NotSigned::Malformed { .. })
             | IssuerError::InvalidScope
             | IssuerError::InvalidTarget
             | IssuerError::UnsupportedGrantType => Code::Invalid,

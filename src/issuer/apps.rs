@@ -1,6 +1,7 @@
 //! Applications: made, listed, deleted. An application never gets a right that its maker lacks.
 
 use secrecy::{ExposeSecret, SecretString};
+use sha2::{Digest, Sha256};
 use url::Url;
 
 use crate::audit::{Action, Event, Outcome};
@@ -9,7 +10,7 @@ use crate::identity::{Caller, MissingScope, Principal, Scope};
 use crate::ids::{ClientId, generate_client_secret};
 use crate::issuer::model::{AppInfo, NewApp};
 use crate::issuer::store::{self, App};
-use crate::issuer::{Issuer, IssuerError};
+use crate::issuer::{BadPolicy, Issuer, IssuerError, SigningPolicy};
 
 const NAME_MAX: usize = 128;
 const REDIRECT_URIS_MAX: usize = 16;
@@ -30,6 +31,7 @@ impl Issuer {
         self.admit(caller, Action::AppCreate, Some(&id))?;
         check(&new)?;
         self.may_grant(caller, &new, &id)?;
+        self.may_set(caller, Action::AppCreate, &id, new.signing.as_ref())?;
         // Without randomness nothing can be made now, as without storage.
         let secret = generate_client_secret().map_err(|_| DbError::Unavailable(None))?;
         let event = app_event(Action::AppCreate, &id, &new);
@@ -67,6 +69,8 @@ impl Issuer {
         let found = self.inner.db.read(move |conn| store::find(conn, &wanted)).await?;
         if let Some(found) = &found {
             app.info.created_at = found.info.created_at;
+            // Set by a person since then.
+            app.info.signing = app.info.signing.or_else(|| found.info.signing.clone());
             if same(found, &app) {
                 return Ok(app.info);
             }
@@ -132,6 +136,56 @@ impl Issuer {
         Ok(apps.into_iter().map(|app| app.info).collect())
     }
 
+    /// What an application may have signed; `None`: nothing.
+    ///
+    /// # Errors
+    /// [`IssuerError::NotFound`] if the tenant has no such application.
+    pub async fn signing_policy(
+        &self,
+        caller: &Caller,
+        id: &ClientId,
+    ) -> Result<Option<SigningPolicy>, IssuerError> {
+        self.admit(caller, Action::AppList, Some(id))?;
+        let (tenant, wanted) = (caller.tenant.clone(), id.clone());
+        let found = self.inner.db.read(move |conn| store::find(conn, &wanted)).await?;
+        let app = found.filter(|app| app.tenant == tenant).ok_or(IssuerError::NotFound)?;
+        let event = Event::new(Action::AppList, "application", id.as_str());
+        self.inner.audit.record_soon(caller, event, Outcome::Success);
+        Ok(app.info.signing)
+    }
+
+    /// Says what an application may have signed from now on, here at once and in other daemons within seconds.
+    /// An empty policy takes it all away.
+    ///
+    /// # Errors
+    /// [`IssuerError::NotFound`], [`IssuerError::Invalid`]; [`IssuerError::Forbidden`] names the scope that the
+    /// caller lacks, be it to change applications or to have such things signed.
+    pub async fn set_signing_policy(
+        &self,
+        caller: &Caller,
+        id: &ClientId,
+        policy: SigningPolicy,
+    ) -> Result<Option<SigningPolicy>, IssuerError> {
+        let policy = Some(policy).filter(|policy| !policy.is_empty());
+        self.admit(caller, Action::AppPolicy, Some(id))?;
+        self.may_set(caller, Action::AppPolicy, id, policy.as_ref())?;
+        let event = with_policy(Event::new(Action::AppPolicy, "application", id.as_str()), policy.as_ref());
+        let changed = self.inner.audit.around(caller, event, async |_| {
+            let (tenant, id, signing) = (caller.tenant.clone(), id.clone(), policy.clone());
+            let change = move |conn: &mut _| {
+                let found = store::find(conn, &id)?.filter(|app| app.tenant == tenant);
+                let Some(mut app) = found else { return Ok(false) };
+                app.info.signing = signing;
+                store::update(conn, &app)
+            };
+            let found = self.inner.db.write::<_, DbError, _>(change).await?;
+            found.then_some(()).ok_or(IssuerError::NotFound)
+        });
+        let changed = changed.await;
+        self.inner.clients.forget(id);
+        changed.map(|()| policy)
+    }
+
     /// Deletes an application: its secret and its tokens stop working, here at once and in other
     /// daemons within seconds.
     ///
@@ -160,9 +214,19 @@ impl Issuer {
         let secret = secret.expose_secret().as_bytes();
         let secret_mac =
             self.inner.keys.mac_client_secret(&caller.tenant, client_id.as_str(), secret).await?;
-        let NewApp { name, kind, scopes, redirect_uris, allow_token_exchange } = new;
+        let NewApp { name, kind, scopes, redirect_uris, allow_token_exchange, signing } = new;
         let created_at = self.inner.clock.now();
-        let info = AppInfo { client_id, name, kind, scopes, redirect_uris, allow_token_exchange, created_at };
+        let signing = signing.filter(|policy| !policy.is_empty());
+        let info = AppInfo {
+            client_id,
+            name,
+            kind,
+            scopes,
+            redirect_uris,
+            allow_token_exchange,
+            signing,
+            created_at,
+        };
         Ok(App { info, tenant: caller.tenant.clone(), secret_mac })
     }
 
@@ -181,6 +245,29 @@ impl Issuer {
         }
     }
 
+    /// A policy is a part of the right to have things signed: who sets it has that right, and none may speak
+    /// for Lacre itself.
+    fn may_set(
+        &self,
+        caller: &Caller,
+        action: Action,
+        id: &ClientId,
+        policy: Option<&SigningPolicy>,
+    ) -> Result<(), IssuerError> {
+        let Some(policy) = policy else { return Ok(()) };
+        for (is_needed, scope) in
+            [(policy.has_tokens(), Scope::TokensSign), (policy.has_cookies(), Scope::CookiesSign)]
+        {
+            if let (true, Err(missing)) = (is_needed, caller.require(scope)) {
+                self.refuse(caller, action, Some(id), missing)?;
+            }
+        }
+        match policy.impersonates(&self.inner.config.issuer, &self.inner.api) {
+            Some(BadPolicy { field, reason }) => Err(invalid(field, reason)),
+            None => Ok(()),
+        }
+    }
+
     fn refuse(
         &self,
         caller: &Caller,
@@ -196,16 +283,29 @@ impl Issuer {
 }
 
 fn app_event(action: Action, id: &ClientId, new: &NewApp) -> Event {
-    Event::new(action, "application", id.as_str())
+    let event = Event::new(action, "application", id.as_str())
         .detail("kind", new.kind.name())
-        .detail("scope", new.scopes.to_string())
+        .detail("scope", new.scopes.to_string());
+    match &new.signing {
+        Some(policy) => with_policy(event, Some(policy)),
+        None => event,
+    }
+}
+
+/// Names the sections of a policy, and tells policies apart.
+fn with_policy(event: Event, policy: Option<&SigningPolicy>) -> Event {
+    let Some(policy) = policy else { return event.detail("signing", "none") };
+    // Texts and numbers always serialise.
+    let text = serde_json::to_vec(policy).unwrap_or_default();
+    event.detail("signing", policy.sections()).detail("policy_sha256", hex::encode(Sha256::digest(text)))
 }
 
 /// Whether writing `new` over `old` would change nothing.
 fn same(old: &App, new: &App) -> bool {
     let told = |app: &App| {
-        let AppInfo { name, kind, scopes, redirect_uris, allow_token_exchange, .. } = app.info.clone();
-        (name, kind, scopes, redirect_uris, allow_token_exchange)
+        let AppInfo { name, kind, scopes, redirect_uris, allow_token_exchange, signing, .. } =
+            app.info.clone();
+        (name, kind, scopes, redirect_uris, allow_token_exchange, signing)
     };
     old.tenant == new.tenant && old.secret_mac == new.secret_mac && told(old) == told(new)
 }
@@ -265,6 +365,7 @@ mod tests {
             scopes: ScopeSet::NONE,
             redirect_uris: Vec::new(),
             allow_token_exchange: false,
+            signing: None,
         };
         assert!(check(&named("Backup job")).is_ok());
         for bad in ["", "a\nb", &"x".repeat(129)] {

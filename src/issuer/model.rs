@@ -6,6 +6,7 @@ use serde::Serialize;
 use crate::clock::Timestamp;
 use crate::identity::ScopeSet;
 use crate::ids::ClientId;
+use crate::issuer::SigningPolicy;
 
 /// What an application is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -68,6 +69,8 @@ pub struct NewApp {
     pub redirect_uris: Vec<String>,
     /// Whether it may exchange tokens (RFC 8693), in a later version.
     pub allow_token_exchange: bool,
+    /// What it may have signed; absent: nothing.
+    pub signing: Option<SigningPolicy>,
 }
 
 /// An application as the API shows it: never its secret.
@@ -85,6 +88,8 @@ pub struct AppInfo {
     pub redirect_uris: Vec<String>,
     /// Whether it may exchange tokens.
     pub allow_token_exchange: bool,
+    /// What it may have signed; absent: nothing.
+    pub signing: Option<SigningPolicy>,
     /// When it was made.
     pub created_at: Timestamp,
 }

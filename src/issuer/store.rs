@@ -8,6 +8,7 @@ use crate::db::schema::applications;
 use crate::db::{Conn, DbError};
 use crate::identity::ScopeSet;
 use crate::ids::{ClientId, TenantId};
+use crate::issuer::SigningPolicy;
 use crate::issuer::model::{AppInfo, AppKind};
 use crate::with_conn;
 
@@ -25,6 +26,8 @@ pub(super) struct App {
 struct Settings {
     redirect_uris: Vec<String>,
     allow_token_exchange: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    signing: Option<SigningPolicy>,
 }
 
 type Row = (String, String, String, String, Vec<u8>, String, String, i64);
@@ -113,9 +116,12 @@ const fn columns() -> Columns {
 }
 
 fn settings(info: &AppInfo) -> String {
-    let redirect_uris = info.redirect_uris.clone();
-    let settings = Settings { redirect_uris, allow_token_exchange: info.allow_token_exchange };
-    // Texts and a flag always serialise.
+    let settings = Settings {
+        redirect_uris: info.redirect_uris.clone(),
+        allow_token_exchange: info.allow_token_exchange,
+        signing: info.signing.clone(),
+    };
+    // Texts, numbers and a flag always serialise.
     serde_json::to_string(&settings).unwrap_or_default()
 }
 
@@ -130,6 +136,7 @@ fn read(row: Row) -> Result<App, DbError> {
             scopes: ScopeSet::parse(&scopes)?,
             redirect_uris: settings.redirect_uris,
             allow_token_exchange: settings.allow_token_exchange,
+            signing: settings.signing,
             created_at: Timestamp::from_micros(created_at),
         };
         let secret_mac = secret_mac.try_into().ok()?;

@@ -1,20 +1,23 @@
 //! Checks an access token. Pure: token, keys, expectations and time in, a verdict out.
 //!
 //! Only what this issuer makes is accepted: three parts, a header of exactly `alg`, `typ` and `kid`
-//! (so no `crit`, `jku`, `jwk`, `x5u` or `b64`), one of the tenant's keys with the algorithm of that key, and claims
-//! of the right JSON type. The key is found before the signature is checked, the claims are read after.
+//! (so no `crit`, `jku`, `jwk`, `x5u` or `b64`), one of the tenant's published keys with the one algorithm that
+//! it signs with, and claims of the right JSON type. The key is found before the signature is checked, the
+//! claims are read after.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 
+use super::signing::json;
 use crate::clock::Timestamp;
 use crate::identity::{Scope, ScopeSet};
 use crate::ids::ClientId;
 use crate::keys::SigningKey;
 
-/// Far above any token of this issuer.
+/// Far above any token of this issuer; the signature of a 4096 bit RSA key is 683 characters of it.
 pub(super) const TOKEN_MAX: usize = 4096;
 
 /// RFC 9068, section 2.1.
@@ -35,10 +38,10 @@ pub(super) struct Expected<'a> {
 pub(super) struct Verified {
     pub(super) client: ClientId,
     pub(super) scopes: ScopeSet,
-    /// The key that vouches for it.
-    pub(super) kid: String,
     /// Seconds since the epoch.
     pub(super) expires: i64,
+    /// The key that signed it: once that is published no more, the token is worth nothing.
+    pub(super) kid: String,
 }
 
 impl Verified {
@@ -47,7 +50,7 @@ impl Verified {
     }
 }
 
-/// Serde refuses a member that occurs twice, and here also every member it does not know.
+/// Serde refuses every member it does not know.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct UnverifiedHeader {
@@ -67,7 +70,14 @@ struct Claims {
     scope: String,
     iat: i64,
     exp: i64,
+    #[serde(default, deserialize_with = "present")]
+    nbf: Option<i64>,
     jti: String,
+}
+
+/// A member that may be absent, and is no `null` if it is there.
+fn present<'de, D: Deserializer<'de>>(input: D) -> Result<Option<i64>, D::Error> {
+    i64::deserialize(input).map(Some)
 }
 
 /// Says what the token grants, or why it is not accepted.
@@ -76,15 +86,17 @@ pub(super) fn verify(
     keys: &[SigningKey],
     expected: &Expected<'_>,
 ) -> Result<Verified, &'static str> {
-    let key = find_key(token, keys)?;
-    let (algorithm, public) = usable(key)?;
-    let claims = jsonwebtoken::decode::<Claims>(token, &public, &validation(algorithm, expected));
+    let (key, algorithm, kid) = find_key(token, keys)?;
+    let claims = jsonwebtoken::decode::<Claims>(token, &key, &validation(algorithm, expected));
     let claims = claims.map_err(|error| reason(error.kind()))?.claims;
     if claims.sub != claims.client_id.as_str() {
         return Err("subject is not the client");
     }
-    let (scopes, kid) = (scopes(&claims.scope), key.kid.clone());
-    let verified = Verified { client: claims.client_id, scopes, kid, expires: claims.exp };
+    if claims.nbf.is_some_and(|nbf| nbf > expected.now.as_secs()) {
+        return Err("not valid yet");
+    }
+    let scopes = scopes(&claims.scope);
+    let verified = Verified { client: claims.client_id, scopes, expires: claims.exp, kid: kid.to_owned() };
     if verified.is_expired(expected.now) { Err("expired") } else { Ok(verified) }
 }
 
@@ -97,36 +109,52 @@ fn scopes(claim: &str) -> ScopeSet {
     }
 }
 
-/// Reads the header strictly and finds the key it names among the tenant's own.
-fn find_key<'a>(token: &str, keys: &'a [SigningKey]) -> Result<&'a SigningKey, &'static str> {
+/// Reads the header strictly and finds the key it names among the tenant's own. The algorithm is the key's; that
+/// the header names it too decides nothing.
+fn find_key<'a>(
+    token: &str,
+    keys: &'a [SigningKey],
+) -> Result<(DecodingKey, Algorithm, &'a str), &'static str> {
     let mut parts = token.split('.');
     let (Some(header), Some(_), Some(_), None) = (parts.next(), parts.next(), parts.next(), parts.next())
     else {
         return Err("not a compact JWS");
     };
     let header = URL_SAFE_NO_PAD.decode(header).map_err(|_| "header is not base64url")?;
-    let header: UnverifiedHeader = serde_json::from_slice(&header).map_err(|_| "header refused")?;
+    let header = json::object(&header).map_err(|_| "header refused")?;
+    let header: UnverifiedHeader =
+        serde_json::from_value(Value::Object(header)).map_err(|_| "header refused")?;
     if header.typ != TYP {
         return Err("not an access token");
     }
     let key = keys.iter().find(|key| key.kid == header.kid).ok_or("unknown key")?;
-    if header.alg == key.alg { Ok(key) } else { Err("algorithm refused") }
+    if header.alg != key.alg {
+        return Err("algorithm refused");
+    }
+    let (decoding, algorithm) = decoding_key(key)?;
+    Ok((decoding, algorithm, &key.kid))
 }
 
-/// The key, and how it is used. That is said by the key and never by the token.
-fn usable(key: &SigningKey) -> Result<(Algorithm, DecodingKey), &'static str> {
-    let member = |name| key.jwk.get(name).and_then(serde_json::Value::as_str).unwrap_or_default();
-    let ec = || DecodingKey::from_ec_components(member("x"), member("y"));
-    let rsa = || DecodingKey::from_rsa_components(member("n"), member("e"));
-    let (algorithm, public) = match key.alg {
-        "ES256" => (Algorithm::ES256, ec()),
-        "ES384" => (Algorithm::ES384, ec()),
-        "RS256" => (Algorithm::RS256, rsa()),
-        "PS256" => (Algorithm::PS256, rsa()),
-        "EdDSA" => (Algorithm::EdDSA, DecodingKey::from_ed_components(member("x"))),
+/// The key in the form that its own algorithm needs; one that is no public key, or of another kind, is refused.
+fn decoding_key(key: &SigningKey) -> Result<(DecodingKey, Algorithm), &'static str> {
+    let member = |name| key.jwk.get(name).and_then(Value::as_str).unwrap_or_default();
+    let (algorithm, kty, crv) = match key.alg {
+        "ES256" => (Algorithm::ES256, "EC", "P-256"),
+        "ES384" => (Algorithm::ES384, "EC", "P-384"),
+        "RS256" => (Algorithm::RS256, "RSA", ""),
+        "PS256" => (Algorithm::PS256, "RSA", ""),
+        "EdDSA" => (Algorithm::EdDSA, "OKP", "Ed25519"),
         _ => return Err("algorithm refused"),
     };
-    public.map(|public| (algorithm, public)).map_err(|_| "unusable key")
+    if (member("kty"), member("crv")) != (kty, crv) {
+        return Err("unusable key");
+    }
+    let decoding = match kty {
+        "EC" => DecodingKey::from_ec_components(member("x"), member("y")),
+        "RSA" => DecodingKey::from_rsa_components(member("n"), member("e")),
+        _ => DecodingKey::from_ed_components(member("x")),
+    };
+    Ok((decoding.map_err(|_| "unusable key")?, algorithm))
 }
 
 fn validation(algorithm: Algorithm, expected: &Expected<'_>) -> Validation {
@@ -134,8 +162,9 @@ fn validation(algorithm: Algorithm, expected: &Expected<'_>) -> Validation {
     validation.set_audience(&[expected.audience]);
     validation.set_issuer(&[expected.issuer]);
     validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
-    // The library has a clock of its own; `exp` is compared with ours, after its type was checked.
+    // The library has a clock of its own; `exp` and `nbf` are compared with ours, after their type was checked.
     validation.validate_exp = false;
+    validation.validate_nbf = false;
     validation.leeway = 0;
     validation
 }
@@ -154,6 +183,8 @@ fn reason(kind: &jsonwebtoken::errors::ErrorKind) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    mod algorithms;
+
     use base64::Engine;
     use base64::engine::general_purpose::URL_SAFE_NO_PAD;
     use hmac::{Hmac, KeyInit, Mac};
@@ -162,7 +193,7 @@ mod tests {
     use p256::pkcs8::EncodePublicKey;
     use serde_json::{Value, json};
 
-    use super::{Expected, verify};
+    use super::{Expected, Verified, verify};
     use crate::clock::Timestamp;
     use crate::identity::{Scope, ScopeSet};
     use crate::keys::SigningKey;
@@ -191,11 +222,11 @@ mod tests {
             format!("{input}.{}", URL_SAFE_NO_PAD.encode(signature.to_bytes()))
         }
 
-        fn check(&self, header: &str, claims: &str) -> Result<super::Verified, &'static str> {
+        fn check(&self, header: &str, claims: &str) -> Result<Verified, &'static str> {
             verify(&self.token(header, claims), &self.keys, &EXPECTED)
         }
 
-        fn claim(&self, member: &str, value: Value) -> Result<super::Verified, &'static str> {
+        fn claim(&self, member: &str, value: Value) -> Result<Verified, &'static str> {
             let mut claims = claims();
             claims[member] = value;
             self.check(HEADER, &claims.to_string())
@@ -215,7 +246,7 @@ mod tests {
 
         assert_eq!(verified.client.as_str(), "app");
         assert_eq!(verified.scopes, [Scope::AuditRead].into_iter().collect::<ScopeSet>());
-        assert_eq!(verified.expires, NOW + 10);
+        assert_eq!((verified.expires, verified.kid.as_str()), (NOW + 10, "k"));
     }
 
     #[test]
@@ -249,6 +280,16 @@ mod tests {
             (r#"{"alg":"ES256","typ":"at+jwt","kid":"k","jwk":{}}"#, "header refused"),
             (r#"{"alg":"ES256","typ":"at+jwt","kid":"k","x5u":"https://e"}"#, "header refused"),
             (r#"{"alg":["ES256"],"typ":"at+jwt","kid":"k"}"#, "header refused"),
+            (r#"{"alg":"ES256","typ":"at+jwt","kid":"k","x5c":["AA=="]}"#, "header refused"),
+            (r#"{"alg":"ES256","typ":"at+jwt","kid":"k","b64":false}"#, "header refused"),
+            (r#"{"alg":"ES256","typ":"at+jwt","kid":"k","cty":"JWT"}"#, "header refused"),
+            (r#"{"alg":"ES256","typ":"at+jwt","kid":"k","zip":"DEF"}"#, "header refused"),
+            (r#"{"alg":"ES256","typ":"at+jwt","kid":null}"#, "header refused"),
+            (r#"{"alg":"ES256","typ":"application/at+jwt","kid":"k"}"#, "not an access token"),
+            (r#"{"alg":"ES256","typ":"at+jwt","kid":""}"#, "unknown key"),
+            (r#"{"alg":"ES256","typ":"at+jwt","kid":"k\u0000"}"#, "unknown key"),
+            (r#"{"alg":"ES256","typ":"at+jwt","kid":"/dev/null"}"#, "unknown key"),
+            (r#"["ES256","at+jwt","k"]"#, "header refused"),
             ("[]", "header refused"),
         ] {
             assert_eq!(fixture.check(header, &claims().to_string()), Err(wanted), "{header}");
@@ -300,6 +341,12 @@ mod tests {
             ("exp", json!([NOW + 10]), "malformed"),
             ("exp", Value::Null, "malformed"),
             ("iat", json!("1"), "malformed"),
+            ("nbf", json!("999"), "malformed"),
+            ("nbf", json!(999.5), "malformed"),
+            ("nbf", Value::Null, "malformed"),
+            ("nbf", json!(NOW + 1), "not valid yet"),
+            ("exp", json!(true), "malformed"),
+            ("jti", json!(1), "malformed"),
             ("iss", json!("j"), "another issuer"),
             ("iss", json!(["i"]), "malformed"),
             ("aud", json!("b"), "another audience"),

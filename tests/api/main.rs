@@ -3,7 +3,8 @@
 //! `stage` starts a daemon on either engine and reaches behind it; `tampering` and `tenants` have CB-1 and
 //! CB-7, `canary` AU-9, `rights` who may call what, `requests` what is asked and refused, `keks` rotation, rewrap and the wrap budget,
 //! `erased` ME-2, `wire` what is not HTTP as it should be, `listeners` TLS, sockets and limits, `residue`
-//! the daemon's memory, `signing_keys`, `logto` and `jwks` the rings of signing keys. Check ids are those of reliability.md.
+//! the daemon's memory, `signing_keys`, `logto` and `jwks` the rings of signing keys, `signing` tokens and cookies for
+//! other systems. Check ids are those of reliability.md.
 
 #![allow(
     clippy::unwrap_used,
@@ -29,6 +30,7 @@ mod logto;
 mod requests;
 mod residue;
 mod rights;
+mod signing;
 mod signing_keys;
 mod stage;
 mod tampering;

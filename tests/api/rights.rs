@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::stage::{Engine, Stage, on_both, problem, stored};
 
-const SCOPES: [&str; 9] = [
+const SCOPES: [&str; 11] = [
     "secrets:metadata",
     "secrets:read",
     "secrets:write",
@@ -20,6 +20,8 @@ const SCOPES: [&str; 9] = [
     "apps:admin",
     "signing-keys:admin",
     "signing-keys:revoke",
+    "tokens:sign",
+    "cookies:sign",
 ];
 
 /// Every route of docs/api.md with the right it needs, and the status that the right gives here.
@@ -54,6 +56,25 @@ fn routes(id: &str) -> Vec<(Method, String, Value, &'static str, u16)> {
         (get.clone(), "/v1/apps".to_owned(), none(), "apps:admin", 200),
         (post.clone(), "/v1/apps".to_owned(), json!({ "name": "", "scopes": [] }), "apps:admin", 422),
         (Method::DELETE, "/v1/apps/app-00000000000000000000".to_owned(), none(), "apps:admin", 404),
+        (get.clone(), "/v1/apps/app-00000000000000000000/signing".to_owned(), none(), "apps:admin", 404),
+        (Method::PUT, "/v1/apps/app-00000000000000000000/signing".to_owned(), none(), "apps:admin", 404),
+        (post.clone(), "/v1/jwt".to_owned(), json!({ "claims": {}, "lifetime": 1 }), "tokens:sign", 403),
+        (post.clone(), "/v1/jws".to_owned(), json!({ "signing_input": "a.b" }), "tokens:sign", 403),
+        (get.clone(), "/v1/signing-keys/current".to_owned(), none(), "tokens:sign", 200),
+        (
+            post.clone(),
+            "/v1/cookies/sign".to_owned(),
+            json!({ "name": "a", "value": "b" }),
+            "cookies:sign",
+            403,
+        ),
+        (
+            post.clone(),
+            "/v1/cookies/verify".to_owned(),
+            json!({ "name": "a", "value": "b", "signature": "c" }),
+            "cookies:sign",
+            403,
+        ),
         (post, "/v1/keks/rotate".to_owned(), none(), "keys:admin", 201),
     ]
     .into_iter()

@@ -12,6 +12,8 @@ import { parseArgs } from "node:util";
 
 import { createRemoteJWKSet, jwtVerify } from "jose";
 
+import { authorize } from "./browser.mjs";
+
 const names = ["issuer", "client-id", "client-secret", "redirect-uri", "scope", "refresh"];
 const { values } = parseArgs({ options: Object.fromEntries(names.map((name) => [name, { type: "string" }])) });
 
@@ -21,50 +23,11 @@ function option(name, fallback) {
   return value;
 }
 
-// The provider keeps its interaction in cookies with paths; a browser would do no more than this.
-class CookieJar {
-  #cookies = new Map();
-
-  header(url) {
-    const fit = [...this.#cookies.values()].filter(({ path }) => url.pathname.startsWith(path));
-    return fit.map(({ name, value }) => `${name}=${value}`).join("; ");
-  }
-
-  take(response) {
-    for (const line of response.headers.getSetCookie()) {
-      const [pair, ...attributes] = line.split(";").map((part) => part.trim());
-      const name = pair.slice(0, pair.indexOf("="));
-      const value = pair.slice(pair.indexOf("=") + 1);
-      const attribute = (key) => attributes.find((text) => text.toLowerCase().startsWith(key + "="))?.slice(key.length + 1);
-      const path = attribute("path") ?? "/";
-      const gone = value === "" || new Date(attribute("expires") ?? "9999-01-01") < new Date();
-      if (gone) this.#cookies.delete(name + path);
-      else this.#cookies.set(name + path, { name, value, path });
-    }
-  }
-}
-
 async function discover(issuer) {
   const response = await fetch(new URL("/.well-known/openid-configuration", issuer));
   const found = await response.json();
   if (found.issuer !== issuer) throw new Error(`the provider calls itself ${found.issuer}, not ${issuer}`);
   return found;
-}
-
-// Follows redirects by hand, because the last one goes to the client, who is not there to be called.
-async function authorize(url, redirectUri) {
-  const jar = new CookieJar();
-  for (let step = 0; step < 12; step++) {
-    const response = await fetch(url, { redirect: "manual", headers: { cookie: jar.header(url) } });
-    await response.arrayBuffer();
-    jar.take(response);
-    const location = response.headers.get("location");
-    if (!location) throw new Error(`the provider answered ${response.status} at ${url.pathname}`);
-    const next = new URL(location, url);
-    if (next.href.startsWith(redirectUri + "?")) return next.searchParams;
-    url = next;
-  }
-  throw new Error("the provider redirects without end");
 }
 
 async function token(endpoint, id, secret, form) {

@@ -70,10 +70,17 @@ pub fn jose(arguments: &[&str]) -> Command {
 
 /// `PyJWT` with its arguments; the token comes by standard input.
 pub fn py_jwt(arguments: &[&str]) -> Command {
+    let mut command = python("jwt.py");
+    command.args(arguments);
+    command
+}
+
+/// A script of `tests/verify`.
+pub fn python(script: &str) -> Command {
     let python = root().join(".deps/venv/bin/python");
     assert!(python.exists(), "PyJWT is not installed: run `make deps`");
     let mut command = Command::new(python);
-    command.arg(root().join("tests/verify/jwt.py")).args(arguments);
+    command.arg(root().join("tests/verify").join(script));
     command
 }
 
@@ -92,7 +99,8 @@ pub fn is_refused(output: Output) -> bool {
     output.status.code() == Some(1) && own_words
 }
 
-fn node(script: &str) -> Command {
+/// A script of `tests/idp`.
+pub fn node(script: &str) -> Command {
     let folder = root().join("tests/idp");
     assert!(folder.join("node_modules").is_dir(), "the identity provider is not installed: run `make deps`");
     // `make deps` puts a Node there where the machine's own is too old.

@@ -14,7 +14,11 @@ use crate::http::problem::{Code, Problem};
 use crate::http::secret_body::SecretJson;
 use crate::identity::{Caller, Scope};
 use crate::ids::ClientId;
-use crate::issuer::{AppInfo, AppKind, Issuer, NewApp};
+use crate::issuer::{AppInfo, AppKind, Issuer, NewApp, SigningForm, SigningPolicy};
+
+fn client_id(text: &str) -> Result<ClientId, Problem> {
+    ClientId::parse(text).map_err(|_| Problem::new(Code::NotFound))
+}
 
 fn view(app: &AppInfo) -> Value {
     json!({
@@ -24,6 +28,7 @@ fn view(app: &AppInfo) -> Value {
         "scopes": app.scopes.iter().map(Scope::name).collect::<Vec<_>>(),
         "redirect_uris": app.redirect_uris,
         "allow_token_exchange": app.allow_token_exchange,
+        "signing": app.signing,
         "created_at": app.created_at.to_rfc3339(),
     })
 }
@@ -38,6 +43,7 @@ struct CreateBody {
     redirect_uris: Vec<String>,
     #[serde(default)]
     allow_token_exchange: bool,
+    signing: Option<SigningForm>,
 }
 
 impl CreateBody {
@@ -50,8 +56,13 @@ impl CreateBody {
             scopes: scopes.ok_or_else(|| Problem::invalid("scopes", "one of them is not known"))?,
             redirect_uris: self.redirect_uris,
             allow_token_exchange: self.allow_token_exchange,
+            signing: self.signing.map(read_policy).transpose()?,
         })
     }
+}
+
+fn read_policy(form: SigningForm) -> Result<SigningPolicy, Problem> {
+    SigningPolicy::try_from(form).map_err(|bad| Problem::invalid(bad.field, bad.reason))
 }
 
 pub(super) async fn create(
@@ -89,7 +100,29 @@ pub(super) async fn delete(
     issuer: Data<Issuer>,
     id: Path<String>,
 ) -> Result<HttpResponse, Problem> {
-    let id = ClientId::parse(&id).map_err(|_| Problem::new(Code::NotFound))?;
-    issuer.delete_app(&caller, &id).await?;
+    issuer.delete_app(&caller, &client_id(&id)?).await?;
     Ok(HttpResponse::NoContent().finish())
+}
+
+// Nothing at all is shown as the policy that allows nothing.
+fn shown(policy: Option<SigningPolicy>) -> HttpResponse {
+    HttpResponse::Ok().json(policy.map(SigningForm::from).unwrap_or_default())
+}
+
+pub(super) async fn signing_policy(
+    caller: Caller,
+    issuer: Data<Issuer>,
+    id: Path<String>,
+) -> Result<HttpResponse, Problem> {
+    Ok(shown(issuer.signing_policy(&caller, &client_id(&id)?).await?))
+}
+
+pub(super) async fn set_signing_policy(
+    caller: Caller,
+    issuer: Data<Issuer>,
+    id: Path<String>,
+    body: JsonBody,
+) -> Result<HttpResponse, Problem> {
+    let (id, policy) = (client_id(&id)?, read_policy(body.parse()?)?);
+    Ok(shown(issuer.set_signing_policy(&caller, &id, policy).await?))
 }

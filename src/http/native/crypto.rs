@@ -8,16 +8,15 @@ use actix_web::{HttpRequest, HttpResponse};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
+use super::batch::{answer, counted, failed, merged, sorted};
 use super::values::{finish, json_response, wants_bytes};
 use crate::http::body::{JsonBody, Text, plain_value, public_base64};
 use crate::http::problem::{Code, Problem};
 use crate::http::secret_body::{SecretBody, SecretJson, base64_len};
 use crate::identity::Caller;
 use crate::vault::{ExternalContext, OpenItem, Plain, SealItem, Vault};
-
-const MAX_ITEMS: usize = 100;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -91,16 +90,7 @@ pub(super) async fn seal(
     let (entries, is_batch) = body.parse::<SealBody<'_>>()?.into_entries()?;
     let (items, results) = sorted(entries.into_iter().map(SealEntry::into_item));
     let sealed = vault.seal_external(&caller, items).await?;
-    let mut results = merged(results, sealed)?;
-    if !is_batch {
-        let one = results.pop().ok_or_else(|| Problem::new(Code::Internal))??;
-        return Ok(HttpResponse::Ok().json(json!({ "sealed": STANDARD.encode(one) })));
-    }
-    let results = results.into_iter().map(|result| match result {
-        Ok(sealed) => json!({ "sealed": STANDARD.encode(sealed) }),
-        Err(problem) => failed(&problem),
-    });
-    Ok(HttpResponse::Ok().json(json!({ "items": results.collect::<Vec<_>>() })))
+    answer(merged(results, sealed)?, is_batch, |sealed| json!({ "sealed": STANDARD.encode(sealed) }))
 }
 
 #[derive(Deserialize)]
@@ -185,68 +175,9 @@ fn opened_batch(results: &[Result<SecretBody, Problem>]) -> SecretJson {
     json
 }
 
-fn counted<T>(items: Vec<T>) -> Result<Vec<T>, Problem> {
-    match items.len() {
-        1..=MAX_ITEMS => Ok(items),
-        _ => Err(Problem::invalid("items", "must be 1 to 100")),
-    }
-}
-
-/// Parts what can be asked of the service from what is wrong already; `None` marks the former's places.
-fn sorted<T>(parsed: impl Iterator<Item = Result<T, Problem>>) -> (Vec<T>, Vec<Option<Problem>>) {
-    let mut items = Vec::new();
-    let places = parsed.map(|one| match one {
-        Ok(item) => {
-            items.push(item);
-            None
-        }
-        Err(problem) => Some(problem),
-    });
-    let places = places.collect();
-    (items, places)
-}
-
-/// Puts the service's results into the places that [`sorted`] left free.
-fn merged<T, E: Into<Problem>>(
-    places: Vec<Option<Problem>>,
-    results: Vec<Result<T, E>>,
-) -> Result<Vec<Result<T, Problem>>, Problem> {
-    let mut results = results.into_iter();
-    let place = |place: Option<Problem>| match place {
-        Some(problem) => Ok(Err(problem)),
-        None => results.next().map(|one| one.map_err(Into::into)).ok_or_else(|| Problem::new(Code::Internal)),
-    };
-    places.into_iter().map(place).collect()
-}
-
-fn failed(problem: &Problem) -> Value {
-    if let Some(cause) = problem.cause_chain() {
-        tracing::error!(code = problem.code().name(), cause, "an item of a batch failed");
-    }
-    json!({ "error": problem.item() })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn results_stand_where_their_items_stood() {
-        let parsed = [Ok(1), Err(Problem::new(Code::Invalid)), Ok(3)];
-        let (items, places) = sorted(parsed.into_iter());
-        assert_eq!(items, [1, 3]);
-
-        let results: Vec<Result<u8, Problem>> = vec![Ok(10), Err(Problem::new(Code::Integrity))];
-        let codes: Vec<_> =
-            merged(places, results).unwrap().into_iter().map(|one| one.map_err(|p| p.code())).collect();
-        assert_eq!(codes, [Ok(10), Err(Code::Invalid), Err(Code::Integrity)]);
-    }
-
-    #[test]
-    fn a_missing_result_is_not_passed_over() {
-        let results: Vec<Result<u8, Problem>> = vec![];
-        assert!(merged(vec![None], results).is_err());
-    }
 
     #[test]
     fn one_item_or_a_batch_and_not_both() {

@@ -29,6 +29,7 @@ use crate::seal::guarded::SecretBuf;
 use crate::seal::key::{
     Alg, Fingerprint, KeyId, KeyRef, KeySpec, Pin, PublicKey, Signature, WrapMechanism, WrappedDek,
 };
+use crate::seal::rsa_check::check_rsa;
 
 /// The canary's context and the message of a MAC's fingerprint: fixed texts, never anything of a tenant.
 const CANARY_AAD: &[u8] = b"lacre/canary/v1";
@@ -368,6 +369,9 @@ fn fingerprint(link: &mut Link, key: &KeyRef) -> Result<Fingerprint, BackendErro
 /// Makes a child of the root and pins it.
 fn generate_leaf(link: &mut Link, planned: &KeyRef) -> Result<KeyRef, BackendError> {
     let id = *planned.id.as_bytes();
+    if template::leaf(planned.spec)?.is_none() {
+        return Err(refused(planned.spec.making()));
+    }
     let made = link.again(|link| {
         let unable = |_| Fail { function: "TPM template", code: 0 };
         let public = template::leaf(planned.spec).map_err(unable)?;
@@ -387,6 +391,9 @@ fn generate_leaf(link: &mut Link, planned: &KeyRef) -> Result<KeyRef, BackendErr
     let blob = write_blob(&made.out_private, &made.out_public)?;
     let unproven = planned.pinned(Pin::Blob { fingerprint: UNPROVEN, blob: blob.clone() });
     let fingerprint = fingerprint(link, &unproven)?;
+    if let Some(PublicKey::Rsa { n, e }) = template::public_key(planned.spec, &made.out_public) {
+        check_rsa(&n, &e).map_err(|weak| BackendError::Unfit(weak.to_string()))?;
+    }
     Ok(planned.pinned(Pin::Blob { fingerprint, blob }))
 }
 
