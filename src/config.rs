@@ -378,6 +378,8 @@ impl Config {
                 "1 second to 1 day",
             ),
             ("keys.rotation_grace", self.keys.rotation_grace.as_secs(), 0, 31_536_000, "0 to 1 year"),
+            ("keys.propagation", self.keys.propagation.as_secs(), 2, 3600, "2 seconds to 1 hour"),
+            ("keys.skew", self.keys.skew.as_secs(), 0, 3600, "0 to 1 hour"),
             ("server.max_connections", self.server.max_connections as u64, 1, 1 << 20, "1 to 1048576"),
         ];
         match bounds.into_iter().find(|(_, value, min, max, _)| !(min..=max).contains(&value)) {

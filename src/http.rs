@@ -21,6 +21,7 @@ mod problem;
 mod secret_body;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix_web::App;
 use actix_web::Error;
@@ -32,7 +33,7 @@ use actix_web::web::{self, Data, PathConfig, QueryConfig, ServiceConfig};
 use crate::audit::AuditLog;
 use crate::ids::SigningKeyId;
 use crate::issuer::Issuer;
-use crate::keys::Keys;
+use crate::keys::{Keys, Use};
 use crate::vault::Vault;
 
 pub use auth::Gate;
@@ -52,6 +53,8 @@ pub struct Parts {
     pub issuer: Issuer,
     /// Signing and cookie keys.
     pub keys: Keys,
+    /// How long a new signing key is Next if nobody says so.
+    pub rotation_grace: Duration,
     /// The audit log, for reading.
     pub audit: AuditLog,
     /// Who may come in.
@@ -86,6 +89,7 @@ fn register(parts: &Parts, cfg: &mut ServiceConfig) {
     cfg.app_data(Data::new(parts.vault.clone()))
         .app_data(Data::new(parts.issuer.clone()))
         .app_data(Data::new(parts.keys.clone()))
+        .app_data(Data::new(DefaultGrace(parts.rotation_grace)))
         .app_data(Data::new(parts.audit.clone()))
         .app_data(Data::from(Arc::clone(&parts.gate)))
         .app_data(Data::from(Arc::clone(&parts.operations)))
@@ -101,6 +105,16 @@ fn routes(max_value_bytes: usize, cfg: &mut ServiceConfig) {
         .configure(logto::routes)
         .configure(|cfg| native::routes(max_value_bytes, cfg))
         .default_service(web::to(nothing_here));
+}
+
+/// `keys.rotation_grace`.
+struct DefaultGrace(Duration);
+
+impl DefaultGrace {
+    /// What a rotation is asked for with. Cookie keys have no grace, so none is put in for them.
+    fn or(&self, used: Use, asked: Option<Duration>) -> Option<Duration> {
+        asked.or((used == Use::Jwt).then_some(self.0))
+    }
 }
 
 /// A key's id as a path names it. Whether another refusal comes before "no such key" is the service's to say, so

@@ -1,4 +1,4 @@
-//! The OAuth issuer for machine applications: client credentials in, ES256 access token out; and the
+//! The OAuth issuer for machine applications: client credentials in, access token out; and the
 //! check of such tokens on the way back in.
 //!
 //! Client secrets are 256 random bits and are kept as HMAC under a device key. Every issued token
@@ -271,11 +271,10 @@ impl Issuer {
         Ok(Published { issuer: issuer.clone(), keys, max_age })
     }
 
-    /// Whether a key is among the published ones now. In memory, like all of [`Keys::public_keys`].
+    /// Whether a key is among the published ones now.
     async fn publishes(&self, kid: &str) -> Result<bool, BearerError> {
-        let keys = self.inner.keys.public_keys(&self.inner.config.tenant).await;
-        let keys = keys.map_err(|error| BearerError::Unavailable(error.into()))?;
-        Ok(keys.iter().any(|key| key.kid == kid))
+        let found = self.inner.keys.is_published(&self.inner.config.tenant, kid).await;
+        found.map_err(|error| BearerError::Unavailable(error.into()))
     }
 
     async fn verify(&self, bearer: &str, now: Timestamp) -> Result<verify::Verified, BearerError> {

@@ -25,12 +25,14 @@ pub mod guarded;
 mod import;
 mod key;
 mod latch;
+mod nonces;
 mod pin;
 pub mod pkcs11;
 mod public;
 mod queue;
 mod recovery;
 mod request;
+mod rsa_check;
 #[cfg(feature = "tpm")]
 pub mod tpm;
 #[cfg(not(feature = "tpm"))]
@@ -56,6 +58,7 @@ pub use faults::Faults;
 pub use guarded::{Arena, ArenaError, SecretBuf};
 pub use import::{BadPrivateKey, LARGEST_PRIVATE, MAC_SECRET, public_half};
 pub use key::{Alg, Fingerprint, Kek, KekId, KeyId, KeyRef, KeySpec, PublicKey, Signature};
+pub use rsa_check::{WeakRsa, check_rsa, shares_a_prime};
 
 use backend::BackendError;
 use child::Client;

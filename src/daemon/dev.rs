@@ -10,6 +10,7 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -130,6 +131,9 @@ fn configuration(dir: &Path, options: &DevOptions, device: &DevDevice) -> Result
     config.server.listen = options.listen;
     config.memory.allow_unlocked |= options.allow_unlocked_memory;
     config.log.level.clone_from(&options.log_level);
+    // One daemon, one clock: who tries a rotation sees its key sign within seconds.
+    config.keys.propagation = Duration::from_secs(2);
+    config.keys.skew = Duration::from_secs(3);
     let seal = serde_json::from_value(device.seal());
     let seal = seal.map_err(|error| DevError::Setup { reason: error.to_string() })?;
     config.seal = Some(seal);

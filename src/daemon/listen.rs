@@ -88,6 +88,7 @@ impl Listeners {
             vault: services.vault.clone(),
             issuer: services.issuer.clone(),
             keys: services.keys.clone(),
+            rotation_grace: services.config.keys.rotation_grace,
             audit: services.audit.clone(),
             gate: Arc::clone(gate),
             operations,

@@ -148,7 +148,7 @@ impl Ground {
             audit: audit.clone(),
             clock: Arc::clone(&clock),
             placement: config.placement.signing_keys.clone(),
-            policy: keys::Policy::default(),
+            policy: config.keys.policy(),
         });
         Ok(Self { db, arena, devices, audit, keys, clock })
     }

@@ -77,6 +77,17 @@ impl Keys {
         Ok(Jwks { keys, max_age: view.ring.policy.jwks_max_age })
     }
 
+    /// Whether a key of that `kid` is published. In memory: cheap enough for every request.
+    ///
+    /// # Errors
+    /// If the ring cannot be known to be the present one.
+    pub async fn is_published(&self, tenant: &TenantId, kid: &str) -> Result<bool, KeysError> {
+        let view = self.ring(tenant, Use::Jwt).await?;
+        let is_it = |entry: &Entry| entry.public.as_ref().is_some_and(|public| public.kid == kid);
+        let mut published = view.ring.slots.iter().filter(|slot| slot.phase.is_published());
+        Ok(published.any(|slot| view.entries.get(&slot.id).is_some_and(|entry| is_it(entry))))
+    }
+
     /// Whoever writes to the database could put a key of their own there, pin and all: the device has the
     /// last word, once after the start.
     pub(super) async fn prove(&self, id: &SigningKeyId, entry: &Entry) -> Result<(), KeysError> {

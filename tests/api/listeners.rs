@@ -95,7 +95,7 @@ async fn tls_knows_its_clients_by_certificate_and_reads_its_own_again() {
     {
         let answer = get(client, "/api/configs/oidc/session").await.unwrap();
         assert_eq!(answer.status().as_u16(), status);
-        assert_eq!(answer.json::<serde_json::Value>().await.unwrap()["code"], code);
+        assert_eq!(answer.json::<Value>().await.unwrap()["code"], code);
     }
     problem(get(with(None), "/v1/secrets").await.unwrap(), 401, "unauthenticated").await;
     assert!(

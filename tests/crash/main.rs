@@ -3,7 +3,7 @@
 //!
 //! `model` says what a client knows and checks it afterwards (C1 to C5 of reliability.md, section 5);
 //! `kill` has DB-1, `disk` DB-2 and DB-4, `locked` AU-4 and DB-5, `jobs` the rewrap, `provision` the
-//! first start, `repeat` requests whose answer was lost, `server` a PostgreSQL that goes away. Check ids are those of reliability.md.
+//! first start, `repeat` requests whose answer was lost, `rotation` RO-5, `server` a PostgreSQL that goes away. Check ids are those of reliability.md.
 
 #![allow(
     clippy::unwrap_used,
@@ -31,4 +31,5 @@ mod locked;
 mod model;
 mod provision;
 mod repeat;
+mod rotation;
 mod server;

@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use cryptoki_sys::{CKA_ID, CKA_LABEL, CKA_VALUE, CKO_PRIVATE_KEY, CKO_SECRET_KEY};
 use hmac::{Hmac, KeyInit, Mac};
 use lacre::seal::{
-    Alg, BadPrivateKey, Device, DeviceName, DeviceState, KeyRef, KeySpec, SealError, public_half,
+    Alg, BadPrivateKey, Device, DeviceName, DeviceState, KeyRef, KeySpec, SealError, WeakRsa, public_half,
 };
 use sha2::Sha256;
 
@@ -114,6 +114,7 @@ async fn what_is_no_key_or_another_kind_is_refused_and_leaves_nothing() {
     let (ec, rsa) = (fresh(KINDS[0].1), fresh(KINDS[3].1));
     let odd = fresh(&["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:secp256k1"]);
     let small = fresh(&["-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:1024"]);
+    let three = fresh(&[KINDS[3].1, &["-pkeyopt", "rsa_keygen_pubexp:3"]].concat());
     let mut wrong = ec.clone();
     // The last octet is of the public point that goes with the scalar.
     *wrong.last_mut().unwrap() ^= 1;
@@ -123,6 +124,7 @@ async fn what_is_no_key_or_another_kind_is_refused_and_leaves_nothing() {
         (&wrong, BadPrivateKey::Inconsistent),
         (&ec[..ec.len() - 1], BadPrivateKey::Form),
         (b"-----BEGIN PRIVATE KEY-----", BadPrivateKey::Form),
+        (&three, BadPrivateKey::Weak(WeakRsa::Exponent)),
     ] {
         assert_eq!(public_half(der), Err(why));
     }
@@ -132,6 +134,7 @@ async fn what_is_no_key_or_another_kind_is_refused_and_leaves_nothing() {
         (KeySpec::EcP256, &wrong),
         (KeySpec::EcP256, &odd),
         (KeySpec::Rsa2048, &small),
+        (KeySpec::Rsa2048, &three),
         (KeySpec::Rsa2048, b"no key"),
         (KeySpec::HmacSha256, &[7; 15]),
         (KeySpec::HmacSha256, &[7; 65]),

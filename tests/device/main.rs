@@ -47,6 +47,7 @@ mod sealed;
 mod selftest;
 mod served;
 mod shared;
+mod signatures;
 mod slow;
 mod stage;
 mod start;

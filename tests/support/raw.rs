@@ -12,10 +12,11 @@ use std::path::Path;
 
 use cryptoki_sys::{
     CK_ATTRIBUTE, CK_ATTRIBUTE_TYPE, CK_C_INITIALIZE_ARGS, CK_FALSE, CK_FUNCTION_LIST, CK_GCM_PARAMS,
-    CK_MECHANISM, CK_MECHANISM_TYPE, CK_OBJECT_CLASS, CK_OBJECT_HANDLE, CK_RV, CK_SESSION_HANDLE, CK_SLOT_ID,
-    CK_TOKEN_INFO, CK_TRUE, CK_ULONG, CKA_CLASS, CKA_EC_PARAMS, CKA_ID, CKA_SIGN, CKA_TOKEN,
-    CKF_OS_LOCKING_OK, CKF_RW_SESSION, CKF_SERIAL_SESSION, CKM_AES_GCM, CKM_EC_KEY_PAIR_GEN,
-    CKR_CRYPTOKI_ALREADY_INITIALIZED, CKR_OK, CKR_USER_ALREADY_LOGGED_IN, CKU_USER,
+    CK_MECHANISM, CK_MECHANISM_TYPE, CK_OBJECT_CLASS, CK_OBJECT_HANDLE, CK_RSA_PKCS_PSS_PARAMS, CK_RV,
+    CK_SESSION_HANDLE, CK_SLOT_ID, CK_TOKEN_INFO, CK_TRUE, CK_ULONG, CKA_CLASS, CKA_EC_PARAMS, CKA_ID,
+    CKA_SIGN, CKA_TOKEN, CKF_OS_LOCKING_OK, CKF_RW_SESSION, CKF_SERIAL_SESSION, CKG_MGF1_SHA256, CKM_AES_GCM,
+    CKM_EC_KEY_PAIR_GEN, CKM_RSA_PKCS_PSS, CKM_SHA256, CKR_CRYPTOKI_ALREADY_INITIALIZED, CKR_OK,
+    CKR_USER_ALREADY_LOGGED_IN, CKU_USER,
 };
 
 /// A loaded module. It is never unloaded.
@@ -101,6 +102,19 @@ pub fn attribute(kind: CK_ATTRIBUTE_TYPE, value: &[u8]) -> CK_ATTRIBUTE {
 /// A mechanism without parameters.
 pub fn plain(mechanism: CK_MECHANISM_TYPE) -> CK_MECHANISM {
     CK_MECHANISM { mechanism, pParameter: std::ptr::null_mut(), ulParameterLen: 0 }
+}
+
+/// PSS as PS256 has it.
+pub const PSS_SHA256: CK_RSA_PKCS_PSS_PARAMS =
+    CK_RSA_PKCS_PSS_PARAMS { hashAlg: CKM_SHA256, mgf: CKG_MGF1_SHA256, sLen: 32 };
+
+/// RSASSA-PSS with parameters that outlive the mechanism.
+pub fn pss_sha256(params: *mut CK_RSA_PKCS_PSS_PARAMS) -> CK_MECHANISM {
+    CK_MECHANISM {
+        mechanism: CKM_RSA_PKCS_PSS,
+        pParameter: params.cast(),
+        ulParameterLen: size_of::<CK_RSA_PKCS_PSS_PARAMS>() as CK_ULONG,
+    }
 }
 
 /// A session; closed when dropped.
@@ -216,6 +230,22 @@ impl Session {
         let (data, data_len) = (data.as_ptr().cast_mut(), len(data));
         call!(self.list, C_Sign(self.handle, data, data_len, out.as_mut_ptr(), &raw mut out_len))?;
         Ok(out_len as usize)
+    }
+
+    /// Whether the token takes a signature: `C_VerifyInit` and `C_Verify`.
+    pub fn verify(
+        &self,
+        mut mechanism: CK_MECHANISM,
+        key: CK_OBJECT_HANDLE,
+        data: &[u8],
+        signature: &[u8],
+    ) -> Result<(), CK_RV> {
+        call!(self.list, C_VerifyInit(self.handle, &raw mut mechanism, key))?;
+        let (input, input_len) = (data.as_ptr().cast_mut(), len(data));
+        call!(
+            self.list,
+            C_Verify(self.handle, input, input_len, signature.as_ptr().cast_mut(), len(signature))
+        )
     }
 
     /// `C_Sign` where no operation was begun: a refusal.

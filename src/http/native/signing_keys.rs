@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 
 use super::{NoQuery, page};
 use crate::http::body::{JsonBody, OptionalBody};
-use crate::http::key_id;
 use crate::http::problem::{Code, Problem};
+use crate::http::{DefaultGrace, key_id};
 use crate::identity::Caller;
 use crate::keys::{Change, Choice, ImportAs, KeyView, Keys, PolicyPatch, Rotation, Use};
 
@@ -92,14 +92,15 @@ struct RotateBody {
 
 async fn rotate(
     caller: Caller,
-    keys: Data<Keys>,
+    (keys, default): (Data<Keys>, Data<DefaultGrace>),
     of: Path<String>,
     query: Query<ChangeQuery>,
     body: OptionalBody,
 ) -> Result<HttpResponse, Problem> {
-    let RotateBody { algorithm: choice, grace } = body.parse()?;
-    let order = Rotation { choice, grace: grace.map(Duration::from_secs), dry_run: query.dry_run };
-    Ok(changed(&keys.rotate(&caller, ring(&of)?, order).await?))
+    let (used, RotateBody { algorithm: choice, grace }) = (ring(&of)?, body.parse()?);
+    let grace = default.or(used, grace.map(Duration::from_secs));
+    let order = Rotation { choice, grace, dry_run: query.dry_run };
+    Ok(changed(&keys.rotate(&caller, used, order).await?))
 }
 
 async fn cancel(

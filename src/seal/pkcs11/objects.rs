@@ -14,6 +14,7 @@ use crate::seal::backend::BackendError;
 use crate::seal::key::{KeyId, KeyRef, KeySpec, PublicKey};
 use crate::seal::pkcs11::error::fail;
 use crate::seal::pkcs11::parts::{Make, Part};
+use crate::seal::rsa_check::check_rsa;
 
 /// DER of the curves' object identifiers (SEC 2, RFC 5480).
 pub(super) const P256_OID: &[u8] = &[0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
@@ -430,6 +431,30 @@ fn read_public_key(session: &Session, spec: KeySpec, id: KeyId) -> Result<Public
     parsed.ok_or_else(|| BackendError::Unfit("its public key cannot be read".to_owned()))
 }
 
+/// Looks at the modulus of an RSA key that was made just now, or found under the id of a planned one (KL-9).
+pub(super) fn check_modulus(session: &Session, make: Make, id: KeyId) -> Result<(), BackendError> {
+    if make.modulus_bits().is_none() {
+        return Ok(());
+    }
+    let object = find_part(session, make, Part::Public, id)?.ok_or(BackendError::Missing)?;
+    let found = session
+        .get_attributes(object, &[AttributeType::Modulus, AttributeType::PublicExponent])
+        .map_err(|error| BackendError::from(fail("C_GetAttributeValue", &error)))?;
+    let (mut n, mut e) = (Vec::new(), Vec::new());
+    for attribute in found {
+        match attribute {
+            Attribute::Modulus(bytes) => n = trimmed(&bytes),
+            Attribute::PublicExponent(bytes) => e = trimmed(&bytes),
+            _ => {}
+        }
+    }
+    check_rsa(&n, &e).map_err(|weak| BackendError::Unfit(weak.to_string()))
+}
+
+fn trimmed(bytes: &[u8]) -> Vec<u8> {
+    bytes.iter().copied().skip_while(|byte| *byte == 0).collect()
+}
+
 /// An uncompressed point, inside a DER OCTET STRING as the standard says, or bare as some modules do.
 fn ec_point(spec: KeySpec, len: usize, bytes: &[u8]) -> Option<PublicKey> {
     let bare = 1 + 2 * len;
@@ -455,8 +480,7 @@ fn ed_point(bytes: &[u8]) -> Option<PublicKey> {
 }
 
 fn rsa_numbers(spec: KeySpec, modulus: Option<&[u8]>, exponent: Option<&[u8]>) -> Option<PublicKey> {
-    let trim = |bytes: &[u8]| bytes.iter().copied().skip_while(|byte| *byte == 0).collect::<Vec<u8>>();
-    let (n, e) = (trim(modulus?), trim(exponent?));
+    let (n, e) = (trimmed(modulus?), trimmed(exponent?));
     let right_size = n.len() * 8 == usize::from(spec.modulus_bits()?) && n.first()? & 0x80 != 0;
     right_size.then_some(PublicKey::Rsa { n, e })
 }

@@ -324,6 +324,7 @@ impl Session {
 
     /// What the new key is recognised by, and for a KEK the proof that it wraps.
     fn first_pin(&self, planned: &KeyRef, make: Make, keys: Handles) -> Result<Pin, BackendError> {
+        objects::check_modulus(&self.session, make, planned.id)?;
         match make.wrap {
             Some(mechanism) => self.make_canary(planned.id, keys, mechanism),
             None => Ok(Pin::Fingerprint(self.fingerprint(planned, keys)?)),

@@ -29,6 +29,7 @@ use crate::seal::guarded::SecretBuf;
 use crate::seal::key::{
     Alg, Fingerprint, KeyId, KeyRef, KeySpec, Pin, PublicKey, Signature, WrapMechanism, WrappedDek,
 };
+use crate::seal::rsa_check::check_rsa;
 
 /// The canary's context and the message of a MAC's fingerprint: fixed texts, never anything of a tenant.
 const CANARY_AAD: &[u8] = b"lacre/canary/v1";
@@ -387,6 +388,9 @@ fn generate_leaf(link: &mut Link, planned: &KeyRef) -> Result<KeyRef, BackendErr
     let blob = write_blob(&made.out_private, &made.out_public)?;
     let unproven = planned.pinned(Pin::Blob { fingerprint: UNPROVEN, blob: blob.clone() });
     let fingerprint = fingerprint(link, &unproven)?;
+    if let Some(PublicKey::Rsa { n, e }) = template::public_key(planned.spec, &made.out_public) {
+        check_rsa(&n, &e).map_err(|weak| BackendError::Unfit(weak.to_string()))?;
+    }
     Ok(planned.pinned(Pin::Blob { fingerprint, blob }))
 }
 

@@ -37,6 +37,8 @@ pub enum Action {
     Hang,
     /// abort(3).
     Abort,
+    /// Calls the real module, then abort(3): done, and nobody was told.
+    AbortAfter,
     /// A memory fault.
     Segv,
     /// Closes every session of this program first.
@@ -163,6 +165,7 @@ impl Action {
             "count" => Self::Count,
             "hang" => Self::Hang,
             "abort" => Self::Abort,
+            "abort-after" => Self::AbortAfter,
             "segv" => Self::Segv,
             "close-all-sessions" => Self::CloseAllSessions,
             "short" => Self::Short,

@@ -240,6 +240,7 @@ impl Shim {
         for (action, _) in &actions {
             match action {
                 Action::ReturnAfter(other) => code = *other,
+                Action::AbortAfter => std::process::abort(),
                 Action::Translate(from, to) if code == *from => code = *to,
                 // SAFETY: after success the outputs are there.
                 _ if code == CKR_OK => unsafe { subject.change(action) },
