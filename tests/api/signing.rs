@@ -271,8 +271,10 @@ async fn policies(engine: Engine) {
     assert_eq!(set(&only_apps, &json!({})).await.json::<Value>().await.unwrap(), json!({}));
     problem(api.post("/v1/jwt", &token).await, 403, "signing-refused").await;
     let records = admin.audit_lines().await;
-    let changes =
-        records.iter().filter(|line| line.contains("\"app.policy\"") && line.contains("\"intent\""));
+    let is_change = |line: &&String| {
+        line.contains("\"app.policy\"") && line.contains("\"type\":\"intent\"") && line.contains(&id)
+    };
+    let changes = records.iter().filter(is_change);
     assert_eq!(changes.count(), 2);
     stage.daemon.finish().await;
 }

@@ -40,13 +40,15 @@ impl Place {
     async fn on_postgresql() -> Self {
         let config = format!(
             "data_dir = \"{{dir}}\"\n[server]\nlisten = \"127.0.0.1:{{port}}\"\n\
-             [issuer]\nurl = \"http://lacre.example\"\n[seal.pkcs11]\nmodule = \"{{module}}\"\n\
+             [issuer]\nurl = \"http://127.0.0.1:{{port}}\"\n[seal.pkcs11]\nmodule = \"{{module}}\"\n\
              token = \"lacre-dev\"\npin_source = \"file:{{pin}}\"\n[database]\nurl = \"{}\"\n",
             Postgres::shared().database()
         );
         let daemon = TestDaemon::start(Options { config: Some(config.clone()), ..Options::default() }).await;
         let peer = Some(Peer::start(&daemon, &config));
-        Self { daemon, peer, issuer: "http://lacre.example/oidc".to_owned() }
+        // The second one calls itself by the first one's address, as behind one name.
+        let issuer = format!("{}/oidc", daemon.url);
+        Self { daemon, peer, issuer }
     }
 
     /// The addresses: of one daemon, or of two.
@@ -75,9 +77,26 @@ async fn token(api: &Api) -> String {
     made["token"].as_str().unwrap().to_owned()
 }
 
+/// Waits until a daemon says for how long its keys may be kept: a verifier that never keeps them shows nothing.
+async fn keys_may_be_kept(url: &str, seconds: u64) {
+    let until = Instant::now() + Duration::from_secs(10);
+    loop {
+        let answer = reqwest::get(format!("{url}/oidc/jwks")).await.unwrap();
+        let said = answer.headers()["Cache-Control"].to_str().unwrap().to_owned();
+        if said.contains(&format!("max-age={seconds}")) {
+            return;
+        }
+        assert!(Instant::now() < until, "{url} says {said}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
 async fn every_token_is_good_for_its_whole_life(place: Place, pace: Pace) {
     let admin = place.daemon.api().await;
     hurry(&admin, 3).await;
+    for url in place.urls() {
+        keys_may_be_kept(&url, 3).await;
+    }
     let policy = json!({ "jwt": { "types": ["JWT"], "max_lifetime": LIFETIME, "audiences": [AUDIENCE],
                                   "subjects": "any" } });
     let (client, secret) = app(&admin, policy).await;
