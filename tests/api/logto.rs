@@ -1,7 +1,9 @@
 //! `/api/configs/oidc` as software written for Logto uses it: contract, sections 4.1, 5 and 9.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use p256::pkcs8::EncodePrivateKey;
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
@@ -57,6 +59,12 @@ fn ids(keys: &[Value]) -> Vec<&str> {
 
 async fn delete(api: &Api, path: &str, id: &str) -> Response {
     api.delete(&format!("{path}/{id}")).await
+}
+
+/// The header of a session's token.
+fn header(api: &Api) -> Value {
+    let header = URL_SAFE_NO_PAD.decode(api.token.split('.').next().unwrap()).unwrap();
+    serde_json::from_slice(&header).unwrap()
 }
 
 /// The sequence of section 9.4; where Logto would lose a live token, Lacre keeps the key.
@@ -166,18 +174,46 @@ async fn due_time(engine: Engine) {
     assert_eq!(due[0]["id"], staged[0]["id"]);
     tokio::time::sleep(Duration::from_secs(3)).await;
     let signed = stage.daemon.api().await;
-    let kid = |api: &Api| {
-        let header = api.token.split('.').next().unwrap();
-        let header = base64::Engine::decode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, header);
-        serde_json::from_slice::<Value>(&header.unwrap()).unwrap()["kid"].clone()
-    };
-    assert_eq!((kid(&api), kid(&signed)), (due[1]["kid"].clone(), due[0]["kid"].clone()));
+    assert_eq!(header(&api)["kid"], due[1]["kid"]);
+    assert_eq!(header(&signed)["kid"], due[0]["kid"]);
     let both = list(&api, PRIVATE).await;
     assert_eq!(ids(&both), ids(&list(&signed, PRIVATE).await), "the older token lives");
     assert!(both[1]["publishedUntil"].as_u64().unwrap() > (now() + 3000) * 1000, "{}", both[1]);
     stage.daemon.finish().await;
 }
 on_both!(after_its_time_a_next_key_is_current_and_then_signs, due_time);
+
+async fn every_algorithm(engine: Engine) {
+    let stage = Stage::on(engine, "").await;
+    let mut sessions = vec![stage.daemon.api().await];
+    let quick = json!({ "propagation": 2, "skew": 0, "rsa_bits": 2048 });
+    let path = format!("{PRIVATE}/policy");
+    body(sessions[0].request(Method::PATCH, &path).json(&quick).send().await.unwrap(), 200).await;
+    for (choice, alg) in
+        [("ES384", "ES384"), ("RS256", "RS256"), ("PS256", "PS256"), ("EdDSA", "EdDSA"), ("RSA", "RS256")]
+    {
+        let asked = json!({ "signingKeyAlgorithm": choice });
+        let keys = change(&sessions[0], &format!("{PRIVATE}/rotate"), asked).await;
+        assert_eq!(keys[0]["signingKeyAlgorithm"], choice);
+        let began = Instant::now();
+        let session = loop {
+            let session = stage.daemon.api().await;
+            if header(&session)["kid"] == keys[0]["kid"] {
+                break session;
+            }
+            assert!(began.elapsed() < Duration::from_secs(20), "{choice} does not sign");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        };
+        assert_eq!(header(&session)["alg"], alg);
+        sessions.push(session);
+        for session in &sessions {
+            assert_eq!(list(session, PRIVATE).await[0]["id"], keys[0]["id"], "a live token stays valid");
+        }
+    }
+    assert_eq!(list(&sessions[0], PRIVATE).await.len(), sessions.len());
+    stage.daemon.finish().await;
+}
+on_both!(live_tokens_of_every_algorithm_survive_consecutive_rotations, every_algorithm);
 
 async fn cookie_keys(engine: Engine) {
     let stage = Stage::on(engine, "").await;

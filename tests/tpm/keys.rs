@@ -1,6 +1,6 @@
 //! Keys in a TPM: made, used, recognised, destroyed.
 
-use lacre::seal::{Alg, DeviceState, KeyRef, KeySpec, SealError};
+use lacre::seal::{Alg, DeviceName, DeviceState, KeyRef, KeySpec, SealError};
 
 use crate::stage::{HERE, Running};
 use crate::swtpm::Swtpm;
@@ -32,6 +32,13 @@ async fn values_are_sealed_and_opened_and_keys_sign() {
     assert!(matches!(gone, Err(SealError::KeyMissing { .. })), "{gone:?}");
     let planned = KeyRef::plan(KeySpec::Rsa4096).unwrap();
     assert!(matches!(device.admin.generate(&planned).await, Err(SealError::Refused { .. })));
+    // Nor are there Ed25519 keys, nor keys from outside, nor any to be listed.
+    let planned = KeyRef::plan(KeySpec::Ed25519).unwrap();
+    assert!(matches!(device.admin.generate(&planned).await, Err(SealError::Refused { .. })));
+    let planned = KeyRef::plan(KeySpec::HmacSha256).unwrap();
+    let imported = device.admin.import(&planned, &[7; 32]).await;
+    assert!(matches!(imported, Err(SealError::Refused { .. })), "{imported:?}");
+    assert!(device.admin.list(&DeviceName::default()).await.unwrap().is_empty());
     assert_eq!(device.status().state, DeviceState::Ready);
 }
 

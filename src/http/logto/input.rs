@@ -179,21 +179,22 @@ mod tests {
         Body { bytes: Bytes::copy_from_slice(text.as_bytes()), is_json: true }
     }
 
-    fn grace(text: &str) -> Option<Option<u64>> {
+    /// `-` where there is none; nothing where the body is refused.
+    fn grace(text: &str) -> Option<String> {
         let mut input = body(text).members().ok()?;
         let grace = input.whole("grace");
-        input.end().ok().map(|()| grace)
+        input.end().ok().map(|()| grace.map_or_else(|| "-".to_owned(), |grace| grace.to_string()))
     }
 
     #[test]
     fn a_number_is_whole_and_not_negative() {
         for (text, wanted) in [
-            ("", Some(None)),
-            ("{}", Some(None)),
-            (r#"{"other":-1}"#, Some(None)),
-            (r#"{"grace":0}"#, Some(Some(0))),
-            (r#"{"grace":7200}"#, Some(Some(7200))),
-            (r#"{"grace":7200.0}"#, Some(Some(7200))),
+            ("", Some("-")),
+            ("{}", Some("-")),
+            (r#"{"other":-1}"#, Some("-")),
+            (r#"{"grace":0}"#, Some("0")),
+            (r#"{"grace":7200}"#, Some("7200")),
+            (r#"{"grace":7200.0}"#, Some("7200")),
             (r#"{"grace":-1}"#, None),
             (r#"{"grace":-0.5}"#, None),
             (r#"{"grace":1.5}"#, None),
@@ -204,7 +205,7 @@ mod tests {
             ("[]", None),
             ("{", None),
         ] {
-            assert_eq!(grace(text), wanted, "{text}");
+            assert_eq!(grace(text).as_deref(), wanted, "{text}");
         }
     }
 

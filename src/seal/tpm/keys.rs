@@ -369,6 +369,9 @@ fn fingerprint(link: &mut Link, key: &KeyRef) -> Result<Fingerprint, BackendErro
 /// Makes a child of the root and pins it.
 fn generate_leaf(link: &mut Link, planned: &KeyRef) -> Result<KeyRef, BackendError> {
     let id = *planned.id.as_bytes();
+    if template::leaf(planned.spec)?.is_none() {
+        return Err(refused(planned.spec.making()));
+    }
     let made = link.again(|link| {
         let unable = |_| Fail { function: "TPM template", code: 0 };
         let public = template::leaf(planned.spec).map_err(unable)?;
