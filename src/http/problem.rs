@@ -55,13 +55,14 @@ pub(super) enum Code {
     DeviceUnavailable,
     KeyUnavailable,
     Busy,
+    ClockSuspect,
     AuditUnavailable,
     StorageUnavailable,
 }
 
 impl Code {
     #[cfg(test)]
-    pub(super) const ALL: [Self; 33] = [
+    pub(super) const ALL: [Self; 34] = [
         Self::Malformed,
         Self::Unauthenticated,
         Self::InvalidToken,
@@ -93,11 +94,13 @@ impl Code {
         Self::DeviceUnavailable,
         Self::KeyUnavailable,
         Self::Busy,
+        Self::ClockSuspect,
         Self::AuditUnavailable,
         Self::StorageUnavailable,
     ];
 
     /// Status, name, title.
+    #[expect(clippy::too_many_lines, reason = "a table: one row for each code")]
     const fn entry(self) -> (StatusCode, &'static str, &'static str) {
         match self {
             Self::Malformed => (StatusCode::BAD_REQUEST, "malformed", "The request cannot be read"),
@@ -163,6 +166,9 @@ impl Code {
                 (StatusCode::SERVICE_UNAVAILABLE, "key-unavailable", "The key is missing or must not be used")
             }
             Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy", "Too much work is queued"),
+            Self::ClockSuspect => {
+                (StatusCode::SERVICE_UNAVAILABLE, "clock-suspect", "The clock has jumped; nothing is signed")
+            }
             Self::AuditUnavailable => {
                 (StatusCode::SERVICE_UNAVAILABLE, "audit-unavailable", "The audit log does not take records")
             }
@@ -481,6 +487,7 @@ pub(super) fn outage_of(audit_code: &str) -> Code {
         "device-unavailable" => Code::DeviceUnavailable,
         "key-missing" | "key-unfit" => Code::KeyUnavailable,
         "busy" => Code::Busy,
+        "clock-suspect" => Code::ClockSuspect,
         "audit-unavailable" => Code::AuditUnavailable,
         "storage-failed" => Code::StorageUnavailable,
         _ => Code::Internal,
