@@ -55,6 +55,7 @@ need_to_test() {
   need postgresql any_file '/usr/lib/postgresql/*/bin/initdb'
   need shellcheck have shellcheck
   need strace have strace
+  need faketime have faketime
   need gdb have gdb
   need wrk have wrk
   need curl have curl

@@ -138,7 +138,8 @@ async fn serve(
     tasks.spawn(health::upkeep(Arc::clone(&services), Arc::clone(&health), gate));
     tasks.spawn(notify::watchdog());
     tasks.spawn(anchor::run(Arc::clone(&services), Arc::clone(&health)));
-    let (vault, keys, tenant) = (services.vault.clone(), services.keys.clone(), services.config.tenant.clone());
+    let (vault, keys, tenant) =
+        (services.vault.clone(), services.keys.clone(), services.config.tenant.clone());
     tasks.spawn(async move { tokio::join!(vault.run_jobs(&tenant), keys.run(&tenant)).0 });
 
     notify::started();

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use crate::clock::Timestamp;
 
-/// Jumps up to this are dealt with.
-const BOUND: Duration = Duration::from_secs(24 * 3600);
+/// Jumps up to this are dealt with: a day, and what a day's jump may be off.
+const BOUND: Duration = Duration::from_secs(25 * 3600);
 /// A restart takes no longer; what is longer may have been a jump.
 const RESTART: Duration = Duration::from_secs(600);
 
@@ -72,7 +72,8 @@ pub(super) struct Timekeeper {
     lag: Duration,
     /// When doubt and lag end, on the steady clock.
     doubt_until: Duration,
-    /// How far the wall clock has gone ahead of the steady one since the start, or behind it if negative.
+    /// How far the wall clock has gone ahead of the steady one since the start, or behind it if negative; at the
+    /// start, how far it was behind a time that was seen before.
     ahead: i64,
 }
 
@@ -91,7 +92,8 @@ impl Timekeeper {
         let high = mark.map_or(wall, |mark| mark.high.max(wall));
         let until = if high > wall { BOUND } else { until };
         let lag = late.max(high.since(wall)).min(BOUND);
-        Self { wall, steady, high, doubt, lag, doubt_until: steady + until, ahead: 0 }
+        let ahead = micros(high.since(wall)).saturating_neg();
+        Self { wall, steady, high, doubt, lag, doubt_until: steady + until, ahead }
     }
 
     /// Looks at both clocks.
@@ -101,7 +103,7 @@ impl Timekeeper {
             wall.as_micros().saturating_sub(self.wall.as_micros()),
         );
         let step = walked.saturating_sub(passed);
-        (self.wall, self.steady, self.high) = (wall, steady, self.high.max(wall));
+        (self.wall, self.steady) = (wall, steady);
         self.ahead = self.ahead.saturating_add(step);
         let moved = |span: Duration, by: i64| {
             Duration::from_micros(u64::try_from(micros(span).saturating_add(by)).unwrap_or(0)).min(BOUND)
@@ -114,20 +116,23 @@ impl Timekeeper {
             (self.doubt, self.lag) = (Duration::ZERO, Duration::ZERO);
         }
         let surely = Timestamp::from_micros(wall.as_micros().saturating_sub(micros(self.doubt)));
-        Reading { now: wall, surely, latest: wall.plus(self.lag), suspect: self.suspect(wall) }
+        let suspect = self.suspect();
+        if suspect.is_none() {
+            self.high = self.high.max(wall);
+        }
+        Reading { now: wall, surely, latest: wall.plus(self.lag), suspect }
     }
 
-    fn suspect(&self, wall: Timestamp) -> Option<String> {
-        let behind = self.high.since(wall);
-        if behind > BOUND {
-            return Some(format!(
-                "the wall clock is {} s behind a time that was seen before",
-                behind.as_secs()
-            ));
+    fn suspect(&self) -> Option<String> {
+        let far = Duration::from_micros(self.ahead.unsigned_abs());
+        let seconds = far.as_secs();
+        match far > BOUND {
+            false => None,
+            true if self.ahead > 0 => {
+                Some(format!("the wall clock went {seconds} s ahead of the steady clock"))
+            }
+            true => Some(format!("the wall clock is {seconds} s behind what it has to be")),
         }
-        let ahead = Duration::from_micros(u64::try_from(self.ahead).unwrap_or(0));
-        let is_far = ahead > BOUND;
-        is_far.then(|| format!("the wall clock went {} s ahead of the steady clock", ahead.as_secs()))
     }
 
     /// A person says that the wall clock is right.
@@ -184,7 +189,7 @@ mod tests {
 
         let reading = keeper.read(at(103 + 3600), s(103));
         assert_eq!((reading.surely, reading.suspect), (at(103), None));
-        let later = DAY + 200;
+        let later = BOUND.as_secs() + 200;
         assert_eq!(keeper.read(at(later + 3600), s(later)).surely, at(later + 3600), "a day later");
     }
 
@@ -210,13 +215,15 @@ mod tests {
     #[test]
     fn beyond_a_day_nothing_is_signed_until_it_is_put_right_or_accepted() {
         let mut keeper = keeper();
-        assert!(keeper.read(at(DAY - 10), s(1)).suspect.is_none());
-        assert!(keeper.read(at(DAY + 10), s(2)).suspect.is_some());
-        assert!(keeper.read(at(5), s(3)).suspect.is_some(), "more than a day behind what was seen");
-        keeper.accept(at(5), s(4));
-        let reading = keeper.read(at(6), s(5));
+        assert!(keeper.read(at(1 + DAY), s(1)).suspect.is_none());
+        assert!(keeper.read(at(2 + 2 * DAY), s(2)).suspect.is_some());
+        assert!(keeper.read(at(3), s(3)).suspect.is_none(), "put right");
+        assert_eq!(keeper.mark().high, at(1 + DAY), "what was not believed is not remembered");
+        assert!(keeper.read(at(4 + 2 * DAY), s(4)).suspect.is_some());
+        keeper.accept(at(5 + 2 * DAY), s(5));
+        let reading = keeper.read(at(6 + 2 * DAY), s(6));
         assert!(reading.suspect.is_none());
-        assert!(reading.surely < at(6), "and what cannot be undone waits for a day");
+        assert!(reading.surely < at(6 + 2 * DAY), "and what cannot be undone waits for a day");
     }
 
     #[test]
@@ -227,14 +234,15 @@ mod tests {
         let surely = |mark, now| Timekeeper::start(at(now), s(0), mark).read(at(now), s(0)).surely;
         assert_eq!(surely(mark(1000, 0, 0), 1300), at(1300));
         assert_eq!(surely(mark(1000, 0, 0), 1000 + 3600), at(1000));
-        assert_eq!(surely(mark(1000, 0, 0), 1000 + 7 * DAY), at(1000 + 6 * DAY), "a day at the most");
+        let week = at(1000 + 7 * DAY);
+        assert_eq!(week.since(surely(mark(1000, 0, 0), 1000 + 7 * DAY)), BOUND, "a day at the most");
         // Doubt survives a restart, and ends when it would have.
         assert_eq!(surely(mark(1000, 500, 5000), 1010), at(510));
         assert_eq!(surely(mark(1000, 500, 1005), 1010), at(1010));
         // A clock that was set back.
         let mut back = Timekeeper::start(at(1000), s(0), mark(4000, 0, 0));
         assert!(back.read(at(1001), s(1)).suspect.is_none());
-        let mut far = Timekeeper::start(at(1000), s(0), mark(2000 + DAY, 0, 0));
+        let mut far = Timekeeper::start(at(1000), s(0), mark(2000 + 2 * DAY, 0, 0));
         assert!(far.read(at(1001), s(1)).suspect.is_some());
     }
 

@@ -1,6 +1,7 @@
 //! Keys rotate while tokens are alive, and nobody who verifies them notices (reliability.md, RO-3).
 //!
 //! `live`: tokens of `POST /v1/jwt`, each verified once a second by `PyJWT` and jose for as long as it lives.
+//! `clock`: RO-6, with a host whose clock goes wrong.
 //! `provider`: a real OpenID provider that has its tokens signed by `POST /v1/jws`, and a relying party.
 //! What a minute cannot show takes five in `make soak`.
 
@@ -22,6 +23,7 @@ mod idp;
 #[path = "../support/postgres.rs"]
 mod postgres;
 
+mod clock;
 mod live;
 mod provider;
 
