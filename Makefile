@@ -55,6 +55,7 @@ bench: ## Print the figures: device and daemon, each beside the raw device of th
 	cargo build --release --locked
 	cargo bench --locked --bench device
 	cargo bench --locked --bench daemon
+	cargo bench --locked --bench signing
 	cargo bench --locked --bench latency
 	cargo bench --locked --bench sealer
 

@@ -131,10 +131,8 @@ async fn serve(
     tasks.spawn(health::upkeep(Arc::clone(&services), Arc::clone(&health), gate));
     tasks.spawn(notify::watchdog());
     tasks.spawn(anchor::run(Arc::clone(&services), Arc::clone(&health)));
-    let (vault, tenant) = (services.vault.clone(), services.config.tenant.clone());
-    tasks.spawn(async move { vault.run_jobs(&tenant).await });
-    let (keys, tenant) = (services.keys.clone(), services.config.tenant.clone());
-    tasks.spawn(async move { keys.run(&tenant).await });
+    let (vault, keys, tenant) = (services.vault.clone(), services.keys.clone(), services.config.tenant.clone());
+    tasks.spawn(async move { tokio::join!(vault.run_jobs(&tenant), keys.run(&tenant)).0 });
 
     notify::started();
     let ended = listen::until_stopped(server, &health, certificates, keys_unfit, on_ready).await;

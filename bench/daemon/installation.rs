@@ -162,6 +162,19 @@ impl Daemon {
         format!("Bearer {}", token["access_token"].as_str().unwrap())
     }
 
+    /// The same for another application.
+    pub async fn bearer_of(&self, client: &str, secret: &str) -> String {
+        let body = format!("grant_type=client_credentials&client_id={client}&client_secret={secret}");
+        let form = Some(("application/x-www-form-urlencoded", body.as_str()));
+        let head = load::request("POST", "/oidc/token", "-", form);
+        // Credentials in the body want no Authorization header.
+        let head = String::from_utf8(head).unwrap().replace("Authorization: -\r\n", "");
+        let reply = load::ask(self.address, head.as_bytes()).await.unwrap();
+        assert_eq!(reply.status, 200, "{}", String::from_utf8_lossy(&reply.body));
+        let token: serde_json::Value = serde_json::from_slice(&reply.body).unwrap();
+        format!("Bearer {}", token["access_token"].as_str().unwrap())
+    }
+
     /// Keeps `connections` busy with requests for tokens.
     pub async fn issue_tokens(&self, connections: usize, time: Duration) -> Load {
         let request = self.token_request();

@@ -125,6 +125,7 @@ impl Operations for Health {
         ];
         checks.extend(self.device_checks());
         checks.extend([Check::needed("keys", keys), Check::needed("serving", draining)]);
+        checks.push(Check::needed("clock", self.services.keys.suspended()));
         checks.extend(self.services.anchor.as_ref().map(Anchor::check));
         // Values are served in quarantine: it is shown, and keeps nobody away.
         let quarantine = *self.quarantine.read().unwrap_or_else(PoisonError::into_inner);

@@ -59,6 +59,11 @@ pub(super) fn public_key(jwk: &Value, spec: KeySpec) -> Option<PublicKey> {
     })
 }
 
+/// The modulus of an RSA key.
+pub(super) fn modulus(jwk: &Value) -> Option<Vec<u8>> {
+    URL_SAFE_NO_PAD.decode(jwk.get("n")?.as_str()?).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use base64::Engine;

@@ -9,17 +9,17 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use super::model::{Choice, End, Origin, Phase, Use};
+use super::model::{Choice, Curve, End, Origin, Phase, Use};
 use super::plan::{Refusal, Ring, Slot};
 use super::store::Public;
 use super::store::rings::{self as store, Entry};
-use super::{Keys, KeysError};
+use super::{Keys, KeysError, jwk};
 use crate::audit::{Action, Event};
 use crate::clock::Timestamp;
 use crate::db::{DbError, Turn, TurnName};
 use crate::identity::Caller;
 use crate::ids::{SigningKeyId, TenantId};
-use crate::seal::{Alg, KeyRef, KeySpec, SealError};
+use crate::seal::{Alg, KeyRef, KeySpec, PublicKey, SealError, shares_a_prime};
 
 /// A key that is to be made.
 pub(super) struct Order {
@@ -181,12 +181,14 @@ impl Keys {
                     (self.parts.admin.generate_holding(&entry.device, Arc::clone(turn)).await?, None)
                 }
                 Material::Imported(pkcs8, lifetime) => {
-                    (self.parts.admin.import(&entry.device, pkcs8).await?, *lifetime)
+                    let held = Arc::clone(turn);
+                    (self.parts.admin.import_holding(&entry.device, pkcs8, held).await?, *lifetime)
                 }
             };
             let public = match entry.alg {
                 Some(alg) => {
                     let key = self.parts.sealer.public_key(&device).await?;
+                    self.check_primes(tenant, used, &device, &key).await?;
                     Some(Public::of(&key, alg, entry.choice))
                 }
                 None => None,
@@ -201,6 +203,29 @@ impl Keys {
         Ok(())
     }
 
+    /// Two keys with a prime in common are two broken keys (KL-9).
+    async fn check_primes(
+        &self,
+        tenant: &TenantId,
+        used: Use,
+        device: &KeyRef,
+        key: &PublicKey,
+    ) -> Result<(), KeysError> {
+        let PublicKey::Rsa { n, .. } = key else { return Ok(()) };
+        let view = self.look(tenant, used).await?;
+        let others = view.entries.values().filter(|other| other.device.id() != device.id());
+        let moduli = others.filter_map(|other| jwk::modulus(&other.public.as_ref()?.jwk));
+        // The same key is another matter: its `kid` is taken.
+        let moduli: Vec<_> = moduli.filter(|other| other != n).collect();
+        match shares_a_prime(n, moduli.iter().map(Vec::as_slice)) {
+            None => Ok(()),
+            Some(_) => {
+                let reason = "it has a prime in common with another key".to_owned();
+                Err(SealError::KeyUnfit { key: device.id(), reason }.into())
+            }
+        }
+    }
+
     async fn publish(
         &self,
         tenant: &TenantId,
@@ -209,6 +234,7 @@ impl Keys {
         (device, public): (KeyRef, Option<Public>),
         lifetime: Option<Duration>,
     ) -> Result<(), KeysError> {
+        let device_spec = (device.spec(), device.is_imported());
         let (row, decided, now) = ((id.clone(), device, public), id.clone(), self.decided_at());
         let keep = move |conn: &mut _, _: &Ring| match store::made(conn, &row.0, &row.1, row.2.as_ref()) {
             Err(DbError::Duplicate) => Err(KeysError::Invalid {
@@ -217,10 +243,15 @@ impl Keys {
             }),
             other => Ok(other?),
         };
+        let goes_on_in_p384 = device_spec == (KeySpec::EcP384, true) && lifetime.is_none();
         let place = move |ring: &mut Ring| {
             match lifetime {
                 Some(lifetime) => ring.publish_as_previous(&decided, lifetime, now),
                 None => ring.publish(&decided, now),
+            }
+            if goes_on_in_p384 {
+                // What comes from Logto goes on as it was (contract, section 2, row 13).
+                ring.policy.ec_curve = Curve::P384;
             }
             Ok(())
         };

@@ -14,9 +14,10 @@ use cryptoki_sys::{
     CK_ATTRIBUTE, CK_ATTRIBUTE_TYPE, CK_C_INITIALIZE_ARGS, CK_FALSE, CK_FUNCTION_LIST, CK_GCM_PARAMS,
     CK_MECHANISM, CK_MECHANISM_TYPE, CK_OBJECT_CLASS, CK_OBJECT_HANDLE, CK_RSA_PKCS_PSS_PARAMS, CK_RV,
     CK_SESSION_HANDLE, CK_SLOT_ID, CK_TOKEN_INFO, CK_TRUE, CK_ULONG, CKA_CLASS, CKA_EC_PARAMS, CKA_ID,
-    CKA_SIGN, CKA_TOKEN, CKF_OS_LOCKING_OK, CKF_RW_SESSION, CKF_SERIAL_SESSION, CKG_MGF1_SHA256, CKM_AES_GCM,
-    CKM_EC_KEY_PAIR_GEN, CKM_RSA_PKCS_PSS, CKM_SHA256, CKR_CRYPTOKI_ALREADY_INITIALIZED, CKR_OK,
-    CKR_USER_ALREADY_LOGGED_IN, CKU_USER,
+    CKA_MODULUS_BITS, CKA_PUBLIC_EXPONENT, CKA_SIGN, CKA_TOKEN, CKF_OS_LOCKING_OK, CKF_RW_SESSION,
+    CKF_SERIAL_SESSION, CKG_MGF1_SHA256, CKM_AES_GCM, CKM_EC_KEY_PAIR_GEN, CKM_RSA_PKCS_KEY_PAIR_GEN,
+    CKM_RSA_PKCS_PSS, CKM_SHA256, CKR_CRYPTOKI_ALREADY_INITIALIZED, CKR_OK, CKR_USER_ALREADY_LOGGED_IN,
+    CKU_USER,
 };
 
 /// A loaded module. It is never unloaded.
@@ -181,6 +182,48 @@ impl Session {
             )
         )?;
         Ok(private_key)
+    }
+
+    /// Makes an RSA key pair for one session: the private half.
+    pub fn generate_rsa(&self, bits: CK_ULONG) -> Result<CK_OBJECT_HANDLE, CK_RV> {
+        let (bits, exponent, no) = (bits.to_ne_bytes(), [1, 0, 1], [CK_FALSE]);
+        let public = [
+            attribute(CKA_MODULUS_BITS, &bits),
+            attribute(CKA_PUBLIC_EXPONENT, &exponent),
+            attribute(CKA_TOKEN, &no),
+        ];
+        let private = [attribute(CKA_TOKEN, &no), attribute(CKA_SIGN, &[CK_TRUE])];
+        let mut mechanism = plain(CKM_RSA_PKCS_KEY_PAIR_GEN);
+        let (mut public_key, mut private_key) = (0, 0);
+        call!(
+            self.list,
+            C_GenerateKeyPair(
+                self.handle,
+                &raw mut mechanism,
+                public.as_ptr().cast_mut(),
+                3,
+                private.as_ptr().cast_mut(),
+                2,
+                &raw mut public_key,
+                &raw mut private_key,
+            )
+        )?;
+        Ok(private_key)
+    }
+
+    /// As [`Session::sign`], with a mechanism that has parameters.
+    pub fn sign_with(
+        &self,
+        mut mechanism: CK_MECHANISM,
+        key: CK_OBJECT_HANDLE,
+        data: &[u8],
+        out: &mut [u8],
+    ) -> Result<usize, CK_RV> {
+        call!(self.list, C_SignInit(self.handle, &raw mut mechanism, key))?;
+        let mut out_len = len(out);
+        let (data, data_len) = (data.as_ptr().cast_mut(), len(data));
+        call!(self.list, C_Sign(self.handle, data, data_len, out.as_mut_ptr(), &raw mut out_len))?;
+        Ok(out_len as usize)
     }
 
     /// Destroys an object.

@@ -19,7 +19,7 @@ use crate::keys::time::Timekeeper;
 const START: i64 = 1_800_000_000;
 const DAEMONS: usize = 2;
 /// Looks of a daemon in one span of time.
-const LOOKS: u64 = 12;
+const LOOKS: u64 = 6;
 /// RO-1 asks for so many, over two threads.
 const CASES: u32 = 50_000;
 
@@ -65,7 +65,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         1 => (prop_oneof![Just(0_u64), 5..120_u64], prop_oneof![Just(0_u64), 60..2000_u64])
             .prop_map(|(age, every)| Op::Policy(age, every)),
     ];
-    proptest::collection::vec(op, 1..40)
+    proptest::collection::vec(op, 1..25)
 }
 
 struct Daemon {
