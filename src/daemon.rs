@@ -27,7 +27,7 @@ use crate::audit::AuditError;
 use crate::config::{Config, ConfigError};
 use crate::identity::{Caller, ScopeSet};
 use crate::ids::ClientId;
-use crate::issuer::{AppKind, IssuerError, NewApp};
+use crate::issuer::{IssuerError, NewApp};
 
 pub use restore::{RestoreReport, restore};
 pub use services::{ProvisionError, Services, StartError};
@@ -109,14 +109,7 @@ async fn first_app(services: &Services, name: &str) -> Result<InitReport, RunErr
         let client_secret = SecretString::default();
         return Ok(InitReport { client_id: app.client_id, client_secret, created: false });
     }
-    let new = NewApp {
-        name: name.to_owned(),
-        kind: AppKind::Machine,
-        scopes: ScopeSet::all(),
-        redirect_uris: Vec::new(),
-        allow_token_exchange: false,
-        signing: None,
-    };
+    let new = NewApp::machine(name, ScopeSet::all());
     let (app, client_secret) = services.issuer.create_app(&caller, new).await?;
     Ok(InitReport { client_id: app.client_id, client_secret, created: true })
 }

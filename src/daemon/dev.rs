@@ -207,14 +207,7 @@ impl Apps {
 }
 
 fn management() -> NewApp {
-    NewApp {
-        name: "dev management".to_owned(),
-        kind: AppKind::Machine,
-        scopes: ScopeSet::all(),
-        redirect_uris: Vec::new(),
-        allow_token_exchange: false,
-        signing: None,
-    }
+    NewApp::machine("dev management", ScopeSet::all())
 }
 
 fn application() -> NewApp {

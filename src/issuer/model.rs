@@ -73,6 +73,20 @@ pub struct NewApp {
     pub signing: Option<SigningPolicy>,
 }
 
+impl NewApp {
+    /// A machine application with these scopes and nothing else.
+    pub fn machine(name: impl Into<String>, scopes: ScopeSet) -> Self {
+        Self {
+            name: name.into(),
+            kind: AppKind::Machine,
+            scopes,
+            redirect_uris: Vec::new(),
+            allow_token_exchange: false,
+            signing: None,
+        }
+    }
+}
+
 /// An application as the API shows it: never its secret.
 #[derive(Clone, Debug)]
 pub struct AppInfo {
