@@ -15,6 +15,7 @@ mod lost;
 mod make;
 mod manage;
 mod model;
+mod orphans;
 mod pkcs8;
 mod plan;
 mod public;
@@ -39,6 +40,7 @@ use crate::ids::{SigningKeyId, TenantId};
 use crate::seal::{DeviceName, Faults, KeyAdmin, KeyId, KeyRef, SealError, Sealer};
 
 pub use model::*;
+pub use orphans::Orphan;
 pub use plan::Refusal;
 pub use public::{Jwks, SigningKey};
 pub use sign::{CookieCheck, JwsInput, SignedCookie, SignedToken};
@@ -168,6 +170,8 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     /// The device on which new keys are made.
     pub placement: DeviceName,
+    /// The devices that are configured.
+    pub devices: Vec<DeviceName>,
     /// The rules of rings that nobody has set others for.
     pub policy: Policy,
 }

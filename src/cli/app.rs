@@ -28,7 +28,6 @@ pub(crate) enum Command {
     #[command(after_help = "EXAMPLES
   lacre app policy app-7c519d6e3f0c8f1f7a10
   lacre app policy app-7c519d6e3f0c8f1f7a10 --set policy.json
-  echo '{}' | lacre app policy app-7c519d6e3f0c8f1f7a10 --set -
 
 A policy is JSON; what it does not name is not signed:
   {\"jwt\": {\"types\": [\"JWT\"], \"max_lifetime\": 3600, \"audiences\": [\"https://api.example\"], \"subjects\": \"any\"},

@@ -65,6 +65,27 @@ pub(crate) enum Command {
 Members: algorithm, ec_curve (P-256, P-384), rsa_bits, and in seconds or as 90d, 4h: rotate_every (0: by hand
 only), grace, jwks_max_age, propagation, skew, session_ttl.")]
     Policy(Policy),
+    /// List keys on the devices that no row of the database knows, or destroy one
+    #[command(after_help = "EXAMPLES
+  lacre keys gc
+  lacre keys gc --destroy 3f0c8f1f7a1001939d7e0f2a7c519d6e
+
+An older copy of the database, or another installation on the same token, makes such keys. Destroy only what is
+nobody's.")]
+    Gc(Gc),
+    /// Say that the host's clock is right, although it has jumped by more than a day: signing goes on
+    #[command(after_help = "EXAMPLES
+  lacre keys accept-clock
+  lacre keys accept-clock -q")]
+    AcceptClock,
+}
+
+/// Arguments of `gc`.
+#[derive(Args)]
+pub(crate) struct Gc {
+    /// Destroy the key of that id
+    #[arg(long, value_name = "ID")]
+    destroy: Option<String>,
 }
 
 /// What the keys sign.
@@ -172,7 +193,26 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<(), CliEr
         Command::Jwks => jwks(context).await,
         Command::Import(args) => import::run(args, context).await,
         Command::Policy(args) => policy(args, context).await,
+        Command::Gc(args) => gc(args, context).await,
+        Command::AcceptClock => {
+            let client = Client::connect(context).await?;
+            client.send(Request::new(Method::POST, "/v1/signing-keys/clock/accept")).await?;
+            context.note("signing goes on; for a day no key leaves the JWKS");
+            Ok(())
+        }
     }
+}
+
+async fn gc(args: Gc, context: &Context) -> Result<(), CliError> {
+    let client = Client::connect(context).await?;
+    if let Some(id) = args.destroy {
+        let path = format!("/v1/signing-keys/orphans/{}", encode(&id));
+        client.send(Request::new(Method::DELETE, &path)).await?;
+        context.note("the key was destroyed");
+        return Ok(());
+    }
+    let items = client.items("/v1/signing-keys/orphans", None).await?;
+    output::list(context.global.output, &items, &[("ID", "id"), ("KIND", "kind"), ("DEVICE", "device")], "id")
 }
 
 async fn list(ring: &Ring, context: &Context) -> Result<(), CliError> {

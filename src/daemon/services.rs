@@ -148,6 +148,7 @@ impl Ground {
             audit: audit.clone(),
             clock: Arc::clone(&clock),
             placement: config.placement.signing_keys.clone(),
+            devices: config.all_devices().into_keys().collect(),
             policy: config.keys.policy(),
         });
         Ok(Self { db, arena, devices, audit, keys, clock })

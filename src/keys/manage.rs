@@ -27,7 +27,7 @@ impl Keys {
     /// [`KeysError::Forbidden`] without `signing-keys:admin`.
     pub async fn list(&self, caller: &Caller, used: Use) -> Result<Vec<KeyView>, KeysError> {
         self.admit(caller, Scope::SigningKeysAdmin, Action::KeyList, used.name())?;
-        let view = self.look(&caller.tenant, used).await?;
+        let view = self.reload(&caller.tenant, used).await?;
         let event = Event::new(Action::KeyList, "ring", used.name());
         self.parts.audit.record_soon(caller, event, Outcome::Success);
         Ok(view.told(self.parts.clock.now()))
@@ -47,7 +47,7 @@ impl Keys {
         if grace > LONGEST {
             return Err(invalid("grace", "must be 0 to 31536000 seconds"));
         }
-        let view = self.look(&caller.tenant, used).await?;
+        let view = self.reload(&caller.tenant, used).await?;
         let choice = order.choice.filter(|_| used == Use::Jwt);
         let new = Order::generated(used, choice, grace, &view.ring);
         let event = Event::new(Action::KeyRotate, "ring", used.name())
@@ -74,6 +74,9 @@ impl Keys {
         let (choice, spec, alg) = kind.ok_or_else(|| {
             invalid("pem", "must be EC P-256 or P-384, RSA with 2048, 3072 or 4096 bits, or Ed25519")
         })?;
+        if let Some(change) = self.has_already(caller, &der, dry_run).await? {
+            return Ok(change);
+        }
         let lifetime = match into {
             ImportAs::Current => None,
             ImportAs::Previous { lifetime } if lifetime.is_zero() || lifetime > LONGEST => {
@@ -94,6 +97,23 @@ impl Keys {
         self.add_for(caller, Use::Jwt, new, event, dry_run).await
     }
 
+    /// The ring as it is, if the key is in it: an import may be repeated.
+    async fn has_already(
+        &self,
+        caller: &Caller,
+        der: &[u8],
+        dry_run: bool,
+    ) -> Result<Option<Change>, KeysError> {
+        let Some(kid) = pkcs8::kid(der) else { return Ok(None) };
+        let view = self.reload(&caller.tenant, Use::Jwt).await?;
+        let is_it = |slot: &&Slot| {
+            let public = view.entries.get(&slot.id).and_then(|entry| entry.public.as_ref());
+            slot.phase.is_published() && public.is_some_and(|public| public.kid == kid)
+        };
+        let found = view.ring.slots.iter().find(is_it);
+        Ok(found.map(|_| view.change(self.parts.clock.now(), None, dry_run)))
+    }
+
     async fn add_for(
         &self,
         caller: &Caller,
@@ -104,7 +124,7 @@ impl Keys {
     ) -> Result<Change, KeysError> {
         let now = self.parts.clock.now();
         if dry_run {
-            let view = self.look(&caller.tenant, used).await?;
+            let view = self.reload(&caller.tenant, used).await?;
             let (mut ring, id) = (view.ring.clone(), SigningKeyId::generate());
             new.place(&mut ring, &id, now).map_err(KeysError::Refused)?;
             let device = KeyRef::plan(new.spec).map_err(|_| DbError::Unavailable(None))?;
@@ -113,19 +133,25 @@ impl Keys {
             self.parts.audit.record_soon(caller, event.detail("dry_run", "true"), Outcome::Success);
             return Ok(would_be.change(now, None, true));
         }
-        let added = self.parts.audit.around(caller, event, async |note| {
-            let (tenant, grace) = (&caller.tenant, new.grace);
-            // Before a key is made that could not be used.
-            self.look(tenant, used).await?.ring.clone().plan(SigningKeyId::generate(), grace, now).or_else(
-                |refusal| if refusal == Refusal::Busy { Ok(()) } else { Err(KeysError::Refused(refusal)) },
-            )?;
-            if let Some(id) = self.add(tenant, used, new, |_| true).await? {
-                note.add("key", id.as_str());
-            }
-            Ok::<_, KeysError>(())
-        });
+        let added =
+            self.parts.audit.around(caller, event, async |note| {
+                let (tenant, grace) = (&caller.tenant, new.grace);
+                // Before a key is made that could not be used.
+                self.reload(tenant, used)
+                    .await?
+                    .ring
+                    .clone()
+                    .plan(SigningKeyId::generate(), grace, now)
+                    .or_else(|refusal| {
+                        if refusal == Refusal::Busy { Ok(()) } else { Err(KeysError::Refused(refusal)) }
+                    })?;
+                if let Some(id) = self.add(tenant, used, new, |_| true).await? {
+                    note.add("key", id.as_str());
+                }
+                Ok::<_, KeysError>(())
+            });
         added.await?;
-        Ok(self.look(&caller.tenant, used).await?.change(self.parts.clock.now(), None, false))
+        Ok(self.reload(&caller.tenant, used).await?.change(self.parts.clock.now(), None, false))
     }
 
     /// Cancels the pending Next key.
@@ -205,7 +231,7 @@ impl Keys {
     ) -> Result<Change, KeysError> {
         let (tenant, now) = (&caller.tenant, self.parts.clock.now());
         if dry_run {
-            let view = self.look(tenant, used).await?;
+            let view = self.reload(tenant, used).await?;
             let mut ring = view.ring.clone();
             decide(&mut ring).map_err(KeysError::Refused)?;
             self.parts.audit.record_soon(caller, event.detail("dry_run", "true"), Outcome::Success);
@@ -218,7 +244,7 @@ impl Keys {
         {
             tracing::error!(%error, used = used.name(), "no key signs: a new one could not be made yet");
         }
-        Ok(self.look(tenant, used).await?.change(self.parts.clock.now(), None, false))
+        Ok(self.reload(tenant, used).await?.change(self.parts.clock.now(), None, false))
     }
 
     async fn live_tokens(&self, id: &SigningKeyId) -> Result<u64, DbError> {
@@ -233,7 +259,7 @@ impl Keys {
     /// [`KeysError::Forbidden`] without `signing-keys:admin`.
     pub async fn policy(&self, caller: &Caller, used: Use) -> Result<Policy, KeysError> {
         self.admit(caller, Scope::SigningKeysAdmin, Action::KeyList, used.name())?;
-        let view = self.look(&caller.tenant, used).await?;
+        let view = self.reload(&caller.tenant, used).await?;
         self.parts.audit.record_soon(
             caller,
             Event::new(Action::KeyList, "ring", used.name()).detail("what", "policy"),
@@ -254,7 +280,7 @@ impl Keys {
     ) -> Result<Policy, KeysError> {
         self.admit(caller, Scope::SigningKeysAdmin, Action::KeyPolicy, used.name())?;
         let now = self.decided_at();
-        let view = self.look(&caller.tenant, used).await?;
+        let view = self.reload(&caller.tenant, used).await?;
         let new = view.ring.policy.patched(&patch, now).map_err(|(field, reason)| invalid(field, reason))?;
         let event = Event::new(Action::KeyPolicy, "ring", used.name())
             .detail("from", told(&view.ring.policy))

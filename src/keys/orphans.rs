@@ -10,7 +10,7 @@ use super::{Keys, KeysError};
 use crate::audit::{Action, Event, Outcome};
 use crate::db::DbError;
 use crate::identity::{Caller, Scope};
-use crate::seal::{DeviceName, KeyRef};
+use crate::seal::KeyRef;
 
 /// An object that no row knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,13 +24,13 @@ pub struct Orphan {
 }
 
 impl Keys {
-    /// Keys on `devices` that bear Lacre's label and that no row knows.
+    /// Keys on the devices that bear Lacre's label and that no row knows.
     ///
     /// # Errors
     /// [`KeysError::Forbidden`] without `signing-keys:admin`; if a device does not answer.
-    pub async fn orphans(&self, caller: &Caller, devices: &[DeviceName]) -> Result<Vec<Orphan>, KeysError> {
+    pub async fn orphans(&self, caller: &Caller) -> Result<Vec<Orphan>, KeysError> {
         self.admit(caller, Scope::SigningKeysAdmin, Action::KeyList, "orphans")?;
-        let found = self.unknown(devices).await?;
+        let found = self.unknown().await?;
         let event = Event::new(Action::KeyList, "orphans", "").detail("count", found.len().to_string());
         self.parts.audit.record_soon(caller, event, Outcome::Success);
         let orphan = |key: &KeyRef| Orphan {
@@ -45,16 +45,11 @@ impl Keys {
     ///
     /// # Errors
     /// [`KeysError::Refused`] if there is no such orphan.
-    pub async fn destroy_orphan(
-        &self,
-        caller: &Caller,
-        devices: &[DeviceName],
-        id: &str,
-    ) -> Result<(), KeysError> {
+    pub async fn destroy_orphan(&self, caller: &Caller, id: &str) -> Result<(), KeysError> {
         self.admit(caller, Scope::SigningKeysAdmin, Action::KeyDestroy, id)?;
         // Nothing is made meanwhile, so that no key is taken for an orphan whose row is about to be written.
         let _one_at_a_time = self.rotating.lock().await;
-        let found = self.unknown(devices).await?.into_iter().find(|key| key.id().to_string() == id);
+        let found = self.unknown().await?.into_iter().find(|key| key.id().to_string() == id);
         let key = found.ok_or(KeysError::Refused(Refusal::NotFound))?;
         let event = Event::new(Action::KeyDestroy, "key", "")
             .detail("reason", "orphan")
@@ -67,9 +62,9 @@ impl Keys {
         destroyed.await
     }
 
-    async fn unknown(&self, devices: &[DeviceName]) -> Result<Vec<KeyRef>, KeysError> {
+    async fn unknown(&self) -> Result<Vec<KeyRef>, KeysError> {
         let mut found = Vec::new();
-        for device in devices {
+        for device in &self.parts.devices {
             let keys = self.parts.admin.list(device).await?;
             found.extend(keys.into_iter().map(|key| key.on(device.clone())));
         }

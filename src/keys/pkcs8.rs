@@ -4,6 +4,7 @@
 use p256::pkcs8::SecretDocument;
 use zeroize::Zeroizing;
 
+use super::jwk;
 use super::model::Choice;
 use crate::seal::{Alg, KeySpec, public_half};
 
@@ -23,6 +24,11 @@ pub(super) fn kind(der: &[u8]) -> Option<(Choice, KeySpec, Alg)> {
         KeySpec::Ed25519 => Some((Choice::EdDsa, spec, Alg::EdDsa)),
         KeySpec::Kek | KeySpec::HmacSha256 => None,
     }
+}
+
+/// The thumbprint of its public half.
+pub(super) fn kid(der: &[u8]) -> Option<String> {
+    Some(jwk::thumbprint(&public_half(der).ok()?))
 }
 
 #[cfg(test)]

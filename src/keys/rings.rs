@@ -161,6 +161,15 @@ impl Keys {
         Ok(self.rings.keep(tenant, Arc::new(stored.into()), at))
     }
 
+    /// The ring with everything that was noted since it was looked at: lifetimes do not count as changes.
+    pub(super) async fn reload(&self, tenant: &TenantId, used: Use) -> Result<Arc<View>, KeysError> {
+        let at = Instant::now();
+        match load(&self.parts.db, tenant, used).await? {
+            Some(stored) => Ok(self.rings.keep(tenant, Arc::new(stored.into()), at)),
+            None => self.look(tenant, used).await,
+        }
+    }
+
     /// Decides on the ring as it is in the database, writes what differs, and keeps the new view.
     pub(super) async fn change<T: Send + 'static>(
         &self,

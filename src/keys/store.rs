@@ -6,12 +6,12 @@ use diesel::prelude::{ExpressionMethods, OptionalExtension, QueryDsl, RunQueryDs
 use serde_json::Value;
 
 use crate::clock::Timestamp;
-use crate::db::schema::signing_keys;
+use crate::db::schema::{keks, signing_keys};
 use crate::db::{Conn, DbError};
 use crate::ids::{SigningKeyId, TenantId};
 use crate::keys::model::Choice;
 use crate::keys::{Purpose, jwk};
-use crate::seal::{Alg, DeviceName, KeyRef, KeySpec, PublicKey};
+use crate::seal::{Alg, DeviceName, KeyId, KeyRef, KeySpec, PublicKey};
 use crate::with_conn;
 
 /// A tenant's fixed key of a purpose.
@@ -100,6 +100,14 @@ pub(super) fn was_made(conn: &mut Conn, tenant: &TenantId, name: &str) -> Result
         .select(signing_keys::id);
     let found: Option<String> = with_conn!(conn, |c| query.first(c).optional())?;
     Ok(found.is_some())
+}
+
+/// The device ids of all keys, of all tenants, that are or may be on a device. `keks` is `vault`'s.
+pub(super) fn device_ids(conn: &mut Conn) -> Result<Vec<KeyId>, DbError> {
+    let signing = signing_keys::table.select(signing_keys::key_ref);
+    let mut refs: Vec<Vec<u8>> = with_conn!(&mut *conn, |c| signing.load(c))?;
+    refs.extend(with_conn!(conn, |c| keks::table.select(keks::key_ref).load::<Vec<u8>>(c))?);
+    Ok(refs.iter().filter_map(|bytes| Some(KeyRef::from_bytes(bytes)?.id())).collect())
 }
 
 /// When the tenant's current key of that purpose came into use.

@@ -19,6 +19,9 @@ use crate::keys::{Change, Choice, ImportAs, KeyView, Keys, PolicyPatch, Rotation
 
 pub(super) fn routes(cfg: &mut ServiceConfig) {
     cfg.service(web::resource("/signing-keys/jwt/import").post(import))
+        .service(web::resource("/signing-keys/orphans").get(orphans))
+        .service(web::resource("/signing-keys/orphans/{id}").delete(destroy_orphan))
+        .service(web::resource("/signing-keys/clock/accept").post(accept_clock))
         .service(web::resource("/signing-keys/{use}").get(list))
         .service(web::resource("/signing-keys/{use}/rotate").post(rotate))
         .service(web::resource("/signing-keys/{use}/cancel").post(cancel))
@@ -190,4 +193,34 @@ async fn set_policy(
 ) -> Result<HttpResponse, Problem> {
     let patch = body.parse::<PolicyPatch>()?;
     Ok(HttpResponse::Ok().json(keys.set_policy(&caller, ring(&of)?, patch).await?))
+}
+
+/// Keys on the devices that no row knows.
+async fn orphans(
+    caller: Caller,
+    keys: Data<Keys>,
+    request: HttpRequest,
+    _: Query<NoQuery>,
+) -> Result<HttpResponse, Problem> {
+    let found = keys.orphans(&caller).await?;
+    let items: Vec<_> = found
+        .iter()
+        .map(|orphan| json!({ "id": orphan.id, "kind": orphan.kind, "device": orphan.device }))
+        .collect();
+    Ok(page(&request, &items, None))
+}
+
+async fn destroy_orphan(
+    caller: Caller,
+    keys: Data<Keys>,
+    id: Path<String>,
+    _: Query<NoQuery>,
+) -> Result<HttpResponse, Problem> {
+    keys.destroy_orphan(&caller, &id).await?;
+    Ok(HttpResponse::NoContent().finish())
+}
+
+async fn accept_clock(caller: Caller, keys: Data<Keys>, _: Query<NoQuery>) -> Result<HttpResponse, Problem> {
+    keys.accept_clock(&caller).await?;
+    Ok(HttpResponse::NoContent().finish())
 }
