@@ -474,6 +474,8 @@ impl From<Refusal> for Problem {
             Refusal::NotFound => Self::new(Code::NotFound),
             Refusal::OnlyPrevious => Self::new(Code::OnlyPrevious),
             Refusal::Busy => Self::new(Code::RotationInProgress),
+            Refusal::NotYet { retry_at } => Self::new(Code::RotationInProgress)
+                .detail(format!("verifiers know the previous key at {retry_at}")),
             Refusal::TooMany { retry_at } => {
                 Self::new(Code::TooManyKeys).detail(format!("the first of them may go at {retry_at}"))
             }

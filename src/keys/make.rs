@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use super::model::{Choice, Curve, End, Origin, Phase, Use};
+use super::model::{Choice, Curve, End, ImportAs, Origin, Phase, Use};
 use super::plan::{Refusal, Ring, Slot};
 use super::store::Public;
 use super::store::rings::{self as store, Entry};
@@ -34,8 +34,8 @@ pub(super) struct Order {
 pub(super) enum Material {
     /// The device makes it.
     Generated,
-    /// PKCS#8; with a lifetime it verifies only.
-    Imported(Zeroizing<Vec<u8>>, Option<Duration>),
+    /// PKCS#8, and what becomes of it.
+    Imported(Zeroizing<Vec<u8>>, ImportAs),
 }
 
 impl Order {
@@ -67,15 +67,29 @@ impl Order {
     /// What it does to a ring.
     pub(super) fn place(&self, ring: &mut Ring, id: &SigningKeyId, now: Timestamp) -> Result<(), Refusal> {
         ring.plan(id.clone(), self.grace, now)?;
-        self.publish(ring, id, now);
-        Ok(())
+        publish(ring, id, self.material.becomes(), now)
     }
+}
 
-    fn publish(&self, ring: &mut Ring, id: &SigningKeyId, now: Timestamp) {
-        match &self.material {
-            Material::Imported(_, Some(lifetime)) => ring.publish_as_previous(id, *lifetime, now),
-            Material::Imported(_, None) | Material::Generated => ring.publish(id, now),
+impl Material {
+    const fn becomes(&self) -> Option<ImportAs> {
+        match self {
+            Self::Generated => None,
+            Self::Imported(_, becomes) => Some(*becomes),
         }
+    }
+}
+
+fn publish(
+    ring: &mut Ring,
+    id: &SigningKeyId,
+    becomes: Option<ImportAs>,
+    now: Timestamp,
+) -> Result<(), Refusal> {
+    match becomes {
+        None => ring.publish(id, Duration::ZERO, now),
+        Some(ImportAs::Current { lifetime }) => ring.publish(id, lifetime, now),
+        Some(ImportAs::Previous { lifetime }) => ring.publish_as_previous(id, lifetime, now),
     }
 }
 
@@ -176,14 +190,10 @@ impl Keys {
             .detail("device", entry.device.device().as_str())
             .detail("device_id", entry.device.id().to_string());
         let made = self.parts.audit.around(&caller, event, async |note| {
-            let (device, lifetime) = match material {
-                Material::Generated => {
-                    (self.parts.admin.generate_holding(&entry.device, Arc::clone(turn)).await?, None)
-                }
-                Material::Imported(pkcs8, lifetime) => {
-                    let held = Arc::clone(turn);
-                    (self.parts.admin.import_holding(&entry.device, pkcs8, held).await?, *lifetime)
-                }
+            let (admin, held) = (&self.parts.admin, Arc::clone(turn));
+            let device = match material {
+                Material::Generated => admin.generate_holding(&entry.device, held).await?,
+                Material::Imported(pkcs8, _) => admin.import_holding(&entry.device, pkcs8, held).await?,
             };
             let public = match entry.alg {
                 Some(alg) => {
@@ -196,7 +206,7 @@ impl Keys {
             if let Some(public) = &public {
                 note.add("kid", public.kid.as_str());
             }
-            self.publish(tenant, used, id, (device, public), lifetime).await
+            self.publish(tenant, used, id, (device, public), material.becomes()).await
         });
         made.await?;
         self.note_proven(id);
@@ -232,7 +242,7 @@ impl Keys {
         used: Use,
         id: &SigningKeyId,
         (device, public): (KeyRef, Option<Public>),
-        lifetime: Option<Duration>,
+        becomes: Option<ImportAs>,
     ) -> Result<(), KeysError> {
         let device_spec = (device.spec(), device.is_imported());
         let (row, decided, now) = ((id.clone(), device, public), id.clone(), self.decided_at());
@@ -243,12 +253,10 @@ impl Keys {
             }),
             other => Ok(other?),
         };
-        let goes_on_in_p384 = device_spec == (KeySpec::EcP384, true) && lifetime.is_none();
+        let goes_on_in_p384 =
+            device_spec == (KeySpec::EcP384, true) && matches!(becomes, Some(ImportAs::Current { .. }));
         let place = move |ring: &mut Ring| {
-            match lifetime {
-                Some(lifetime) => ring.publish_as_previous(&decided, lifetime, now),
-                None => ring.publish(&decided, now),
-            }
+            publish(ring, &decided, becomes, now)?;
             if goes_on_in_p384 {
                 // What comes from Logto goes on as it was (contract, section 2, row 13).
                 ring.policy.ec_curve = Curve::P384;

@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
-use zeroize::Zeroizing;
 
 use super::make::{Material, Order};
 use super::model::{Change, Choice, ImportAs, KeyView, Policy, PolicyPatch, Rotation, Use};
@@ -77,23 +76,21 @@ impl Keys {
         if let Some(change) = self.has_already(caller, &der, dry_run).await? {
             return Ok(change);
         }
-        let lifetime = match into {
-            ImportAs::Current => None,
-            ImportAs::Previous { lifetime } if lifetime.is_zero() || lifetime > LONGEST => {
-                return Err(invalid("lifetime", "must be 1 to 31536000 seconds"));
-            }
-            ImportAs::Previous { lifetime } => Some(lifetime),
-        };
+        let (ImportAs::Current { lifetime } | ImportAs::Previous { lifetime }) = into;
+        if lifetime.is_zero() || lifetime > LONGEST {
+            return Err(invalid("lifetime", "must be 1 to 31536000 seconds"));
+        }
         let new = Order {
             choice: Some(choice),
             spec,
             alg: Some(alg),
             grace: Duration::ZERO,
-            material: Material::Imported(Zeroizing::new(der.to_vec()), lifetime),
+            material: Material::Imported(der, into),
         };
         let event = Event::new(Action::KeyImport, "ring", Use::Jwt.name())
             .detail("alg", choice.name())
-            .detail("as", if lifetime.is_some() { "previous" } else { "current" });
+            .detail("as", if matches!(into, ImportAs::Previous { .. }) { "previous" } else { "current" })
+            .detail("lifetime", lifetime.as_secs().to_string());
         self.add_for(caller, Use::Jwt, new, event, dry_run).await
     }
 
@@ -162,7 +159,7 @@ impl Keys {
         let now = self.decided_at();
         let event = Event::new(Action::KeyCancel, "ring", used.name());
         self.admit(caller, Scope::SigningKeysAdmin, Action::KeyCancel, used.name())?;
-        self.alter(caller, used, event, dry_run, move |ring| ring.cancel(now).map(|_| false)).await
+        self.alter(caller, used, event, dry_run, None, move |ring| ring.cancel(now).map(|_| false)).await
     }
 
     /// Takes the previous key back into use.
@@ -173,7 +170,10 @@ impl Keys {
         let now = self.decided_at();
         let event = Event::new(Action::KeyRevert, "ring", used.name());
         self.admit(caller, Scope::SigningKeysAdmin, Action::KeyRevert, used.name())?;
-        self.alter(caller, used, event, dry_run, move |ring| ring.revert(now).map(|_| false)).await
+        if self.parts.db.read::<_, DbError, _>(store::is_quarantined).await? {
+            return Err(KeysError::Quarantined);
+        }
+        self.alter(caller, used, event, dry_run, None, move |ring| ring.revert(now).map(|_| false)).await
     }
 
     /// Deletes a key; what it signed is not valid any more. One that signs until another can take over goes then.
@@ -191,9 +191,7 @@ impl Keys {
         let (now, key) = (self.decided_at(), id.clone());
         let event = Event::new(Action::KeyDelete, "key", id.as_str()).detail("purpose", used.name());
         let decide = move |ring: &mut Ring| ring.delete(&key, now).map(|()| false);
-        let mut change = self.alter(caller, used, event, dry_run, decide).await?;
-        change.dead_tokens = self.live_tokens(id).await.ok();
-        Ok(change)
+        self.alter(caller, used, event, dry_run, Some(id), decide).await
     }
 
     /// Revokes a key at once, whatever it does. Says how many live tokens die.
@@ -211,9 +209,7 @@ impl Keys {
         let (now, key) = (self.decided_at(), id.clone());
         let event = Event::new(Action::KeyRevoke, "key", id.as_str()).detail("purpose", used.name());
         let decide = move |ring: &mut Ring| ring.revoke(&key, now);
-        let mut change = self.alter(caller, used, event, dry_run, decide).await?;
-        // The count is told where it can be; the revocation does not wait for it.
-        change.dead_tokens = self.live_tokens(id).await.ok();
+        let change = self.alter(caller, used, event, dry_run, Some(id), decide).await?;
         if !dry_run {
             tracing::warn!(key = %id, used = used.name(), tokens = change.dead_tokens, "a key was revoked");
         }
@@ -227,6 +223,7 @@ impl Keys {
         used: Use,
         event: Event,
         dry_run: bool,
+        kills: Option<&SigningKeyId>,
         decide: impl Fn(&mut Ring) -> Result<bool, Refusal> + Send + Sync + 'static,
     ) -> Result<Change, KeysError> {
         let (tenant, now) = (&caller.tenant, self.parts.clock.now());
@@ -235,16 +232,27 @@ impl Keys {
             let mut ring = view.ring.clone();
             decide(&mut ring).map_err(KeysError::Refused)?;
             self.parts.audit.record_soon(caller, event.detail("dry_run", "true"), Outcome::Success);
-            return Ok(view.would_be(ring, None).change(now, None, true));
+            return Ok(view.would_be(ring, None).change(now, self.killed(kills).await, true));
         }
-        let altered =
-            self.parts.audit.around(caller, event, async |_| self.change(tenant, used, decide).await);
-        if altered.await?
-            && let Err(error) = self.replace(tenant, used).await
-        {
+        let altered = self.parts.audit.around(caller, event, async |note| {
+            let needs_another = self.change(tenant, used, decide).await?;
+            // The count is told where it can be; nothing waits for it.
+            let dead = self.killed(kills).await;
+            if let Some(dead) = dead {
+                note.add("tokens", dead.to_string());
+            }
+            Ok::<_, KeysError>((needs_another, dead))
+        });
+        let (needs_another, dead) = altered.await?;
+        if needs_another && let Err(error) = self.replace(tenant, used).await {
             tracing::error!(%error, used = used.name(), "no key signs: a new one could not be made yet");
         }
-        Ok(self.reload(tenant, used).await?.change(self.parts.clock.now(), None, false))
+        Ok(self.reload(tenant, used).await?.change(self.parts.clock.now(), dead, false))
+    }
+
+    /// How many live tokens a key has out that is taken away.
+    async fn killed(&self, key: Option<&SigningKeyId>) -> Option<u64> {
+        self.live_tokens(key?).await.ok()
     }
 
     async fn live_tokens(&self, id: &SigningKeyId) -> Result<u64, DbError> {

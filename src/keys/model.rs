@@ -280,7 +280,7 @@ impl Phase {
         matches!(
             (self, next),
             (Self::Planned, Self::Next | Self::Current | Self::Previous | Self::Retired)
-                | (Self::Next, Self::Current | Self::Retired)
+                | (Self::Next, Self::Current | Self::Previous | Self::Retired)
                 | (Self::Current, Self::Previous | Self::Retired)
                 | (Self::Previous, Self::Current | Self::Retired)
                 | (Self::Retired, Self::Destroyed)
@@ -435,13 +435,21 @@ pub struct Rotation {
 /// What an imported key becomes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ImportAs {
-    /// It takes over, as after a rotation.
-    Current,
+    /// It takes over, as after a rotation, and stays afterwards for what it has signed elsewhere.
+    Current {
+        /// The longest lifetime of a token that it has signed elsewhere.
+        lifetime: Duration,
+    },
     /// It verifies only, for as long as tokens of the given lifetime live from now on.
     Previous {
         /// The longest lifetime of a token that it has signed elsewhere.
         lifetime: Duration,
     },
+}
+
+impl ImportAs {
+    /// What is assumed of a key that takes over if nothing is said: more than tokens live by default, elsewhere too.
+    pub const LIFETIME: Duration = Duration::from_secs(24 * 3600);
 }
 
 /// What is changed of a policy; absent members stay.

@@ -71,6 +71,11 @@ impl Slot {
         self.signs_until.map(|until| until.plus(self.longest + self.margin))
     }
 
+    /// Whether nothing that it signed lives at that time.
+    fn is_over(&self, surely: Timestamp) -> bool {
+        self.phase == Phase::Previous && self.published_until().is_some_and(|until| until <= surely)
+    }
+
     fn is_listed(&self) -> bool {
         self.phase.is_published() && !self.is_leaving
     }
@@ -83,6 +88,15 @@ impl Slot {
     fn retire(&mut self, end: End) {
         self.become_(Phase::Retired);
         self.end = Some(end);
+    }
+
+    /// A key that waits, and waits no more. One that has signed elsewhere stays for what it signed.
+    fn set_aside(&mut self, now: Timestamp) {
+        if self.longest.is_zero() {
+            return self.retire(End::Cancelled);
+        }
+        self.become_(Phase::Previous);
+        self.signs_until = Some(now);
     }
 
     fn take_over(&mut self, now: Timestamp) {
@@ -119,6 +133,11 @@ pub enum Refusal {
     KeyRequired,
     /// No such key is published.
     NotFound,
+    /// The previous key is not published for long enough to sign.
+    NotYet {
+        /// When to try again.
+        retry_at: Timestamp,
+    },
     /// Of private keys only Previous ones can be deleted.
     OnlyPrevious,
     /// A key is being made already.
@@ -139,6 +158,7 @@ impl Refusal {
             Self::NoPrevious => "no-previous-key",
             Self::KeyRequired => "key-required",
             Self::NotFound => "not-found",
+            Self::NotYet { .. } => "too-early",
             Self::OnlyPrevious => "only-previous",
             Self::Busy => "busy",
             Self::TooMany { .. } => "too-many-keys",
@@ -277,8 +297,20 @@ impl Ring {
     }
 
     /// The planned key was made: it is published, and takes its place in the line. A pending Next key is
-    /// discarded for another one. Where nothing signs it does so at once: waiting would protect nobody.
-    pub(super) fn publish(&mut self, id: &SigningKeyId, now: Timestamp) {
+    /// discarded for another one. Where nothing signs it does so at once: waiting would protect nobody. An
+    /// imported key has signed elsewhere: what lives `signed` at the most.
+    ///
+    /// # Errors
+    /// [`Refusal::NotFound`] if it is not planned any more.
+    pub(super) fn publish(
+        &mut self,
+        id: &SigningKeyId,
+        signed: Duration,
+        now: Timestamp,
+    ) -> Result<(), Refusal> {
+        if self.slot(id).is_none_or(|slot| slot.phase != Phase::Planned) {
+            return Err(Refusal::NotFound);
+        }
         let (now, lead) = (self.clock(now), self.policy.lead(self.used, now));
         let (replaced, margin) = (self.pending(now), self.policy.margin());
         let nobody_signs = self.signer().is_none();
@@ -288,8 +320,8 @@ impl Ring {
         if let Some(next) = replaced.and_then(|next| self.slot_mut(&next)) {
             next.retire(End::Cancelled);
         }
-        let Some(slot) = self.slot_mut(id).filter(|slot| slot.phase == Phase::Planned) else { return };
-        (slot.published_at, slot.margin) = (now, margin);
+        let Some(slot) = self.slot_mut(id) else { return Err(Refusal::NotFound) };
+        (slot.published_at, slot.margin, slot.longest) = (now, margin, signed);
         slot.effective_at = now.plus(slot.grace);
         slot.signs_from = slot.effective_at.max(now.plus(lead));
         if let Some(last) = last {
@@ -302,19 +334,30 @@ impl Ring {
             slot.become_(Phase::Next);
         }
         self.supersede(id, now);
+        Ok(())
     }
 
     /// An imported key that verifies only, tokens of `lifetime` from now on.
-    pub(super) fn publish_as_previous(&mut self, id: &SigningKeyId, lifetime: Duration, now: Timestamp) {
+    ///
+    /// # Errors
+    /// [`Refusal::NotFound`] if it is not planned any more.
+    pub(super) fn publish_as_previous(
+        &mut self,
+        id: &SigningKeyId,
+        lifetime: Duration,
+        now: Timestamp,
+    ) -> Result<(), Refusal> {
         let (now, margin) = (self.clock(now), self.policy.margin());
         let oldest = self.slots.iter().filter(|slot| slot.is_listed()).map(|slot| slot.effective_at).min();
-        let Some(slot) = self.slot_mut(id).filter(|slot| slot.phase == Phase::Planned) else { return };
+        let planned = |slot: &&mut Slot| slot.phase == Phase::Planned;
+        let slot = self.slot_mut(id).filter(planned).ok_or(Refusal::NotFound)?;
         (slot.published_at, slot.margin, slot.longest) = (now, margin, lifetime);
         // It was in use before anything that is here.
         let before = oldest.unwrap_or(now).as_micros().saturating_sub(1);
         slot.effective_at = Timestamp::from_micros(before);
         (slot.signs_from, slot.signs_until) = (slot.effective_at, Some(now));
         slot.become_(Phase::Previous);
+        Ok(())
     }
 
     /// Drops keys that wait and that nobody will miss: neither the newest two, nor the one whose turn is
@@ -327,7 +370,7 @@ impl Ring {
         for slot in &mut self.slots {
             let is_kept = [Some(newest), before.as_ref(), turn.as_ref()].contains(&Some(&slot.id));
             let is_unused = match slot.phase {
-                Phase::Next => slot.effective_at <= now,
+                Phase::Next => slot.effective_at <= now && slot.longest.is_zero(),
                 Phase::Previous => slot.longest.is_zero(),
                 _ => false,
             };
@@ -389,11 +432,19 @@ impl Ring {
             |wanted| listed.iter().find(|(_, status)| *status == wanted).map(|(slot, _)| slot.id.clone());
         let back = of(Status::Previous).ok_or(Refusal::NoPrevious)?;
         let now = self.clock(now);
+        let lead = self.policy.lead(self.used, now);
+        let rested = self.slot(&back).filter(|slot| slot.phase == Phase::Previous);
+        // One that was just imported is not known to verifiers yet.
+        if let Some(retry_at) = rested.map(|slot| slot.published_at.plus(lead)).filter(|at| *at > now)
+            && self.signer().is_some()
+        {
+            return Err(Refusal::NotYet { retry_at });
+        }
         // Whatever would take over from it is abandoned.
         let place = self.slot(&back).filter(|slot| slot.phase == Phase::Next).map(|slot| slot.signs_from);
         for slot in self.slots.iter_mut().filter(|slot| slot.phase == Phase::Next) {
             if place.is_none_or(|place| slot.signs_from > place) {
-                slot.retire(End::Cancelled);
+                slot.set_aside(now);
             }
         }
         if self.slot(&back).is_some_and(|slot| slot.phase == Phase::Previous) {
@@ -474,11 +525,14 @@ impl Ring {
         }
     }
 
-    /// Nothing that the key signed lives.
-    pub(super) fn retire(&mut self, id: &SigningKeyId) {
-        if let Some(slot) = self.slot_mut(id).filter(|slot| slot.phase == Phase::Previous) {
-            slot.retire(End::Expired);
-        }
+    /// Takes out a key of which nothing lives any more at a time that has surely come.
+    ///
+    /// # Errors
+    /// [`Refusal::NotFound`] if it is not so any more.
+    pub(super) fn retire(&mut self, id: &SigningKeyId, surely: Timestamp) -> Result<(), Refusal> {
+        let slot = self.slot_mut(id).filter(|slot| slot.is_over(surely)).ok_or(Refusal::NotFound)?;
+        slot.retire(End::Expired);
+        Ok(())
     }
 
     /// The device does not hold a retired key any more.

@@ -64,10 +64,13 @@ impl Keys {
                     let impossible = || DbError::impossible("signing_keys", slot.id.as_str());
                     keys.push(SigningKey::of(entry).ok_or_else(impossible)?);
                 }
-                // Not its own, or lost: nobody is to trust it. The minute's look at the keys makes it an incident.
-                Err(KeysError::Seal(
-                    SealError::KeyUnfit { .. } | SealError::KeyMissing { .. } | SealError::NoDevice { .. },
-                )) if view.ring.signer().is_none_or(|signer| signer.id != slot.id) => {}
+                // Not its own, lost, or on a device that has not answered since the start: nobody is to trust it, and
+                // the others do not fail with it. The minute's look at the keys makes it an incident.
+                Err(KeysError::Seal(error))
+                    if view.ring.signer().is_none_or(|signer| signer.id != slot.id) =>
+                {
+                    tracing::debug!(key = %slot.id, %error, "a key is left out of the JWKS");
+                }
                 Err(error) => return Err(error),
             }
         }

@@ -216,12 +216,18 @@ impl Keys {
 
     /// Makes durable that the key signs something that lives for `lifetime`, before it does. `false` if the key
     /// is not in the JWKS any more.
-    pub(super) async fn may_live(&self, slot: &Slot, lifetime: Duration) -> Result<bool, KeysError> {
+    pub(super) async fn may_live(
+        &self,
+        tenant: &TenantId,
+        used: Use,
+        slot: &Slot,
+        lifetime: Duration,
+    ) -> Result<bool, KeysError> {
         if self.rings.knows_longest(slot, lifetime) {
             return Ok(true);
         }
-        let id = slot.id.clone();
-        let raise = move |conn: &mut Conn| store::raise_longest(conn, &id, lifetime);
+        let (owner, id) = (tenant.clone(), slot.id.clone());
+        let raise = move |conn: &mut Conn| store::raise_longest(conn, &owner, used, &id, lifetime);
         let is_published = self.parts.db.write::<_, DbError, _>(raise).await?;
         if is_published {
             self.rings.note_longest(&slot.id, lifetime);

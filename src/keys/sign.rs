@@ -124,7 +124,8 @@ impl Keys {
     /// # Errors
     /// [`KeysError::NotCurrent`] if it names another key or algorithm.
     pub async fn sign_jws(&self, tenant: &TenantId, input: JwsInput<'_>) -> Result<SignedToken, KeysError> {
-        let now = self.parts.clock.now();
+        // As late as it may be: a clock that was set back must not keep the old key passing.
+        let now = self.decided_at();
         let named = |view: &View, slot: &Slot| {
             let entry = view.entries.get(&slot.id)?;
             let is_it = entry.public.as_ref()?.kid == input.kid && entry.alg?.name() == input.alg;
@@ -219,7 +220,7 @@ impl Keys {
         let mut view = self.ring(tenant, used).await?;
         for _ in 0..2 {
             let slot = choose(&view)?;
-            if self.may_live(slot, lifetime).await? {
+            if self.may_live(tenant, used, slot, lifetime).await? {
                 return Ok(Signer { id: slot.id.clone(), entry: Arc::clone(view.entry(slot)?) });
             }
             // It was taken out of the JWKS elsewhere: on with what is there now.

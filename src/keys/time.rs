@@ -2,7 +2,7 @@
 //!
 //! Keys leave the JWKS by wall time, and a clock that is set forward would take them out while what they
 //! signed is alive. So every step that the wall clock makes against the steady one is kept as doubt, and
-//! what cannot be undone waits for as long (reliability.md, T13 and RO-6). A host that was down for a while
+//! what cannot be undone waits for as long (reliability.md, T13 and RO-6). A daemon that was down for a while
 //! cannot tell a pause from a jump: its doubt is the pause, a day at the most. Doubt ends after a day. Likewise
 //! a clock that was set back may be late, and when a key stopped is written down as late as it may have been.
 //! Further jumps than a day are not dealt with: nothing is signed, and the reason is told.
@@ -13,8 +13,6 @@ use crate::clock::Timestamp;
 
 /// Jumps up to this are dealt with: a day, and what a day's jump may be off.
 const BOUND: Duration = Duration::from_secs(25 * 3600);
-/// A restart takes no longer; what is longer may have been a jump.
-const RESTART: Duration = Duration::from_secs(600);
 
 /// What daemons remember of the wall clock when they are not running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,10 +83,8 @@ impl Timekeeper {
         let left = kept.map_or(Duration::ZERO, |mark| mark.doubt_until.since(wall).min(BOUND));
         let late = kept.map_or(Duration::ZERO, |mark| mark.lag);
         let kept = kept.map_or(Duration::ZERO, |mark| mark.doubt);
-        let (doubt, until) = match gap > RESTART {
-            true => ((kept + gap).min(BOUND), BOUND),
-            false => (kept.min(BOUND), left),
-        };
+        let doubt = (kept + gap).min(BOUND);
+        let until = if gap.is_zero() { left } else { BOUND };
         let high = mark.map_or(wall, |mark| mark.high.max(wall));
         let until = if high > wall { BOUND } else { until };
         let lag = late.max(high.since(wall)).min(BOUND);
@@ -113,7 +109,7 @@ impl Timekeeper {
             self.doubt_until = steady + BOUND;
         }
         if steady >= self.doubt_until {
-            (self.doubt, self.lag) = (Duration::ZERO, Duration::ZERO);
+            (self.doubt, self.lag, self.ahead) = (Duration::ZERO, Duration::ZERO, 0);
         }
         let surely = Timestamp::from_micros(wall.as_micros().saturating_sub(micros(self.doubt)));
         let suspect = self.suspect();
@@ -227,18 +223,18 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_may_have_been_a_jump_and_a_restart_may_not() {
+    fn a_pause_may_have_been_a_jump() {
         let mark = |high, doubt, until| {
             Some(Mark { high: at(high), doubt: s(doubt), lag: s(0), doubt_until: at(until) })
         };
         let surely = |mark, now| Timekeeper::start(at(now), s(0), mark).read(at(now), s(0)).surely;
-        assert_eq!(surely(mark(1000, 0, 0), 1300), at(1300));
+        assert_eq!(surely(mark(1000, 0, 0), 1010), at(1000));
         assert_eq!(surely(mark(1000, 0, 0), 1000 + 3600), at(1000));
         let week = at(1000 + 7 * DAY);
         assert_eq!(week.since(surely(mark(1000, 0, 0), 1000 + 7 * DAY)), BOUND, "a day at the most");
         // Doubt survives a restart, and ends when it would have.
-        assert_eq!(surely(mark(1000, 500, 5000), 1010), at(510));
-        assert_eq!(surely(mark(1000, 500, 1005), 1010), at(1010));
+        assert_eq!(surely(mark(1000, 500, 5000), 1010), at(500));
+        assert_eq!(surely(mark(1000, 500, 1005), 1010), at(1000));
         // A clock that was set back.
         let mut back = Timekeeper::start(at(1000), s(0), mark(4000, 0, 0));
         assert!(back.read(at(1001), s(1)).suspect.is_none());
@@ -251,6 +247,6 @@ mod tests {
         let mut keeper = keeper();
         keeper.read(at(3601), s(1));
         let again = Timekeeper::start(at(3611), s(0), Some(keeper.mark()));
-        assert_eq!((again.doubt, again.high), (s(3600), at(3611)));
+        assert_eq!((again.doubt, again.high), (s(3610), at(3611)));
     }
 }

@@ -61,7 +61,10 @@ impl Keys {
     /// Keeps the tenant's rings going until it is dropped.
     pub async fn run(&self, tenant: &TenantId) {
         let mut memory = Memory::default();
-        self.remember_time().await;
+        while let Err(error) = self.remember_time().await {
+            tracing::warn!(%error, "what was seen of the clock before is not known yet");
+            tokio::time::sleep(PERIOD).await;
+        }
         loop {
             self.look_after(tenant, &mut memory).await;
             tokio::time::sleep(PERIOD).await;
@@ -73,7 +76,7 @@ impl Keys {
         self.tell_suspect(tenant, memory, &reading);
         let mark = self.rings.time.lock().unwrap_or_else(PoisonError::into_inner).mark();
         let is_known = |(at, known): (Instant, Mark)| at.elapsed() < MARK && !mark.differs(&known);
-        if !memory.marked.is_some_and(is_known) && self.keep_time(reading.now, mark).await.is_ok() {
+        if !memory.marked.is_some_and(is_known) && self.keep_time(reading.surely, mark).await.is_ok() {
             memory.marked = Some((Instant::now(), mark));
         }
         if let Err(error) = self.flush_counts().await {
@@ -81,6 +84,8 @@ impl Keys {
         }
         for used in Use::ALL {
             match self.look(tenant, used).await {
+                // What cannot be undone is not done by a clock that is not believed.
+                Ok(_) if reading.suspect.is_some() => {}
                 Ok(view) => self.take_steps(tenant, &view, &reading, memory).await,
                 Err(error) => tracing::debug!(%error, used = used.name(), "the ring cannot be read"),
             }
@@ -101,7 +106,7 @@ impl Keys {
             if waits && is_quarantined && view.ring.signer().is_some() {
                 continue;
             }
-            let result = self.take(tenant, view, &step, reading.latest).await;
+            let result = self.take(tenant, view, &step, reading).await;
             memory.note(used, &step, &result);
         }
     }
@@ -116,54 +121,44 @@ impl Keys {
         tenant: &TenantId,
         view: &View,
         step: &Step,
-        now: Timestamp,
+        reading: &Reading,
     ) -> Result<(), KeysError> {
-        let used = view.ring.used;
+        let (used, now, surely) = (view.ring.used, reading.latest, reading.surely);
         match step {
             Step::Make(_) => self.settle(tenant, used).await,
             Step::Rotate { grace } => self.rotate_by_policy(tenant, view, *grace, now).await,
             Step::TakeOver(id) => {
-                self.step(tenant, used, Action::KeyActivate, id, "due", Phase::Next, move |ring, id| {
-                    ring.take_over(id, now);
-                })
-                .await
+                let take_over = move |ring: &mut Ring, id: &SigningKeyId| {
+                    let waits = ring.slot(id).is_some_and(|slot| slot.phase == Phase::Next);
+                    waits.then(|| ring.take_over(id, now)).ok_or(Refusal::NotFound)
+                };
+                self.step(tenant, used, (Action::KeyActivate, "due"), id, take_over).await
             }
             Step::Retire(id) => {
-                let reason = End::Expired.name();
-                self.step(tenant, used, Action::KeyRetire, id, reason, Phase::Previous, |ring, id| {
-                    ring.retire(id)
-                })
-                .await
+                let retire = move |ring: &mut Ring, id: &SigningKeyId| ring.retire(id, surely);
+                self.step(tenant, used, (Action::KeyRetire, End::Expired.name()), id, retire).await
             }
             Step::Destroy(id) => self.destroy(tenant, view, id).await,
         }
     }
 
-    /// One recorded change of one key, if it is in that phase still.
+    /// One recorded change of one key, if it is due still.
     async fn step(
         &self,
         tenant: &TenantId,
         used: Use,
-        action: Action,
+        (action, reason): (Action, &'static str),
         id: &SigningKeyId,
-        reason: &'static str,
-        from: Phase,
-        change: impl Fn(&mut Ring, &SigningKeyId) + Send + Sync + 'static,
+        change: impl Fn(&mut Ring, &SigningKeyId) -> Result<(), Refusal> + Send + Sync + 'static,
     ) -> Result<(), KeysError> {
         let caller = Caller::system("keys", tenant.clone());
         let event =
             Event::new(action, "key", id.as_str()).detail("purpose", used.name()).detail("reason", reason);
         let id = id.clone();
-        let done = self.parts.audit.around(&caller, event, async |_| {
-            let decide = move |ring: &mut Ring| {
-                if ring.slot(&id).is_none_or(|slot| slot.phase != from) {
-                    return Err(Refusal::NotFound);
-                }
-                change(ring, &id);
-                Ok(())
-            };
-            self.change(tenant, used, decide).await
-        });
+        let done = self
+            .parts
+            .audit
+            .around(&caller, event, async |_| self.change(tenant, used, move |ring| change(ring, &id)).await);
         match done.await {
             // Another daemon was first.
             Err(KeysError::Refused(Refusal::NotFound)) => Ok(()),
@@ -241,14 +236,11 @@ impl Keys {
     }
 
     /// Goes on from what daemons remember of the wall clock.
-    async fn remember_time(&self) {
-        match self.parts.db.read::<_, DbError, _>(store::mark).await {
-            Ok(mark) => {
-                let mut time = self.rings.time.lock().unwrap_or_else(PoisonError::into_inner);
-                *time = Timekeeper::start(self.parts.clock.now(), self.rings.started.elapsed(), mark);
-            }
-            Err(error) => tracing::warn!(%error, "what was seen of the clock before is not known"),
-        }
+    async fn remember_time(&self) -> Result<(), DbError> {
+        let mark = self.parts.db.read::<_, DbError, _>(store::mark).await?;
+        let mut time = self.rings.time.lock().unwrap_or_else(PoisonError::into_inner);
+        *time = Timekeeper::start(self.parts.clock.now(), self.rings.started.elapsed(), mark);
+        Ok(())
     }
 
     async fn keep_time(&self, now: Timestamp, mark: Mark) -> Result<(), DbError> {

@@ -102,7 +102,11 @@ fn signing_key_routes() -> Vec<(Method, String, Value, &'static str, u16)> {
     };
     let import = json!({ "pem": "x", "as": "current" });
     let import = (post.clone(), "/v1/signing-keys/jwt/import".to_owned(), import, admin, 422);
-    ["jwt", "cookie"].into_iter().flat_map(of_ring).chain([import]).collect()
+    let orphans = (get.clone(), "/v1/signing-keys/orphans".to_owned(), json!({}), admin, 200);
+    let orphan = format!("/v1/signing-keys/orphans/{}", "0".repeat(32));
+    let orphan = (Method::DELETE, orphan, json!({}), admin, 404);
+    let clock = (post.clone(), "/v1/signing-keys/clock/accept".to_owned(), json!({}), admin, 204);
+    ["jwt", "cookie"].into_iter().flat_map(of_ring).chain([import, orphans, orphan, clock]).collect()
 }
 
 /// Those of the Logto family.

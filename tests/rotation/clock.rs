@@ -133,15 +133,33 @@ async fn a_clock_that_jumps_makes_no_key_sign_early_and_none_sign_again() {
         assert!(stage.jwks().await.contains(&old), "{change} ({number}): a key with live tokens is gone");
         stage.renew().await;
     }
+    // Keys that have stopped, and what they signed lives for an hour: a clock that says tomorrow changes nothing.
+    let all = stage.jwks().await;
+    for change in ["+1d", "+0", "+20h", "+0"] {
+        stage.set_clock(change);
+        for _ in 0..15 {
+            let now = stage.jwks().await;
+            assert!(all.iter().all(|kid| now.contains(kid)), "{change}: a key with live tokens is gone");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+    stage.renew().await;
     stage.daemon.finish().await;
 }
 
 #[tokio::test]
 async fn beyond_a_day_nothing_is_signed_and_the_reason_is_told() {
     let mut stage = Stage::start().await;
-    assert!(stage.signs().await.is_some());
+    let old = stage.signs().await.unwrap();
+    let since = stage.rotate().await;
+    assert!(stage.watch(&old, since, LEAD * 6).await.is_some());
+    let all = stage.jwks().await;
     stage.set_clock("+3d");
-    assert!(stage.signs().await.is_none(), "signed although the clock went three days ahead");
+    for _ in 0..15 {
+        assert!(stage.signs().await.is_none(), "signed although the clock went three days ahead");
+        assert_eq!(stage.jwks().await, all, "a key with live tokens is gone");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
     let ready = stage.daemon.anonymous(Method::GET, "/readyz?verbose").send().await.unwrap();
     assert_eq!(ready.status(), 503);
     let text = ready.text().await.unwrap();

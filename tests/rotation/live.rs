@@ -24,9 +24,9 @@ const SHORT: Pace = Pace { whole: Duration::from_secs(60), rotation: Duration::f
 const SOAK: Pace = Pace { whole: Duration::from_secs(300), rotation: Duration::from_secs(20) };
 
 /// Where tokens are signed and keys are published, in turns.
-struct Place {
-    daemon: TestDaemon,
-    peer: Option<Peer>,
+pub struct Place {
+    pub daemon: TestDaemon,
+    pub peer: Option<Peer>,
     issuer: String,
 }
 
@@ -37,7 +37,7 @@ impl Place {
         Self { daemon, peer: None, issuer }
     }
 
-    async fn on_postgresql() -> Self {
+    pub async fn on_postgresql() -> Self {
         let config = format!(
             "data_dir = \"{{dir}}\"\n[server]\nlisten = \"127.0.0.1:{{port}}\"\n\
              [issuer]\nurl = \"http://127.0.0.1:{{port}}\"\n[seal.pkcs11]\nmodule = \"{{module}}\"\n\
@@ -52,7 +52,7 @@ impl Place {
     }
 
     /// The addresses: of one daemon, or of two.
-    fn urls(&self) -> Vec<String> {
+    pub fn urls(&self) -> Vec<String> {
         let peer = self.peer.as_ref().map(|peer| peer.url.clone());
         std::iter::once(self.daemon.url.clone()).chain(peer).collect()
     }

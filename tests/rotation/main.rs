@@ -3,6 +3,7 @@
 //! `live`: tokens of `POST /v1/jwt`, each verified once a second by `PyJWT` and jose for as long as it lives.
 //! `clock`: RO-6, with a host whose clock goes wrong.
 //! `provider`: a real OpenID provider that has its tokens signed by `POST /v1/jws`, and a relying party.
+//! `together`: RO-2, RO-4, RO-7, with two daemons on one database.
 //! What a minute cannot show takes five in `make soak`.
 
 #![allow(
@@ -26,6 +27,7 @@ mod postgres;
 mod clock;
 mod live;
 mod provider;
+mod together;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};

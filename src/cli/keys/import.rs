@@ -87,7 +87,7 @@ pub(super) async fn run(args: Import, context: &Context) -> Result<(), CliError>
     for (at, key) in keys.into_iter().enumerate() {
         let status = if key.status == As::Current { "current" } else { "previous" };
         let mut body = json!({ "pem": key.pem.as_str(), "as": status });
-        if key.status == As::Previous {
+        if args.lifetime.is_some() {
             body["lifetime"] = json!(args.lifetime);
         }
         if many > 1 {

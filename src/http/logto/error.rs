@@ -219,14 +219,23 @@ impl From<Refusal> for ApiError {
                 "A key is being made already.",
                 Some(Retry::After(Duration::from_secs(1))),
             ),
-            Refusal::TooMany { retry_at } => {
-                let since_epoch =
-                    u64::try_from(retry_at.as_micros()).map_or(Duration::ZERO, Duration::from_micros);
-                let at = Retry::At(SystemTime::UNIX_EPOCH + since_epoch);
-                Self::conflict("oidc.too_many_keys", "No more keys can be published now.", Some(at))
-            }
+            Refusal::NotYet { retry_at } => Self::conflict(
+                "oidc.key_rotation_in_progress",
+                "Verifiers do not know the previous key yet.",
+                Some(at(retry_at.as_micros())),
+            ),
+            Refusal::TooMany { retry_at } => Self::conflict(
+                "oidc.too_many_keys",
+                "No more keys can be published now.",
+                Some(at(retry_at.as_micros())),
+            ),
         }
     }
+}
+
+fn at(micros: i64) -> Retry {
+    let since_epoch = u64::try_from(micros).map_or(Duration::ZERO, Duration::from_micros);
+    Retry::At(SystemTime::UNIX_EPOCH + since_epoch)
 }
 
 #[cfg(test)]

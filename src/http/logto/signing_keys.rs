@@ -189,7 +189,7 @@ async fn import(
         Some(Status::Previous) => {
             input.needed("lifetime", lifetime).map(|lifetime| ImportAs::Previous { lifetime })
         }
-        status => status.map(|_| ImportAs::Current),
+        status => status.map(|_| ImportAs::Current { lifetime: lifetime.unwrap_or(ImportAs::LIFETIME) }),
     };
     input.end()?;
     let (Some(pem), Some(into)) = (pem, into) else {

@@ -155,10 +155,10 @@ struct ImportBody {
 
 impl ImportBody {
     fn into_parts(self) -> Result<(SecretString, ImportAs), Problem> {
-        let into = match (self.status.as_str(), self.lifetime) {
-            ("current", None) => ImportAs::Current,
-            ("current", Some(_)) => return Err(Problem::invalid("lifetime", "is for a previous key only")),
-            ("previous", Some(lifetime)) => ImportAs::Previous { lifetime: Duration::from_secs(lifetime) },
+        let lifetime = self.lifetime.map(Duration::from_secs);
+        let into = match (self.status.as_str(), lifetime) {
+            ("current", lifetime) => ImportAs::Current { lifetime: lifetime.unwrap_or(ImportAs::LIFETIME) },
+            ("previous", Some(lifetime)) => ImportAs::Previous { lifetime },
             ("previous", None) => return Err(Problem::invalid("lifetime", "is needed for a previous key")),
             _ => return Err(Problem::invalid("as", "must be current or previous")),
         };

@@ -21,13 +21,36 @@ pub(in crate::issuer) fn object(text: &[u8]) -> Result<Map<String, Value>, &'sta
         _ => "is not a JSON object",
     })?;
     match read.0 {
+        Value::Object(members) if members.keys().any(|name| is_lookalike(name)) => Err(LOOKALIKE),
         Value::Object(members) => Ok(members),
         _ => Err("is not a JSON object"),
     }
 }
 
+/// Names that readers act on (RFC 7519, section 4.1; RFC 7515, section 4.1).
+const REGISTERED: [&str; 16] = [
+    "iss", "sub", "aud", "exp", "nbf", "iat", "jti", "alg", "kid", "typ", "crit", "jku", "jwk", "x5u", "x5c",
+    "b64",
+];
+
+/// Some readers match names without regard to case (Go's `encoding/json` folds U+017F and U+212A too), and the last
+/// one wins: `ISS` is `iss` to them.
+fn is_lookalike(name: &str) -> bool {
+    let fold = |c: char| match c {
+        '\u{17f}' => 's',
+        '\u{212a}' => 'k',
+        other => other.to_ascii_lowercase(),
+    };
+    // No registered name is longer, so nothing long is copied.
+    name.len() <= 16 && {
+        let folded: String = name.chars().map(fold).collect();
+        folded != name && REGISTERED.contains(&folded.as_str())
+    }
+}
+
 const TWICE: &str = "a member comes twice";
 const INEXACT: &str = "a number is too large to be exact";
+const LOOKALIKE: &str = "a member is spelt almost like a registered one";
 
 struct Strict(Value);
 

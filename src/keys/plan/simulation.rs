@@ -208,7 +208,7 @@ impl World {
         self.algs.insert(id.clone(), choice);
         self.change(|ring| {
             if ring.plan(id.clone(), Duration::from_secs(grace), now).is_ok() {
-                ring.publish(&id, now);
+                ring.publish(&id, Duration::ZERO, now).unwrap();
             }
         });
         self.refresh(daemon);
@@ -232,20 +232,23 @@ impl World {
         let steps = self.daemons[daemon].view.due(&moment);
         for step in steps {
             match step {
-                Step::Make(id) => self.change(|ring| ring.publish(&id, latest)),
+                Step::Make(id) => self.change(|ring| drop(ring.publish(&id, Duration::ZERO, latest))),
                 Step::Rotate { grace } => self.rotate(daemon, grace.as_secs(), Choice::Ec),
                 Step::TakeOver(id) => self.change(|ring| ring.take_over(&id, latest)),
-                Step::Retire(id) => self.retire(&id),
+                Step::Retire(id) => self.retire(&id, reading.surely),
                 Step::Destroy(id) => self.change(|ring| ring.destroyed(&id)),
             }
         }
         self.refresh(daemon);
     }
 
-    fn retire(&mut self, id: &SigningKeyId) {
+    fn retire(&mut self, id: &SigningKeyId, surely: Timestamp) {
+        if self.ring.clone().retire(id, surely).is_err() {
+            return;
+        }
         let alive = self.tokens.iter().filter(|token| token.key == *id && token.dies > self.now).count();
         assert_eq!(alive, 0, "I4: {alive} live tokens of a key that leaves the JWKS");
-        self.change(|ring| ring.retire(id));
+        self.change(|ring| ring.retire(id, surely).unwrap());
     }
 
     /// As `Keys::sign_jwt`: a lifetime is noted in the database before the first such signature.

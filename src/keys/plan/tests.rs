@@ -31,7 +31,7 @@ impl Stage {
     fn rotate(&mut self, grace: Duration) -> Result<(), Refusal> {
         let id = SigningKeyId::generate();
         self.ring.plan(id.clone(), grace, at(self.now))?;
-        self.ring.publish(&id, at(self.now));
+        self.ring.publish(&id, NONE, at(self.now))?;
         self.names.push(id);
         Ok(())
     }
@@ -68,7 +68,7 @@ impl Stage {
         for step in self.ring.due(&Moment { now, surely: now, seen_for: &seen_for }) {
             match step {
                 Step::TakeOver(id) => self.ring.take_over(&id, now),
-                Step::Retire(id) => self.ring.retire(&id),
+                Step::Retire(id) => self.ring.retire(&id, now).unwrap(),
                 Step::Destroy(id) => self.ring.destroyed(&id),
                 Step::Rotate { grace } => self.rotate(grace).unwrap(),
                 Step::Make(_) => unreachable!("rotate makes at once"),
@@ -362,9 +362,10 @@ fn an_imported_key_that_verifies_only_is_older_than_all_others() {
     let mut stage = Stage::new(Use::Jwt);
     let id = SigningKeyId::generate();
     stage.ring.plan(id.clone(), NONE, at(5)).unwrap();
-    stage.ring.publish_as_previous(&id, Duration::from_secs(600), at(5));
+    stage.ring.publish_as_previous(&id, Duration::from_secs(600), at(5)).unwrap();
     stage.names.push(id);
     assert_eq!((stage.told().as_str(), stage.signer()), ("k1 Current, k2 Previous", 1));
+    assert!(matches!(stage.ring.revert(at(5)), Err(Refusal::NotYet { .. })), "verifiers do not know it yet");
     stage.pass(600 + 120 + 4);
     assert_eq!(stage.told(), "k1 Current, k2 Previous");
     stage.pass(2);
@@ -409,4 +410,34 @@ fn the_jwks_has_the_contracts_order() {
     assert_eq!(statuses, [Status::Next, Status::Current, Status::Previous]);
     let ids: Vec<_> = stage.ring.published(at(stage.now)).iter().map(|slot| slot.id.clone()).collect();
     assert_eq!(ids, [stage.id(2), stage.id(3), stage.id(1)]);
+}
+
+#[test]
+fn an_imported_key_that_takes_over_stays_for_what_it_signed_elsewhere() {
+    let mut stage = Stage::new(Use::Jwt);
+    let id = SigningKeyId::generate();
+    stage.ring.plan(id.clone(), NONE, at(0)).unwrap();
+    stage.ring.publish(&id, Duration::from_secs(600), at(0)).unwrap();
+    stage.names.push(id.clone());
+    assert_eq!(stage.told(), "k2 Current, k1 Previous");
+    // Given up before it signed here, it verifies still.
+    stage.ring.revert(at(0)).unwrap();
+    assert_eq!((stage.told().as_str(), stage.signer()), ("k2 Current, k1 Previous", 1));
+    assert_eq!(stage.ring.slot(&id).unwrap().phase, Phase::Previous);
+    stage.pass(600 + 120 - 1);
+    assert!(stage.ring.published(at(stage.now)).iter().any(|slot| slot.id == id));
+    stage.pass(1);
+    assert!(stage.ring.published(at(stage.now)).iter().all(|slot| slot.id != id));
+}
+
+#[test]
+fn what_is_not_planned_is_not_published_and_cancels_nothing() {
+    let mut stage = Stage::new(Use::Jwt);
+    stage.rotate(GRACE).unwrap();
+    let before = stage.ring.clone();
+    let (k1, other) = (stage.id(1), SigningKeyId::generate());
+    for id in [k1, other] {
+        assert_eq!(stage.ring.publish(&id, NONE, at(0)), Err(Refusal::NotFound));
+    }
+    assert_eq!(stage.ring, before);
 }

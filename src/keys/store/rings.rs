@@ -270,9 +270,11 @@ pub(in crate::keys) fn made(
 }
 
 /// Takes note that a key will sign something that lives so long. `false` if the key is not published any more:
-/// then it must not sign.
+/// then it must not sign. It is a change of the ring like any other, so that nobody decides on a ring without it.
 pub(in crate::keys) fn raise_longest(
     conn: &mut Conn,
+    tenant: &TenantId,
+    used: Use,
     id: &SigningKeyId,
     lifetime: Duration,
 ) -> Result<bool, DbError> {
@@ -281,10 +283,19 @@ pub(in crate::keys) fn raise_longest(
     let row = signing_keys::table
         .find(id.as_str())
         .filter(signing_keys::state.eq_any(published.collect::<Vec<_>>()));
-    let lower = row.clone().filter(signing_keys::longest.lt(micros));
-    with_conn!(&mut *conn, |c| diesel::update(lower).set(signing_keys::longest.eq(micros)).execute(c))?;
-    let found: Option<String> = with_conn!(conn, |c| row.select(signing_keys::id).first(c).optional())?;
-    Ok(found.is_some())
+    let longest = row.clone().select(signing_keys::longest);
+    let found: Option<i64> = with_conn!(&mut *conn, |c| longest.first(c).optional())?;
+    match found {
+        None => return Ok(false),
+        Some(longest) if longest >= micros => return Ok(true),
+        Some(_) => {}
+    }
+    // The ring's row is locked from here on, and what is read now is what others will find.
+    let ring = signing_rings::table.find((tenant.as_str(), used.name()));
+    let next = signing_rings::version.eq(signing_rings::version + 1);
+    with_conn!(&mut *conn, |c| diesel::update(ring).set(next).execute(c))?;
+    let raised = signing_keys::longest.eq(micros);
+    Ok(with_conn!(conn, |c| diesel::update(row).set(raised).execute(c))? == 1)
 }
 
 /// Adds to the counts of tokens by key and time of expiry.

@@ -109,7 +109,7 @@ fn first_key(conn: &mut Conn, tenant: &TenantId) -> Result<SigningKeyId, DbError
 
     let before = rings::load(conn, tenant, Use::Jwt)?.unwrap().ring;
     let mut after = before.clone();
-    after.publish(&id, NOW);
+    after.publish(&id, Duration::ZERO, NOW).unwrap();
     assert!(rings::claim(conn, tenant, &before, &after)?);
     assert!(!rings::claim(conn, tenant, &before, &after)?, "decided on what is not there any more");
     rings::save(conn, &before, &after)?;
@@ -176,12 +176,15 @@ async fn a_key_that_is_out_of_the_jwks_signs_nothing_more() {
         let id = first_key(conn, tenant)?;
         let longest =
             |conn: &mut Conn| rings::load(conn, tenant, Use::Jwt).unwrap().unwrap().ring.slots[0].longest;
-        assert!(rings::raise_longest(conn, &id, Duration::from_secs(60))?);
-        assert!(rings::raise_longest(conn, &id, Duration::from_secs(50))?);
-        assert_eq!(longest(conn), Duration::from_secs(60));
+        let version = |conn: &mut Conn| rings::version(conn, tenant, Use::Jwt).unwrap().unwrap();
+        let before = version(conn);
+        assert!(rings::raise_longest(conn, tenant, Use::Jwt, &id, Duration::from_secs(60))?);
+        assert_eq!(version(conn), before + 1, "who decided on the ring without it decides again");
+        assert!(rings::raise_longest(conn, tenant, Use::Jwt, &id, Duration::from_secs(50))?);
+        assert_eq!((longest(conn), version(conn)), (Duration::from_secs(60), before + 1));
         with_conn!(&mut *conn, |c| diesel::sql_query("UPDATE signing_keys SET state = 'retired'")
             .execute(c))?;
-        assert!(!rings::raise_longest(conn, &id, Duration::from_secs(70))?);
+        assert!(!rings::raise_longest(conn, tenant, Use::Jwt, &id, Duration::from_secs(70))?);
         assert_eq!(longest(conn), Duration::from_secs(60));
         Ok(())
     };
