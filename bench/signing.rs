@@ -4,7 +4,8 @@
 //! at 4. The daemon is `lacre serve` on SQLite with its audit log durable as always, on SoftHSM. The device's own
 //! rate: one thread, one session, a cached handle, one init and one call. Client, daemon and soft token share the
 //! machine, and the daemon verifies each signature before it leaves: on a soft token that costs about as much as
-//! the signature itself, on a real device it happens while the device works on the next one.
+//! the signature itself, on a real device it happens while the device works on the next one. So the second table has
+//! a device that takes 5 ms for each call, on eight sessions, as in `latency.rs`.
 
 #![allow(
     clippy::unwrap_used,
@@ -30,11 +31,13 @@ mod installation;
 mod load;
 #[path = "../tests/support/raw.rs"]
 mod raw;
+#[path = "../tests/support/shim.rs"]
+mod shim;
 #[path = "../tests/support/softhsm.rs"]
 mod softhsm;
 mod support;
 
-use installation::{Daemon, Installation};
+use installation::{Between, Daemon, Installation};
 use load::{End, Load};
 use raw::{Module, PSS_SHA256, Session, attribute, pss_sha256};
 use softhsm::SoftHsm;
@@ -243,5 +246,38 @@ fn main() {
         let rows = [vec![rate(load.per_second()), support::millis(load.percentile(99)), load.refusals()]];
         print_table("JWKS with seven keys, 64 connections", &["per second", "p99", "refused"], &rows);
         daemon.stop();
+        over_latency(&bare, time, &token).await;
     });
+}
+
+/// A device that takes its time. Its limit: eight sessions, two calls of 5 ms each, and its own work.
+async fn over_latency(bare: &Bare, time: Duration, token: &Value) {
+    let control = shim::ShimControl::new(&softhsm::module());
+    let env = control.env().map(|(name, path)| (name, path.to_owned())).to_vec();
+    let seal = "fast_threads = 8\nslow_threads = 1\ndeadline = \"5s\"";
+    let installation = Installation::over(None, Between { module: Some(shim::shim_path()), env, seal });
+    let daemon = installation.start();
+    let client = Client::new(&daemon, time).await;
+    // Every session finds its keys.
+    let warm = Client { time: Duration::from_millis(500), ..Client::new(&daemon, time).await };
+    warm.both("/v1/jwt", token.clone()).await;
+    control.set_rules("C_SignInit * sleep:5\nC_Sign * sleep:5\n");
+    let limit = |own: f64| 8.0 / (0.010 + 1.0 / own);
+    let es256 = limit(bare.rate(3072, "ES256", Duration::from_secs(1)));
+    let mut rows = vec![row("ES256", es256, &client.both("/v1/jwt", token.clone()).await)];
+    let hmac = limit(bare.hmac(Duration::from_secs(1)));
+    let cookie = json!({ "name": "sid", "value": "5b1c8d8e-3a53-4c1e-9d7c-5d1f6f3e2a10", "max_age": 3600 });
+    rows.push(row("cookie (HMAC)", hmac, &client.both("/v1/cookies/sign", cookie).await));
+    let head = [
+        "algorithm",
+        "device's limit",
+        "single",
+        "of limit",
+        "p99",
+        "in batches of 100",
+        "of limit",
+        "refused",
+    ];
+    print_table("A device of 5 ms per call with eight sessions, 64 connections", &head, &rows);
+    daemon.stop();
 }

@@ -120,13 +120,14 @@ impl AuditCode for KeysError {
             Self::Refused(refusal) => refusal.code(),
             Self::Invalid { .. } => "invalid",
             Self::Quarantined => "quarantined",
-            Self::NoSigner => "key-missing",
             Self::NotCurrent { .. } => "not-current",
             Self::ClockSuspect(_) => "clock-suspect",
             // A call whose end nobody knows is safe to repeat, as after an outage.
             Self::Seal(SealError::Unavailable { .. } | SealError::Unknown { .. }) => "device-unavailable",
             Self::Seal(SealError::Busy { .. }) => "busy",
-            Self::Seal(SealError::KeyMissing { .. } | SealError::NoDevice { .. }) => "key-missing",
+            Self::NoSigner | Self::Seal(SealError::KeyMissing { .. } | SealError::NoDevice { .. }) => {
+                "key-missing"
+            }
             Self::Seal(SealError::KeyUnfit { .. }) => "key-unfit",
             Self::Seal(_) => "device-failed",
             Self::Db(error) => error.code(),

@@ -66,6 +66,7 @@ impl Load {
     }
 
     /// The `id` of every created thing.
+    #[allow(dead_code, reason = "each bench uses a part of it")]
     pub fn ids(&self) -> Vec<String> {
         let id = |body: &Vec<u8>| {
             let value: serde_json::Value = serde_json::from_slice(body).unwrap();

@@ -553,6 +553,7 @@ mod optional_seconds {
 
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+    #[expect(clippy::ref_option, reason = "serde asks for it")]
     pub(super) fn serialize<S: Serializer>(span: &Option<Duration>, out: S) -> Result<S::Ok, S::Error> {
         span.map(|span| span.as_secs()).serialize(out)
     }

@@ -45,9 +45,12 @@ impl From<Stored> for View {
     }
 }
 
+/// Views, each with the moment at which it was known to be the present one.
+type Views = HashMap<(TenantId, Use), (Arc<View>, Instant)>;
+
 /// Every ring that this daemon has seen.
 pub(super) struct Rings {
-    views: RwLock<HashMap<(TenantId, Use), (Arc<View>, Instant)>>,
+    views: RwLock<Views>,
     /// When each key was first seen published.
     seen: Mutex<HashMap<SigningKeyId, Instant>>,
     /// Lifetimes that the database is known to have taken note of.

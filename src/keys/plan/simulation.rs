@@ -232,7 +232,9 @@ impl World {
         let steps = self.daemons[daemon].view.due(&moment);
         for step in steps {
             match step {
-                Step::Make(id) => self.change(|ring| drop(ring.publish(&id, Duration::ZERO, latest))),
+                Step::Make(id) => self.change(|ring| {
+                    let _ = ring.publish(&id, Duration::ZERO, latest);
+                }),
                 Step::Rotate { grace } => self.rotate(daemon, grace.as_secs(), Choice::Ec),
                 Step::TakeOver(id) => self.change(|ring| ring.take_over(&id, latest)),
                 Step::Retire(id) => self.retire(&id, reading.surely),
@@ -313,7 +315,7 @@ impl World {
             self.now += i64::try_from(step).unwrap();
             self.look(0);
             // The other one looks as late as it may: what it has is up to five seconds old.
-            if left > 0 || seconds % 2 == 0 {
+            if left > 0 || seconds.is_multiple_of(2) {
                 self.look(1);
             }
         }
@@ -331,11 +333,17 @@ impl World {
         match *op {
             Op::Pass(seconds) => self.pass(seconds),
             Op::Rotate(daemon, grace, choice) => self.rotate(daemon, grace, choice),
-            Op::Cancel(daemon) => self.alter(daemon, |ring, now| drop(ring.cancel(now))),
-            Op::Revert(daemon) => self.alter(daemon, |ring, now| drop(ring.revert(now))),
+            Op::Cancel(daemon) => self.alter(daemon, |ring, now| {
+                let _ = ring.cancel(now);
+            }),
+            Op::Revert(daemon) => self.alter(daemon, |ring, now| {
+                let _ = ring.revert(now);
+            }),
             Op::Delete(daemon, place) => {
                 let id = self.named(daemon, place);
-                self.alter(daemon, |ring, now| drop(id.map(|id| ring.delete(&id, now))));
+                self.alter(daemon, |ring, now| {
+                    let _ = id.map(|id| ring.delete(&id, now));
+                });
             }
             Op::Revoke(daemon, place) => self.revoke(daemon, place),
             Op::Sign(daemon, lifetime) => self.sign(daemon, lifetime),
@@ -368,7 +376,9 @@ impl World {
         let now = self.decided_at(daemon);
         let signer = |ring: &Ring| ring.signer().map(|slot| slot.id.clone());
         let before = signer(&self.ring);
-        self.change(|ring| drop(ring.revoke(&id, now)));
+        self.change(|ring| {
+            let _ = ring.revoke(&id, now);
+        });
         self.urgent.extend(signer(&self.ring).filter(|_| before != signer(&self.ring)));
         assert!(!self.ring.published(now).iter().any(|slot| slot.id == id), "RO-4");
         self.look(daemon);
@@ -377,7 +387,9 @@ impl World {
     fn crash(&mut self, daemon: usize) {
         // The row is written, and that is all.
         let (now, id) = (self.decided_at(daemon), SigningKeyId::generate());
-        self.change(|ring| drop(ring.plan(id.clone(), Duration::ZERO, now)));
+        self.change(|ring| {
+            let _ = ring.plan(id.clone(), Duration::ZERO, now);
+        });
         self.refresh(daemon);
         for daemon in 0..DAEMONS {
             let (wall, steady) = (self.wall(daemon), self.steady());
