@@ -231,20 +231,20 @@ impl Policy {
     }
 }
 
-/// How far a key has come. The names in brackets are those of SP 800-57 part 1, section 7.
+/// How far a key has come. The names in parentheses are those of SP 800-57 part 1, section 7.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Phase {
     /// Recorded; the device may or may not have made it yet.
     Planned,
-    /// Published, and does not sign yet [pre-active].
+    /// Published, and does not sign yet (pre-active).
     Next,
-    /// The one key that signs [active].
+    /// The one key that signs (active).
     Current,
-    /// Published, because what it signed may live; may be taken back into use [suspended].
+    /// Published, because what it signed may live; may be taken back into use (suspended).
     Previous,
-    /// Out of the JWKS, for good [deactivated; compromised if it was revoked].
+    /// Out of the JWKS, for good (deactivated; compromised if it was revoked).
     Retired,
-    /// Gone from the device [destroyed].
+    /// Gone from the device (destroyed).
     Destroyed,
 }
 
