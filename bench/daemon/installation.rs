@@ -54,7 +54,7 @@ impl Installation {
         let config = dir.join("lacre.toml");
         let text = format!(
             "data_dir = \"{dir}\"\n[database]\nurl = \"{url}\"\n[server]\nlisten = \"{address}\"\n\
-             [server.rate_limit]\nper_second = 0\nburst = 1\n[log]\nlevel = \"warn\"\n\
+             [server.rate_limit]\nper_second = 0\nburst = 1\n[keys]\npropagation = \"2s\"\nskew = \"0s\"\n[log]\nlevel = \"warn\"\n\
              [seal]\n{seal}\n[seal.pkcs11]\nmodule = \"{module}\"\ntoken = \"lacre\"\npin_source = \"file:{pin}\"\n",
             dir = dir.display(),
             url = database.unwrap_or(&sqlite),

@@ -185,11 +185,12 @@ pub struct Policy {
     /// How long a session, and so a signed cookie, lives at the most.
     #[serde(with = "seconds")]
     pub session_ttl: Duration,
-    /// Documents with a longer `max-age` than now were served and may be kept until then,
-    pub cached_until: Option<Timestamp>,
-    /// and for so long at the most, whatever the clock says.
+    /// The policy was more careful before: documents with a longer `max-age` were served, or daemons may still use
+    /// what was there before for longer. That has passed then,
+    pub careful_until: Option<Timestamp>,
+    /// and after so long, whatever the clock says.
     #[serde(with = "seconds")]
-    pub cached_for: Duration,
+    pub careful_for: Duration,
 }
 
 impl Default for Policy {
@@ -204,8 +205,8 @@ impl Default for Policy {
             propagation: Duration::from_secs(30),
             skew: Duration::from_secs(60),
             session_ttl: Duration::from_secs(14 * 24 * 3600),
-            cached_until: None,
-            cached_for: Duration::ZERO,
+            careful_until: None,
+            careful_for: Duration::ZERO,
         }
     }
 }
@@ -214,14 +215,10 @@ impl Policy {
     /// How long a key is published before it signs: until every daemon serves it and no verifier has a
     /// document without it (invariant I1).
     pub fn lead(&self, used: Use, now: Timestamp) -> Duration {
-        let cached = match used {
-            Use::Jwt => {
-                let left = self.cached_until.map_or(Duration::ZERO, |until| until.since(now));
-                self.jwks_max_age.max(left.min(self.cached_for))
-            }
-            Use::Cookie => Duration::ZERO,
-        };
-        cached + self.propagation + self.skew
+        let max_age = if used == Use::Jwt { self.jwks_max_age } else { Duration::ZERO };
+        // A policy that was more careful a moment ago holds for what was served under it.
+        let left = self.careful_until.map_or(Duration::ZERO, |until| until.since(now)).min(self.careful_for);
+        (max_age + self.propagation + self.skew).max(left)
     }
 
     /// What is added to the end of the last token's life before a key goes: a daemon may use it a little
@@ -491,20 +488,13 @@ impl Policy {
         };
         let jwks_max_age =
             within("jwks_max_age", patch.jwks_max_age, self.jwks_max_age, (0, DAY), "must be 0 to 86400")?;
-        let (mut cached_until, mut cached_for) = (self.cached_until, self.cached_for);
-        if jwks_max_age < self.jwks_max_age {
-            // What was served until every daemon knows of the change may be kept for as long as it said.
-            cached_for = (self.jwks_max_age + self.propagation).max(cached_for);
-            let until = now.plus(cached_for);
-            cached_until = Some(cached_until.map_or(until, |known| known.max(until)));
-        }
         let rotate_every = match patch.rotate_every {
             None => self.rotate_every,
             Some(0) => None,
             Some(seconds) if (60..=3650 * DAY).contains(&seconds) => Some(Duration::from_secs(seconds)),
             Some(_) => return Err(("rotate_every", "must be 0 (never) or 60 to 315360000")),
         };
-        Ok(Self {
+        let mut new = Self {
             algorithm: patch.algorithm.unwrap_or(self.algorithm),
             ec_curve: patch.ec_curve.unwrap_or(self.ec_curve),
             rsa_bits: patch.rsa_bits.unwrap_or(self.rsa_bits),
@@ -526,9 +516,16 @@ impl Policy {
                 (1, 365 * DAY),
                 "must be 1 to 31536000",
             )?,
-            cached_until,
-            cached_for,
-        })
+            careful_until: self.careful_until,
+            careful_for: self.careful_for,
+        };
+        let parts = |policy: &Self| [policy.jwks_max_age, policy.propagation, policy.skew];
+        if parts(&new).iter().zip(parts(self)).any(|(new, old)| *new < old) {
+            new.careful_for = parts(self).into_iter().sum::<Duration>().max(self.careful_for);
+            let until = now.plus(new.careful_for);
+            new.careful_until = Some(self.careful_until.map_or(until, |known| known.max(until)));
+        }
+        Ok(new)
     }
 }
 

@@ -109,7 +109,7 @@ async fn what_no_ring_takes_is_refused() {
         problem(api.post(&format!("{JWT}/import"), &bad).await, 422, "invalid").await;
     }
     let patch = |body: Value| api.request(Method::PATCH, &format!("{JWT}/policy")).json(&body).send();
-    for bad in [json!({ "skew": 3601 }), json!({ "cached_until": 1 }), json!({ "ec_curve": "P-521" })] {
+    for bad in [json!({ "skew": 3601 }), json!({ "careful_until": 1 }), json!({ "ec_curve": "P-521" })] {
         problem(patch(bad).await.unwrap(), 422, "invalid").await;
     }
     assert_eq!(ring(&api, JWT).await.len(), 1, "nothing was done");

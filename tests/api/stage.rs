@@ -47,7 +47,9 @@ impl Stage {
             Engine::Sqlite => String::new(),
             Engine::Postgres => format!("[database]\nurl = \"{url}\"\n"),
         };
-        let text = config("", &format!("{database}{more}"));
+        // As `lacre dev` has it: a new key signs within seconds.
+        let keys = if more.contains("[keys]") { "" } else { "[keys]\npropagation = \"2s\"\nskew = \"0s\"\n" };
+        let text = config("", &format!("{database}{keys}{more}"));
         let daemon = TestDaemon::start(Options { config: Some(text), ..Options::default() }).await;
         Self { daemon, engine, url }
     }

@@ -41,7 +41,8 @@ impl Place {
         let config = format!(
             "data_dir = \"{{dir}}\"\n[server]\nlisten = \"127.0.0.1:{{port}}\"\n\
              [issuer]\nurl = \"http://127.0.0.1:{{port}}\"\n[seal.pkcs11]\nmodule = \"{{module}}\"\n\
-             token = \"lacre-dev\"\npin_source = \"file:{{pin}}\"\n[database]\nurl = \"{}\"\n",
+             token = \"lacre-dev\"\npin_source = \"file:{{pin}}\"\n[keys]\npropagation = \"2s\"\nskew = \"1s\"\n\
+             [database]\nurl = \"{}\"\n",
             Postgres::shared().database()
         );
         let daemon = TestDaemon::start(Options { config: Some(config.clone()), ..Options::default() }).await;

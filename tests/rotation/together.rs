@@ -104,6 +104,7 @@ async fn ten_rotations_in_ten_seconds_at_two_daemons_kill_no_token() {
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
+    assert_eq!(kids(&pair.apis[0]).await, kids(&pair.apis[1]).await, "one document, in one order");
     let newest = ring(&pair.apis[0], "jwt").await;
     assert_eq!((&newest[0]["status"], &newest[0]["is_signing"]), (&json!("Current"), &json!(true)));
     pair.finish().await;

@@ -16,8 +16,9 @@ ALTER TABLE signing_keys ADD COLUMN ended TEXT;
 
 -- What the first versions made: the lifetime of the tokens was configuration and is not known, so a day is assumed.
 UPDATE signing_keys SET choice = 'EC' WHERE purpose = 'jwt';
-UPDATE signing_keys SET state = 'current', published_at = activated_at, effective_at = activated_at,
-    signs_from = activated_at, longest = 86400000000, margin = 120000000 WHERE purpose = 'jwt' AND state = 'active';
+UPDATE signing_keys SET state = 'current', published_at = COALESCE(activated_at, created_at),
+    effective_at = COALESCE(activated_at, created_at),
+    signs_from = COALESCE(activated_at, created_at), longest = 86400000000, margin = 120000000 WHERE purpose = 'jwt' AND state = 'active';
 UPDATE signing_keys SET state = 'destroyed', ended = 'lost' WHERE purpose = 'jwt' AND state = 'retired';
 
 -- One key signs.

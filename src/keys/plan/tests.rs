@@ -441,3 +441,19 @@ fn what_is_not_planned_is_not_published_and_cancels_nothing() {
     }
     assert_eq!(stage.ring, before);
 }
+
+#[test]
+fn a_less_careful_policy_counts_when_the_more_careful_one_has_passed() {
+    let mut stage = Stage::new(Use::Cookie);
+    let patch = crate::keys::PolicyPatch { propagation: Some(2), skew: Some(0), ..Default::default() };
+    stage.ring.policy = stage.ring.policy.patched(&patch, at(0)).unwrap();
+    stage.rotate(NONE).unwrap();
+    // A daemon that is cut off may use what was there for as long as the old policy said.
+    stage.pass(LEAD - 1);
+    assert_eq!(stage.signer(), 1);
+    stage.pass(1);
+    assert_eq!(stage.signer(), 2);
+    stage.rotate(NONE).unwrap();
+    stage.pass(2);
+    assert_eq!(stage.signer(), 3);
+}
