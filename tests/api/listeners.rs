@@ -228,7 +228,7 @@ async fn metrics_and_readiness_tell_what_operators_need_and_nobodys_names() {
         ready["checks"].as_array().unwrap().iter().map(|check| check["name"].clone()).collect();
     assert_eq!(
         names,
-        ["database", "migrations", "audit", "device", "keys", "serving"].map(|name| json!(name))
+        ["database", "migrations", "audit", "device", "keys", "serving", "clock"].map(|name| json!(name))
     );
     let answer =
         api.request(Method::GET, "/v1/status").header("X-Request-Id", "mine-1").send().await.unwrap();

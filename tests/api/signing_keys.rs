@@ -120,13 +120,16 @@ async fn an_orphan(engine: Engine) {
     let stage = Stage::on(engine, "").await;
     let api = stage.daemon.api().await;
     let orphans = "/v1/signing-keys/orphans";
-    assert_eq!(ok(api.get(orphans).await).await["items"], json!([]));
+    // On PostgreSQL the SQLite installation that was there before has keys on the same token: nobody's, as far as can be known.
+    let neighbours = ring(&api, orphans).await;
+    assert_eq!(neighbours.is_empty(), engine == Engine::Sqlite);
     let staged = ok(api.post(&format!("{JWT}/rotate"), &json!({ "grace": 3600 })).await).await;
     let id = staged["items"][0]["id"].as_str().unwrap();
     // The row goes, as with an older copy of the database; the object stays.
     stage.run(&format!("DELETE FROM signing_keys WHERE id = '{id}'"));
     stage.run("UPDATE signing_rings SET version = version + 1 WHERE purpose = 'jwt'");
-    let found = ok(api.get(orphans).await).await["items"].as_array().unwrap().clone();
+    let mut found = ring(&api, orphans).await;
+    found.retain(|one| !neighbours.contains(one));
     assert_eq!(
         (found.len(), &found[0]["kind"], &found[0]["device"]),
         (1, &json!("ec-p256"), &json!("default"))
@@ -135,7 +138,7 @@ async fn an_orphan(engine: Engine) {
     problem(api.delete(&format!("{orphans}/{}", "0".repeat(32))).await, 404, "not-found").await;
     let object = found[0]["id"].as_str().unwrap();
     assert_eq!(api.delete(&format!("{orphans}/{object}")).await.status(), StatusCode::NO_CONTENT);
-    assert_eq!(ok(api.get(orphans).await).await["items"], json!([]));
+    assert_eq!(ring(&api, orphans).await.len(), neighbours.len());
     problem(api.delete(&format!("{orphans}/{object}")).await, 404, "not-found").await;
     stage.daemon.finish().await;
 }
