@@ -201,16 +201,18 @@ impl Keys {
     /// by calling this again.
     pub async fn provision(&self, tenant: &TenantId) -> Result<Vec<KeyId>, KeysError> {
         let mut live = Vec::new();
-        for purpose in Purpose::ALL {
-            let key = self.current(tenant, purpose).await?;
-            live.push((key.id, purpose.name(), key.device));
-        }
+        // Those that sign first: their public half tells a device that computes wrongly from a wrong key, and a
+        // MAC alone does not.
         for used in Use::ALL {
             self.ensure(tenant, used).await?;
             let view = self.look(tenant, used).await?;
             for slot in view.ring.slots.iter().filter(|slot| slot.phase.is_published()) {
                 live.push((slot.id.clone(), used.name(), view.entry(slot)?.device.clone()));
             }
+        }
+        for purpose in Purpose::ALL {
+            let key = self.current(tenant, purpose).await?;
+            live.push((key.id, purpose.name(), key.device));
         }
         // All of them, also after a bad one: each has its own incident.
         let (mut first_bad, mut missing) = (Ok(()), Vec::new());
