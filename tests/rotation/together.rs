@@ -120,7 +120,8 @@ async fn a_revoked_key_is_gone_from_all_daemons_within_seconds() {
 
     let path = format!("/v1/signing-keys/jwt/{id}/revoke");
     let revoked = answer(&pair.apis[0], Method::POST, &path, &json!({}), StatusCode::OK).await;
-    assert!(revoked["dead_tokens"].as_u64().unwrap() >= 2, "{revoked}");
+    // At least: what the other daemon has signed within the last second may not be counted yet.
+    assert!(revoked["dead_tokens"].as_u64().unwrap() >= 1, "{revoked}");
     assert_eq!(revoked["items"][0]["is_signing"], true);
     assert!(!kids(&pair.apis[0]).await.contains(&kid), "at once where it was revoked");
     until("the revocation at the other daemon", || async { !kids(&pair.apis[1]).await.contains(&kid) }).await;
