@@ -13,6 +13,8 @@ use crate::clock::Timestamp;
 
 /// Jumps up to this are dealt with: a day, and what a day's jump may be off.
 const BOUND: Duration = Duration::from_secs(25 * 3600);
+/// Steps that add up to less (microseconds) are the noise of reading two clocks one after the other.
+const NOTABLE: u64 = 1_000_000;
 
 /// What daemons remember of the wall clock when they are not running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,8 +70,10 @@ pub(super) struct Timekeeper {
     doubt: Duration,
     /// By how much it may be behind.
     lag: Duration,
-    /// When doubt and lag end, on the steady clock.
-    doubt_until: Duration,
+    /// When doubt and lag end, on the steady clock; `None`: there has been no step worth the name.
+    ends: Option<Duration>,
+    /// `ahead` when the last such step was noted: many small ones are one.
+    noted: i64,
     /// How far the wall clock has gone ahead of the steady one since the start, or behind it if negative; at the
     /// start, how far it was behind a time that was seen before.
     ahead: i64,
@@ -89,7 +93,8 @@ impl Timekeeper {
         let until = if high > wall { BOUND } else { until };
         let lag = late.max(high.since(wall)).min(BOUND);
         let ahead = micros(high.since(wall)).saturating_neg();
-        Self { wall, steady, high, doubt, lag, doubt_until: steady + until, ahead }
+        let ends = (!doubt.is_zero() || !lag.is_zero()).then_some(steady + until);
+        Self { wall, steady, high, doubt, lag, ends, noted: ahead, ahead }
     }
 
     /// Looks at both clocks.
@@ -105,11 +110,12 @@ impl Timekeeper {
             Duration::from_micros(u64::try_from(micros(span).saturating_add(by)).unwrap_or(0)).min(BOUND)
         };
         (self.doubt, self.lag) = (moved(self.doubt, step), moved(self.lag, step.saturating_neg()));
-        if step.abs() > 1_000_000 {
-            self.doubt_until = steady + BOUND;
+        if (self.ahead - self.noted).unsigned_abs() > NOTABLE {
+            (self.noted, self.ends) = (self.ahead, Some(steady + BOUND));
         }
-        if steady >= self.doubt_until {
-            (self.doubt, self.lag, self.ahead) = (Duration::ZERO, Duration::ZERO, 0);
+        if self.ends.is_some_and(|ends| ends <= steady) {
+            (self.doubt, self.lag, self.ahead, self.noted) = (Duration::ZERO, Duration::ZERO, 0, 0);
+            self.ends = None;
         }
         let surely = Timestamp::from_micros(wall.as_micros().saturating_sub(micros(self.doubt)));
         let suspect = self.suspect();
@@ -133,12 +139,12 @@ impl Timekeeper {
 
     /// A person says that the wall clock is right.
     pub(super) fn accept(&mut self, wall: Timestamp, steady: Duration) {
-        *self = Self { doubt: BOUND, doubt_until: steady + BOUND, ..Self::start(wall, steady, None) };
+        *self = Self { doubt: BOUND, ends: Some(steady + BOUND), ..Self::start(wall, steady, None) };
     }
 
     /// What to remember.
     pub(super) fn mark(&self) -> Mark {
-        let left = self.doubt_until.saturating_sub(self.steady);
+        let left = self.ends.map_or(Duration::ZERO, |ends| ends.saturating_sub(self.steady));
         Mark { high: self.high, doubt: self.doubt, lag: self.lag, doubt_until: self.wall.plus(left) }
     }
 }
@@ -206,6 +212,17 @@ mod tests {
         }
         // One that stands still: what is certain stands still as well.
         assert!(keeper.read(at(9900), s(20_000)).surely <= at(9900));
+    }
+
+    #[test]
+    fn a_clock_that_is_a_little_too_fast_adds_up_however_often_it_is_read() {
+        let mut keeper = keeper();
+        // Half as fast again, read each 10 ms, for an hour.
+        for read in 1..360_000_u64 {
+            let steady = Duration::from_millis(read * 10);
+            let reading = keeper.read(at(0).plus(steady * 3 / 2), steady);
+            assert!(reading.surely <= at(1).plus(steady), "after {steady:?}");
+        }
     }
 
     #[test]
