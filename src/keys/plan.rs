@@ -242,18 +242,12 @@ impl Ring {
         let mut keys: Vec<_> = self.slots.iter().filter(|slot| slot.is_listed()).collect();
         keys.sort_by_key(|slot| std::cmp::Reverse((slot.effective_at, slot.signs_from, slot.created_at)));
         let mut is_current_due = true;
-        let status = |slot: &Slot| match slot.effective_at > now {
+        let mut status = |slot: &Slot| match slot.effective_at > now {
             true => Status::Next,
             false if std::mem::take(&mut is_current_due) => Status::Current,
             false => Status::Previous,
         };
-        keys.iter()
-            .copied()
-            .map({
-                let mut status = status;
-                move |slot| (slot, status(slot))
-            })
-            .collect()
+        keys.into_iter().map(|slot| (slot, status(slot))).collect()
     }
 
     /// The keys of the JWKS in the order of the contract: Current, Next, Previous. One that is deleted and
@@ -422,7 +416,7 @@ impl Ring {
     /// that has rested signs again at once, because it never left the JWKS.
     ///
     /// # Errors
-    /// [`Refusal::NextPending`], [`Refusal::NoPrevious`].
+    /// [`Refusal::NextPending`], [`Refusal::NoPrevious`], [`Refusal::NotYet`].
     pub(super) fn revert(&mut self, now: Timestamp) -> Result<SigningKeyId, Refusal> {
         if self.pending(now).is_some() {
             return Err(Refusal::NextPending);
@@ -510,10 +504,8 @@ impl Ring {
             return Ok(true);
         };
         // Those that stood before it in the line would take over from it later.
-        for slot in self.slots.iter_mut().filter(|slot| slot.phase == Phase::Next && slot.signs_from < place)
-        {
-            slot.retire(End::Cancelled);
-        }
+        let before = |slot: &&mut Slot| slot.phase == Phase::Next && slot.signs_from < place;
+        self.slots.iter_mut().filter(before).for_each(|slot| slot.set_aside(now));
         self.take_over(&heir, now);
         Ok(false)
     }
@@ -562,11 +554,8 @@ impl Ring {
             }
         }
         steps.extend(self.scheduled(now).filter(|_| self.planned().is_none() && !nobody_signs));
-        let is_over = |slot: &&Slot| {
-            slot.phase == Phase::Previous
-                && slot.published_until().is_some_and(|until| until <= moment.surely)
-        };
-        steps.extend(self.slots.iter().filter(is_over).map(|slot| Step::Retire(slot.id.clone())));
+        let over = self.slots.iter().filter(|slot| slot.is_over(moment.surely));
+        steps.extend(over.map(|slot| Step::Retire(slot.id.clone())));
         let retired = self.slots.iter().filter(|slot| slot.phase == Phase::Retired);
         steps.extend(retired.map(|slot| Step::Destroy(slot.id.clone())));
         steps
