@@ -198,6 +198,7 @@ impl Services {
             let were_made = ground.keys.were_made(&config.tenant).await.map_err(StartError::Keys)?;
             return Err(if were_made { StartError::RestoreUnfinished } else { StartError::NotInitialised });
         }
+        ground.keys.remember_time().await.map_err(StartError::Keys)?;
         let mut services = ground.build(config).await?;
         match anchor::Parts::of(&services) {
             Some(parts) => match Anchor::open(parts).await {

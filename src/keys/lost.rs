@@ -91,7 +91,7 @@ impl Keys {
             }
             let (id, event) = (slot.id.clone(), lost_event(&slot.id, used.name(), device));
             let given_up = self.parts.audit.around(&caller, event, async |_| {
-                self.change(tenant, used, move |ring| {
+                self.change(tenant, used, move |ring, _| {
                     ring.give_up(&id, End::Lost);
                     // Nothing is left of it that could be destroyed.
                     ring.destroyed(&id);

@@ -157,7 +157,7 @@ impl Keys {
     ) -> Result<(SigningKeyId, Arc<Entry>), KeysError> {
         let device = KeyRef::plan(order.spec).map_err(|_| DbError::Unavailable(None))?;
         let entry = Arc::new(order.entry(device.on(self.parts.placement.clone())));
-        let (id, now, grace) = (SigningKeyId::generate(), self.decided_at(), order.grace);
+        let (id, grace) = (SigningKeyId::generate(), order.grace);
         let (row, decided) = ((tenant.clone(), id.clone(), Arc::clone(&entry)), id.clone());
         let insert = move |conn: &mut _, ring: &Ring| {
             // A key in the place of one that was lost is no rotation.
@@ -168,7 +168,8 @@ impl Keys {
             let slot = ring.slot(id).ok_or_else(|| DbError::impossible("signing_keys", id.as_str()))?;
             Ok(store::insert(conn, tenant, used, slot, entry)?)
         };
-        self.change_with(tenant, used, insert, move |ring| ring.plan(decided.clone(), grace, now)).await?;
+        let decide = move |ring: &mut Ring, now| ring.plan(decided.clone(), grace, now);
+        self.change_with(tenant, used, insert, decide).await?;
         Ok((id, entry))
     }
 
@@ -245,7 +246,7 @@ impl Keys {
         becomes: Option<ImportAs>,
     ) -> Result<(), KeysError> {
         let device_spec = (device.spec(), device.is_imported());
-        let (row, decided, now) = ((id.clone(), device, public), id.clone(), self.decided_at());
+        let (row, decided) = ((id.clone(), device, public), id.clone());
         let keep = move |conn: &mut _, _: &Ring| match store::made(conn, &row.0, &row.1, row.2.as_ref()) {
             Err(DbError::Duplicate) => Err(KeysError::Invalid {
                 field: "pem",
@@ -255,7 +256,7 @@ impl Keys {
         };
         let goes_on_in_p384 =
             device_spec == (KeySpec::EcP384, true) && matches!(becomes, Some(ImportAs::Current { .. }));
-        let place = move |ring: &mut Ring| {
+        let place = move |ring: &mut Ring, now| {
             publish(ring, &decided, becomes, now)?;
             if goes_on_in_p384 {
                 // What comes from Logto goes on as it was (contract, section 2, row 13).
@@ -269,7 +270,7 @@ impl Keys {
     /// Gives up a planned key. What may be on the device is destroyed by upkeep.
     async fn give_up(&self, tenant: &TenantId, used: Use, id: &SigningKeyId) {
         let decided = id.clone();
-        let given_up = self.change(tenant, used, move |ring| {
+        let given_up = self.change(tenant, used, move |ring, _| {
             if ring.slot(&decided).is_some_and(|slot: &Slot| slot.phase == Phase::Planned) {
                 ring.give_up(&decided, End::Failed);
             }

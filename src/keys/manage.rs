@@ -11,6 +11,7 @@ use super::plan::{Refusal, Ring, Slot};
 use super::store::rings as store;
 use super::{Keys, KeysError, pkcs8};
 use crate::audit::{Action, Event, Outcome};
+use crate::clock::Timestamp;
 use crate::db::DbError;
 use crate::identity::{Caller, Scope};
 use crate::ids::SigningKeyId;
@@ -26,7 +27,7 @@ impl Keys {
     /// [`KeysError::Forbidden`] without `signing-keys:admin`.
     pub async fn list(&self, caller: &Caller, used: Use) -> Result<Vec<KeyView>, KeysError> {
         self.admit(caller, Scope::SigningKeysAdmin, Action::KeyList, used.name())?;
-        let view = self.reload(&caller.tenant, used).await?;
+        let view = self.look(&caller.tenant, used).await?;
         let event = Event::new(Action::KeyList, "ring", used.name());
         self.parts.audit.record_soon(caller, event, Outcome::Success);
         Ok(view.told(self.parts.clock.now()))
@@ -46,7 +47,7 @@ impl Keys {
         if grace > LONGEST {
             return Err(invalid("grace", "must be 0 to 31536000 seconds"));
         }
-        let view = self.reload(&caller.tenant, used).await?;
+        let view = self.look(&caller.tenant, used).await?;
         let choice = order.choice.filter(|_| used == Use::Jwt);
         let new = Order::generated(used, choice, grace, &view.ring);
         let event = Event::new(Action::KeyRotate, "ring", used.name())
@@ -102,7 +103,7 @@ impl Keys {
         dry_run: bool,
     ) -> Result<Option<Change>, KeysError> {
         let Some(kid) = pkcs8::kid(der) else { return Ok(None) };
-        let view = self.reload(&caller.tenant, Use::Jwt).await?;
+        let view = self.look(&caller.tenant, Use::Jwt).await?;
         let is_it = |slot: &&Slot| {
             let public = view.entries.get(&slot.id).and_then(|entry| entry.public.as_ref());
             slot.phase.is_published() && public.is_some_and(|public| public.kid == kid)
@@ -121,7 +122,7 @@ impl Keys {
     ) -> Result<Change, KeysError> {
         let now = self.parts.clock.now();
         if dry_run {
-            let view = self.reload(&caller.tenant, used).await?;
+            let view = self.look(&caller.tenant, used).await?;
             let (mut ring, id) = (view.ring.clone(), SigningKeyId::generate());
             new.place(&mut ring, &id, now).map_err(KeysError::Refused)?;
             let device = KeyRef::plan(new.spec).map_err(|_| DbError::Unavailable(None))?;
@@ -130,25 +131,21 @@ impl Keys {
             self.parts.audit.record_soon(caller, event.detail("dry_run", "true"), Outcome::Success);
             return Ok(would_be.change(now, None, true));
         }
-        let added =
-            self.parts.audit.around(caller, event, async |note| {
-                let (tenant, grace) = (&caller.tenant, new.grace);
-                // Before a key is made that could not be used.
-                self.reload(tenant, used)
-                    .await?
-                    .ring
-                    .clone()
-                    .plan(SigningKeyId::generate(), grace, now)
-                    .or_else(|refusal| {
-                        if refusal == Refusal::Busy { Ok(()) } else { Err(KeysError::Refused(refusal)) }
-                    })?;
-                if let Some(id) = self.add(tenant, used, new, |_| true).await? {
-                    note.add("key", id.as_str());
-                }
-                Ok::<_, KeysError>(())
-            });
+        let added = self.parts.audit.around(caller, event, async |note| {
+            let (tenant, grace) = (&caller.tenant, new.grace);
+            // Before a key is made that could not be used.
+            self.look(tenant, used).await?.ring.clone().plan(SigningKeyId::generate(), grace, now).or_else(
+                |refusal| {
+                    if refusal == Refusal::Busy { Ok(()) } else { Err(KeysError::Refused(refusal)) }
+                },
+            )?;
+            if let Some(id) = self.add(tenant, used, new, |_| true).await? {
+                note.add("key", id.as_str());
+            }
+            Ok::<_, KeysError>(())
+        });
         added.await?;
-        Ok(self.reload(&caller.tenant, used).await?.change(self.parts.clock.now(), None, false))
+        Ok(self.look(&caller.tenant, used).await?.change(self.parts.clock.now(), None, false))
     }
 
     /// Cancels the pending Next key.
@@ -156,10 +153,9 @@ impl Keys {
     /// # Errors
     /// [`KeysError::Refused`] if there is none.
     pub async fn cancel(&self, caller: &Caller, used: Use, dry_run: bool) -> Result<Change, KeysError> {
-        let now = self.decided_at();
         let event = Event::new(Action::KeyCancel, "ring", used.name());
         self.admit(caller, Scope::SigningKeysAdmin, Action::KeyCancel, used.name())?;
-        self.alter(caller, used, event, dry_run, None, move |ring| ring.cancel(now).map(|_| false)).await
+        self.alter(caller, used, event, dry_run, None, |ring, now| ring.cancel(now).map(|_| false)).await
     }
 
     /// Takes the previous key back into use.
@@ -167,13 +163,12 @@ impl Keys {
     /// # Errors
     /// [`KeysError::Refused`] if there is none, or while a Next key is pending.
     pub async fn revert(&self, caller: &Caller, used: Use, dry_run: bool) -> Result<Change, KeysError> {
-        let now = self.decided_at();
         let event = Event::new(Action::KeyRevert, "ring", used.name());
         self.admit(caller, Scope::SigningKeysAdmin, Action::KeyRevert, used.name())?;
         if self.parts.db.read::<_, DbError, _>(store::is_quarantined).await? {
             return Err(KeysError::Quarantined);
         }
-        self.alter(caller, used, event, dry_run, None, move |ring| ring.revert(now).map(|_| false)).await
+        self.alter(caller, used, event, dry_run, None, |ring, now| ring.revert(now).map(|_| false)).await
     }
 
     /// Deletes a key; what it signed is not valid any more. One that signs until another can take over goes then.
@@ -188,9 +183,9 @@ impl Keys {
         dry_run: bool,
     ) -> Result<Change, KeysError> {
         self.admit(caller, Scope::SigningKeysAdmin, Action::KeyDelete, id.as_str())?;
-        let (now, key) = (self.decided_at(), id.clone());
+        let key = id.clone();
         let event = Event::new(Action::KeyDelete, "key", id.as_str()).detail("purpose", used.name());
-        let decide = move |ring: &mut Ring| ring.delete(&key, now).map(|()| false);
+        let decide = move |ring: &mut Ring, now| ring.delete(&key, now).map(|()| false);
         self.alter(caller, used, event, dry_run, Some(id), decide).await
     }
 
@@ -206,9 +201,9 @@ impl Keys {
         dry_run: bool,
     ) -> Result<Change, KeysError> {
         self.admit(caller, Scope::SigningKeysRevoke, Action::KeyRevoke, id.as_str())?;
-        let (now, key) = (self.decided_at(), id.clone());
+        let key = id.clone();
         let event = Event::new(Action::KeyRevoke, "key", id.as_str()).detail("purpose", used.name());
-        let decide = move |ring: &mut Ring| ring.revoke(&key, now);
+        let decide = move |ring: &mut Ring, now| ring.revoke(&key, now);
         let change = self.alter(caller, used, event, dry_run, Some(id), decide).await?;
         if !dry_run {
             tracing::warn!(key = %id, used = used.name(), tokens = change.dead_tokens, "a key was revoked");
@@ -224,13 +219,13 @@ impl Keys {
         event: Event,
         dry_run: bool,
         kills: Option<&SigningKeyId>,
-        decide: impl Fn(&mut Ring) -> Result<bool, Refusal> + Send + Sync + 'static,
+        decide: impl Fn(&mut Ring, Timestamp) -> Result<bool, Refusal> + Send + Sync + 'static,
     ) -> Result<Change, KeysError> {
         let (tenant, now) = (&caller.tenant, self.parts.clock.now());
         if dry_run {
-            let view = self.reload(tenant, used).await?;
+            let view = self.look(tenant, used).await?;
             let mut ring = view.ring.clone();
-            decide(&mut ring).map_err(KeysError::Refused)?;
+            decide(&mut ring, self.decided_at()).map_err(KeysError::Refused)?;
             self.parts.audit.record_soon(caller, event.detail("dry_run", "true"), Outcome::Success);
             return Ok(view.would_be(ring, None).change(now, self.killed(kills).await, true));
         }
@@ -247,7 +242,7 @@ impl Keys {
         if needs_another && let Err(error) = self.replace(tenant, used).await {
             tracing::error!(%error, used = used.name(), "no key signs: a new one could not be made yet");
         }
-        Ok(self.reload(tenant, used).await?.change(self.parts.clock.now(), dead, false))
+        Ok(self.look(tenant, used).await?.change(self.parts.clock.now(), dead, false))
     }
 
     /// How many live tokens a key has out that is taken away.
@@ -267,7 +262,7 @@ impl Keys {
     /// [`KeysError::Forbidden`] without `signing-keys:admin`.
     pub async fn policy(&self, caller: &Caller, used: Use) -> Result<Policy, KeysError> {
         self.admit(caller, Scope::SigningKeysAdmin, Action::KeyList, used.name())?;
-        let view = self.reload(&caller.tenant, used).await?;
+        let view = self.look(&caller.tenant, used).await?;
         self.parts.audit.record_soon(
             caller,
             Event::new(Action::KeyList, "ring", used.name()).detail("what", "policy"),
@@ -288,13 +283,13 @@ impl Keys {
     ) -> Result<Policy, KeysError> {
         self.admit(caller, Scope::SigningKeysAdmin, Action::KeyPolicy, used.name())?;
         let now = self.decided_at();
-        let view = self.reload(&caller.tenant, used).await?;
+        let view = self.look(&caller.tenant, used).await?;
         let new = view.ring.policy.patched(&patch, now).map_err(|(field, reason)| invalid(field, reason))?;
         let event = Event::new(Action::KeyPolicy, "ring", used.name())
             .detail("from", told(&view.ring.policy))
             .detail("to", told(&new));
         let set = self.parts.audit.around(caller, event, async |_| {
-            let decide = move |ring: &mut Ring| match ring.policy.patched(&patch, now) {
+            let decide = move |ring: &mut Ring, now| match ring.policy.patched(&patch, now) {
                 Ok(policy) => {
                     ring.policy = policy.clone();
                     Ok(policy)

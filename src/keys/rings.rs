@@ -164,21 +164,13 @@ impl Keys {
         Ok(self.rings.keep(tenant, Arc::new(stored.into()), at))
     }
 
-    /// The ring with everything that was noted since it was looked at: lifetimes do not count as changes.
-    pub(super) async fn reload(&self, tenant: &TenantId, used: Use) -> Result<Arc<View>, KeysError> {
-        let at = Instant::now();
-        match load(&self.parts.db, tenant, used).await? {
-            Some(stored) => Ok(self.rings.keep(tenant, Arc::new(stored.into()), at)),
-            None => self.look(tenant, used).await,
-        }
-    }
-
-    /// Decides on the ring as it is in the database, writes what differs, and keeps the new view.
+    /// Decides on the ring as it is in the database, writes what differs, and keeps the new view. `decide` is given
+    /// the time of the change: of the moment in which it is made, because keys stay from then on.
     pub(super) async fn change<T: Send + 'static>(
         &self,
         tenant: &TenantId,
         used: Use,
-        decide: impl Fn(&mut Ring) -> Result<T, Refusal> + Send + Sync + 'static,
+        decide: impl Fn(&mut Ring, Timestamp) -> Result<T, Refusal> + Send + Sync + 'static,
     ) -> Result<T, KeysError> {
         self.change_with(tenant, used, |_, _| Ok(()), decide).await
     }
@@ -189,17 +181,17 @@ impl Keys {
         tenant: &TenantId,
         used: Use,
         write: impl Fn(&mut Conn, &Ring) -> Result<(), KeysError> + Send + Sync + 'static,
-        decide: impl Fn(&mut Ring) -> Result<T, Refusal> + Send + Sync + 'static,
+        decide: impl Fn(&mut Ring, Timestamp) -> Result<T, Refusal> + Send + Sync + 'static,
     ) -> Result<T, KeysError> {
         let work = Arc::new((write, decide));
         for _ in 0..TRIES {
-            let (owner, work) = (tenant.clone(), Arc::clone(&work));
+            let (owner, work, keys) = (tenant.clone(), Arc::clone(&work), self.clone());
             let changed = self.parts.db.write::<_, KeysError, _>(move |conn| {
                 let (write, decide) = &*work;
                 let found = store::load(conn, &owner, used)?;
                 let before = found.ok_or_else(|| DbError::impossible("signing_rings", used.name()))?.ring;
                 let mut after = before.clone();
-                let made = decide(&mut after).map_err(KeysError::Refused)?;
+                let made = decide(&mut after, keys.decided_at()).map_err(KeysError::Refused)?;
                 if !store::claim(conn, &owner, &before, &after)? {
                     return Ok(None);
                 }

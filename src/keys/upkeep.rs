@@ -25,78 +25,82 @@ const PERIOD: Duration = Duration::from_secs(1);
 const MARK: Duration = Duration::from_secs(30);
 /// A step that failed waits so long at the most before it is tried again.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// And a destruction so long.
+const LEISURE: Duration = Duration::from_secs(3600);
 /// Tokens that are dead for so long are not counted any more.
 const FORGET: Duration = Duration::from_secs(3600);
 
-/// What one daemon remembers from look to look.
+/// Steps of one ring that failed: when they are due again, and how long they waited.
 #[derive(Default)]
 struct Memory {
-    /// Steps that failed: when they are due again, and how long they waited.
-    failed: HashMap<(Use, Step), (Instant, Duration)>,
-    marked: Option<(Instant, Mark)>,
-    suspect: Option<String>,
+    failed: HashMap<Step, (Instant, Duration)>,
 }
 
 impl Memory {
-    fn is_due(&self, used: Use, step: &Step) -> bool {
-        self.failed.get(&(used, step.clone())).is_none_or(|(at, _)| *at <= Instant::now())
+    fn is_due(&self, step: &Step) -> bool {
+        self.failed.get(step).is_none_or(|(at, _)| *at <= Instant::now())
     }
 
-    fn note(&mut self, used: Use, step: &Step, result: &Result<(), KeysError>) {
-        let key = (used, step.clone());
+    fn note(&mut self, step: &Step, result: &Result<(), KeysError>) {
         let Err(error) = result else {
-            self.failed.remove(&key);
+            self.failed.remove(step);
             return;
         };
-        let before = self.failed.get(&key).map_or(PERIOD, |(_, wait)| *wait);
-        let wait = (before * 2).min(PATIENCE);
+        let before = self.failed.get(step).map_or(PERIOD, |(_, wait)| *wait);
+        // Each try is on record, and a device may be away for days: nobody waits for a destruction.
+        let longest = if matches!(step, Step::Destroy(_)) { LEISURE } else { PATIENCE };
+        let wait = (before * 2).min(longest);
         if before == PERIOD {
             tracing::warn!(?step, %error, code = error.audit_code(), "a step of the signing keys failed");
         }
-        self.failed.insert(key, (Instant::now() + wait, wait));
+        self.failed.insert(step.clone(), (Instant::now() + wait, wait));
     }
 }
 
 impl Keys {
-    /// Keeps the tenant's rings going until it is dropped.
+    /// Keeps the tenant's rings going until it is dropped. Making a key takes seconds, and nothing else waits for it.
     pub async fn run(&self, tenant: &TenantId) {
-        let mut memory = Memory::default();
-        while let Err(error) = self.remember_time().await {
-            tracing::warn!(%error, "what was seen of the clock before is not known yet");
-            tokio::time::sleep(PERIOD).await;
-        }
-        loop {
-            self.look_after(tenant, &mut memory).await;
-            tokio::time::sleep(PERIOD).await;
-        }
+        let [jwt, cookie] = Use::ALL.map(|used| self.run_ring(tenant, used));
+        tokio::join!(self.run_clock(tenant), jwt, cookie);
     }
 
-    async fn look_after(&self, tenant: &TenantId, memory: &mut Memory) {
-        let reading = self.reading();
-        self.tell_suspect(tenant, memory, &reading);
-        let mark = self.rings.time.lock().unwrap_or_else(PoisonError::into_inner).mark();
-        let is_known = |(at, known): (Instant, Mark)| at.elapsed() < MARK && !mark.differs(&known);
-        if !memory.marked.is_some_and(is_known) && self.keep_time(reading.surely, mark).await.is_ok() {
-            memory.marked = Some((Instant::now(), mark));
-        }
-        if let Err(error) = self.flush_counts().await {
-            tracing::debug!(%error, "tokens are not counted yet");
-        }
-        for used in Use::ALL {
+    async fn run_ring(&self, tenant: &TenantId, used: Use) {
+        let mut memory = Memory::default();
+        loop {
             match self.look(tenant, used).await {
-                // What cannot be undone is not done by a clock that is not believed.
-                Ok(_) if reading.suspect.is_some() => {}
-                Ok(view) => self.take_steps(tenant, &view, &reading, memory).await,
+                Ok(view) => self.take_steps(tenant, &view, &mut memory).await,
                 Err(error) => tracing::debug!(%error, used = used.name(), "the ring cannot be read"),
             }
+            tokio::time::sleep(PERIOD).await;
         }
     }
 
-    async fn take_steps(&self, tenant: &TenantId, view: &View, reading: &Reading, memory: &mut Memory) {
-        let steps = self.due(view, reading);
-        let used = view.ring.used;
-        memory.failed.retain(|(of, step), _| *of != used || steps.contains(step));
-        let steps: Vec<_> = steps.into_iter().filter(|step| memory.is_due(used, step)).collect();
+    async fn run_clock(&self, tenant: &TenantId) {
+        let (mut marked, mut suspect) = (None::<(Instant, Mark)>, None);
+        loop {
+            let reading = self.reading();
+            self.tell_suspect(tenant, &mut suspect, &reading);
+            let mark = self.rings.time.lock().unwrap_or_else(PoisonError::into_inner).mark();
+            let is_known = |(at, known): (Instant, Mark)| at.elapsed() < MARK && !mark.differs(&known);
+            if !marked.is_some_and(is_known) && self.keep_time(reading.surely, mark).await.is_ok() {
+                marked = Some((Instant::now(), mark));
+            }
+            if let Err(error) = self.flush_counts().await {
+                tracing::debug!(%error, "tokens are not counted yet");
+            }
+            tokio::time::sleep(PERIOD).await;
+        }
+    }
+
+    async fn take_steps(&self, tenant: &TenantId, view: &View, memory: &mut Memory) {
+        let reading = self.reading();
+        // What cannot be undone is not done by a clock that is not believed.
+        if reading.suspect.is_some() {
+            return;
+        }
+        let steps = self.due(view, &reading);
+        memory.failed.retain(|step, _| steps.contains(step));
+        let steps: Vec<_> = steps.into_iter().filter(|step| memory.is_due(step)).collect();
         if steps.is_empty() {
             return;
         }
@@ -106,8 +110,8 @@ impl Keys {
             if waits && is_quarantined && view.ring.signer().is_some() {
                 continue;
             }
-            let result = self.take(tenant, view, &step, reading).await;
-            memory.note(used, &step, &result);
+            let result = self.take(tenant, view, &step, &reading).await;
+            memory.note(&step, &result);
         }
     }
 
@@ -123,19 +127,19 @@ impl Keys {
         step: &Step,
         reading: &Reading,
     ) -> Result<(), KeysError> {
-        let (used, now, surely) = (view.ring.used, reading.latest, reading.surely);
+        let (used, surely) = (view.ring.used, reading.surely);
         match step {
             Step::Make(_) => self.settle(tenant, used).await,
-            Step::Rotate { grace } => self.rotate_by_policy(tenant, view, *grace, now).await,
+            Step::Rotate { grace } => self.rotate_by_policy(tenant, view, *grace).await,
             Step::TakeOver(id) => {
-                let take_over = move |ring: &mut Ring, id: &SigningKeyId| {
+                let take_over = |ring: &mut Ring, id: &SigningKeyId, now| {
                     let waits = ring.slot(id).is_some_and(|slot| slot.phase == Phase::Next);
                     waits.then(|| ring.take_over(id, now)).ok_or(Refusal::NotFound)
                 };
                 self.step(tenant, used, (Action::KeyActivate, "due"), id, take_over).await
             }
             Step::Retire(id) => {
-                let retire = move |ring: &mut Ring, id: &SigningKeyId| ring.retire(id, surely);
+                let retire = move |ring: &mut Ring, id: &SigningKeyId, _| ring.retire(id, surely);
                 self.step(tenant, used, (Action::KeyRetire, End::Expired.name()), id, retire).await
             }
             Step::Destroy(id) => self.destroy(tenant, view, id).await,
@@ -149,16 +153,15 @@ impl Keys {
         used: Use,
         (action, reason): (Action, &'static str),
         id: &SigningKeyId,
-        change: impl Fn(&mut Ring, &SigningKeyId) -> Result<(), Refusal> + Send + Sync + 'static,
+        change: impl Fn(&mut Ring, &SigningKeyId, Timestamp) -> Result<(), Refusal> + Send + Sync + 'static,
     ) -> Result<(), KeysError> {
         let caller = Caller::system("keys", tenant.clone());
         let event =
             Event::new(action, "key", id.as_str()).detail("purpose", used.name()).detail("reason", reason);
         let id = id.clone();
-        let done = self
-            .parts
-            .audit
-            .around(&caller, event, async |_| self.change(tenant, used, move |ring| change(ring, &id)).await);
+        let done = self.parts.audit.around(&caller, event, async |_| {
+            self.change(tenant, used, move |ring, now| change(ring, &id, now)).await
+        });
         match done.await {
             // Another daemon was first.
             Err(KeysError::Refused(Refusal::NotFound)) => Ok(()),
@@ -171,7 +174,6 @@ impl Keys {
         tenant: &TenantId,
         view: &View,
         grace: Duration,
-        now: Timestamp,
     ) -> Result<(), KeysError> {
         let used = view.ring.used;
         if view.ring.signer().is_none() {
@@ -182,7 +184,9 @@ impl Keys {
         let order = Order::generated(used, None, grace, &view.ring);
         let rotated = self.parts.audit.around(&caller, event, async |note| {
             // Asked again when it is this daemon's turn: another one may have rotated.
-            if let Some(id) = self.add(tenant, used, order, |ring| ring.is_old(now)).await? {
+            if let Some(id) =
+                self.add(tenant, used, order, |ring| ring.is_old(self.parts.clock.now())).await?
+            {
                 note.add("key", id.as_str());
             }
             Ok::<_, KeysError>(())
@@ -215,7 +219,7 @@ impl Keys {
         let id = id.clone();
         let destroyed = self.parts.audit.around(&caller, event, async |_| {
             self.parts.admin.destroy(&entry.device).await?;
-            self.change(tenant, used, move |ring| {
+            self.change(tenant, used, move |ring, _| {
                 ring.destroyed(&id);
                 Ok(())
             })
@@ -235,8 +239,11 @@ impl Keys {
         self.reading().latest
     }
 
-    /// Goes on from what daemons remember of the wall clock.
-    async fn remember_time(&self) -> Result<(), DbError> {
+    /// Goes on from what daemons remember of the wall clock. Before anything is signed.
+    ///
+    /// # Errors
+    /// If the database cannot be read.
+    pub async fn remember_time(&self) -> Result<(), KeysError> {
         let mark = self.parts.db.read::<_, DbError, _>(store::mark).await?;
         let mut time = self.rings.time.lock().unwrap_or_else(PoisonError::into_inner);
         *time = Timekeeper::start(self.parts.clock.now(), self.rings.started.elapsed(), mark);
@@ -254,11 +261,11 @@ impl Keys {
         self.parts.db.write(keep).await
     }
 
-    fn tell_suspect(&self, tenant: &TenantId, memory: &mut Memory, reading: &Reading) {
-        if memory.suspect.is_some() == reading.suspect.is_some() {
+    fn tell_suspect(&self, tenant: &TenantId, told: &mut Option<String>, reading: &Reading) {
+        if told.is_some() == reading.suspect.is_some() {
             return;
         }
-        memory.suspect.clone_from(&reading.suspect);
+        told.clone_from(&reading.suspect);
         match &reading.suspect {
             Some(reason) => {
                 tracing::error!(reason, "signing is suspended");
