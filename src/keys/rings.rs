@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::model::Use;
 use super::plan::{Refusal, Ring, Slot};
-use super::store::rings::{self as store, Entry, Stored};
+use super::store::rings::{self as store, Entry};
 use super::time::Timekeeper;
 use super::{Keys, KeysError};
 use crate::clock::Timestamp;
@@ -21,10 +21,7 @@ use crate::ids::{SigningKeyId, TenantId};
 const TRIES: usize = 8;
 
 /// A ring as this daemon sees it.
-pub(super) struct View {
-    pub(super) ring: Ring,
-    pub(super) entries: HashMap<SigningKeyId, Arc<Entry>>,
-}
+pub(super) use super::store::rings::Stored as View;
 
 impl View {
     /// The key that signs.
@@ -36,12 +33,6 @@ impl View {
     pub(super) fn entry(&self, slot: &Slot) -> Result<&Arc<Entry>, KeysError> {
         let entry = self.entries.get(&slot.id);
         entry.ok_or_else(|| DbError::impossible("signing_keys", slot.id.as_str()).into())
-    }
-}
-
-impl From<Stored> for View {
-    fn from(Stored { ring, entries }: Stored) -> Self {
-        Self { ring, entries }
     }
 }
 
@@ -161,7 +152,7 @@ impl Keys {
                     .ok_or_else(|| DbError::impossible("signing_rings", used.name()))?
             }
         };
-        Ok(self.rings.keep(tenant, Arc::new(stored.into()), at))
+        Ok(self.rings.keep(tenant, Arc::new(stored), at))
     }
 
     /// Decides on the ring as it is in the database, writes what differs, and keeps the new view. `decide` is given
@@ -236,7 +227,7 @@ impl Keys {
     }
 }
 
-async fn load(db: &Db, tenant: &TenantId, used: Use) -> Result<Option<Stored>, DbError> {
+async fn load(db: &Db, tenant: &TenantId, used: Use) -> Result<Option<View>, DbError> {
     let owner = tenant.clone();
     db.read(move |conn| store::load(conn, &owner, used)).await
 }

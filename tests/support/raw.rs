@@ -165,26 +165,10 @@ impl Session {
     /// Makes a key pair for one session: the private half of a key on the given curve.
     pub fn generate_ec(&self, curve: &[u8]) -> Result<CK_OBJECT_HANDLE, CK_RV> {
         let public = [attribute(CKA_EC_PARAMS, curve), attribute(CKA_TOKEN, &[CK_FALSE])];
-        let private = [attribute(CKA_TOKEN, &[CK_FALSE]), attribute(CKA_SIGN, &[CK_TRUE])];
-        let mut mechanism = plain(CKM_EC_KEY_PAIR_GEN);
-        let (mut public_key, mut private_key) = (0, 0);
-        call!(
-            self.list,
-            C_GenerateKeyPair(
-                self.handle,
-                &raw mut mechanism,
-                public.as_ptr().cast_mut(),
-                2,
-                private.as_ptr().cast_mut(),
-                2,
-                &raw mut public_key,
-                &raw mut private_key,
-            )
-        )?;
-        Ok(private_key)
+        self.generate_pair(CKM_EC_KEY_PAIR_GEN, &public)
     }
 
-    /// Makes an RSA key pair for one session: the private half.
+    /// The same of RSA.
     pub fn generate_rsa(&self, bits: CK_ULONG) -> Result<CK_OBJECT_HANDLE, CK_RV> {
         let (bits, exponent, no) = (bits.to_ne_bytes(), [1, 0, 1], [CK_FALSE]);
         let public = [
@@ -192,8 +176,16 @@ impl Session {
             attribute(CKA_PUBLIC_EXPONENT, &exponent),
             attribute(CKA_TOKEN, &no),
         ];
-        let private = [attribute(CKA_TOKEN, &no), attribute(CKA_SIGN, &[CK_TRUE])];
-        let mut mechanism = plain(CKM_RSA_PKCS_KEY_PAIR_GEN);
+        self.generate_pair(CKM_RSA_PKCS_KEY_PAIR_GEN, &public)
+    }
+
+    fn generate_pair(
+        &self,
+        mechanism: CK_MECHANISM_TYPE,
+        public: &[CK_ATTRIBUTE],
+    ) -> Result<CK_OBJECT_HANDLE, CK_RV> {
+        let private = [attribute(CKA_TOKEN, &[CK_FALSE]), attribute(CKA_SIGN, &[CK_TRUE])];
+        let mut mechanism = plain(mechanism);
         let (mut public_key, mut private_key) = (0, 0);
         call!(
             self.list,
@@ -201,7 +193,7 @@ impl Session {
                 self.handle,
                 &raw mut mechanism,
                 public.as_ptr().cast_mut(),
-                3,
+                public.len() as CK_ULONG,
                 private.as_ptr().cast_mut(),
                 2,
                 &raw mut public_key,
@@ -267,12 +259,7 @@ impl Session {
         data: &[u8],
         out: &mut [u8],
     ) -> Result<usize, CK_RV> {
-        let mut mechanism = plain(mechanism);
-        call!(self.list, C_SignInit(self.handle, &raw mut mechanism, key))?;
-        let mut out_len = len(out);
-        let (data, data_len) = (data.as_ptr().cast_mut(), len(data));
-        call!(self.list, C_Sign(self.handle, data, data_len, out.as_mut_ptr(), &raw mut out_len))?;
-        Ok(out_len as usize)
+        self.sign_with(plain(mechanism), key, data, out)
     }
 
     /// Whether the token takes a signature: `C_VerifyInit` and `C_Verify`.
