@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use crate::ids::{ClientId, RequestId, TenantId};
+use crate::ids::{ClientId, RequestId, TenantId, UserId};
 
 /// One right. Metadata and values are separate on purpose: an administrator sees that a secret
 /// exists without being able to read it.
@@ -34,11 +34,23 @@ pub enum Scope {
     TokensSign,
     /// Have cookies signed and verified, within the application's signing policy.
     CookiesSign,
+    /// Create, see, search, change and delete users and their identities.
+    UsersAdmin,
+    /// Create, see, change and delete connectors, and the account center's settings.
+    ConnectorsAdmin,
+    /// See the metadata of token sets, and delete them.
+    TokenSetsAdmin,
+    /// Read any user's third-party access tokens, without the user.
+    TokenSetsRead,
+    /// Trade a user's own token for the user's third-party access tokens.
+    TokenSetsExchange,
+    /// Have subject tokens made, which stand for a user.
+    UsersImpersonate,
 }
 
 impl Scope {
     /// Every scope, in the order of the documentation.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 17] = [
         Self::SecretsMetadata,
         Self::SecretsRead,
         Self::SecretsWrite,
@@ -50,6 +62,12 @@ impl Scope {
         Self::SigningKeysRevoke,
         Self::TokensSign,
         Self::CookiesSign,
+        Self::UsersAdmin,
+        Self::ConnectorsAdmin,
+        Self::TokenSetsAdmin,
+        Self::TokenSetsRead,
+        Self::TokenSetsExchange,
+        Self::UsersImpersonate,
     ];
 
     /// The scope's token in OAuth (RFC 6749, section 3.3).
@@ -66,6 +84,12 @@ impl Scope {
             Self::SigningKeysRevoke => "signing-keys:revoke",
             Self::TokensSign => "tokens:sign",
             Self::CookiesSign => "cookies:sign",
+            Self::UsersAdmin => "users:admin",
+            Self::ConnectorsAdmin => "connectors:admin",
+            Self::TokenSetsAdmin => "token-sets:admin",
+            Self::TokenSetsRead => "token-sets:read",
+            Self::TokenSetsExchange => "token-sets:exchange",
+            Self::UsersImpersonate => "users:impersonate",
         }
     }
 
@@ -136,6 +160,8 @@ impl fmt::Display for ScopeSet {
 pub enum Principal {
     /// A machine application, authenticated by a token of Lacre's issuer.
     Application(ClientId),
+    /// A person, by an opaque token that an application obtained.
+    User(UserId, ClientId),
     /// A local process, authenticated by the Unix socket's peer credentials.
     LocalUser(u32),
     /// A service, authenticated by its TLS client certificate (the name its rule gives it).
@@ -150,6 +176,7 @@ impl fmt::Display for Principal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Application(id) => write!(f, "app:{id}"),
+            Self::User(user, client) => write!(f, "user:{user}@{client}"),
             Self::LocalUser(uid) => write!(f, "uid:{uid}"),
             Self::Certificate(name) => write!(f, "cert:{name}"),
             Self::System(part) => write!(f, "system:{part}"),
@@ -192,4 +219,67 @@ impl Caller {
     pub fn require(&self, scope: Scope) -> Result<(), MissingScope> {
         if self.scopes.contains(scope) { Ok(()) } else { Err(MissingScope(scope)) }
     }
+}
+
+/// What a person's token is good for, at the Account API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum UserScope {
+    /// Every call needs it (OpenID Connect Core, section 3.1.2.1).
+    OpenId,
+    /// The person's name and picture.
+    Profile,
+    /// Identities at other providers and their tokens.
+    Identities,
+}
+
+impl UserScope {
+    const ALL: [Self; 3] = [Self::OpenId, Self::Profile, Self::Identities];
+
+    /// The scope's token in OAuth.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::OpenId => "openid",
+            Self::Profile => "profile",
+            Self::Identities => "identities",
+        }
+    }
+}
+
+/// A set of user scopes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UserScopes(u32);
+
+impl UserScopes {
+    /// Whether `scope` is in the set.
+    pub const fn contains(self, scope: UserScope) -> bool {
+        self.0 & (1 << scope as u32) != 0
+    }
+
+    /// Reads a space-separated list; what is not known is left out, as OpenID Connect has it.
+    pub fn parse(text: &str) -> Self {
+        let words: Vec<_> = text.split_ascii_whitespace().collect();
+        let known = UserScope::ALL.into_iter().filter(|scope| words.contains(&scope.name()));
+        Self(known.fold(0, |set, scope| set | 1 << scope as u32))
+    }
+}
+
+impl fmt::Display for UserScopes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> =
+            UserScope::ALL.into_iter().filter(|scope| self.contains(*scope)).map(UserScope::name).collect();
+        f.write_str(&names.join(" "))
+    }
+}
+
+/// A person, authenticated by an opaque token, and the request.
+#[derive(Clone, Debug)]
+pub struct UserCaller {
+    /// The person as a principal, without any right of a machine.
+    pub caller: Caller,
+    /// Who.
+    pub user: UserId,
+    /// Through which application.
+    pub client: ClientId,
+    /// What the token is good for.
+    pub scopes: UserScopes,
 }

@@ -80,6 +80,100 @@ uuid_id!(
     JobId,
     "job id"
 );
+/// Digits of `0-9a-z`, from a fresh UUIDv7: its random end, and of the time as much as fits.
+fn base36(len: u32) -> String {
+    let mut rest = 36_u128.checked_pow(len).map_or(u128::MAX, |range| Uuid::now_v7().as_u128() % range);
+    let digit = |_| {
+        let value = u32::try_from(rest % 36).unwrap_or(0);
+        rest /= 36;
+        char::from_digit(value, 36).unwrap_or('0')
+    };
+    (0..len).map(digit).collect()
+}
+
+macro_rules! text_id {
+    ($(#[$doc:meta])* $name:ident, $what:literal, $len:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            /// A fresh id of the length that clients of Logto expect.
+            pub fn generate() -> Self {
+                Self(base36($len))
+            }
+
+            /// 1 to 64 characters of `A-Z a-z 0-9 _ -`: what was imported keeps its id.
+            ///
+            /// # Errors
+            /// [`BadName`] if the text breaks the rule.
+            pub fn parse(text: &str) -> Result<Self, BadName> {
+                let allowed = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
+                if text.is_empty() || text.len() > 64 || !text.chars().all(allowed) {
+                    return Err(BadName { what: $what });
+                }
+                Ok(Self(text.to_owned()))
+            }
+
+            /// The id as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = BadName;
+            fn try_from(text: String) -> Result<Self, BadName> {
+                Self::parse(&text)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> String {
+                id.0
+            }
+        }
+    };
+}
+
+text_id!(
+    /// A person whose identities at other providers are kept.
+    UserId,
+    "user id",
+    12
+);
+text_id!(
+    /// A connector, social or enterprise.
+    ConnectorId,
+    "connector id",
+    12
+);
+text_id!(
+    /// A federated token set.
+    TokenSetId,
+    "secret id",
+    21
+);
+text_id!(
+    /// A proof with a short life.
+    VerificationId,
+    "verification record id",
+    21
+);
+text_id!(
+    /// The row of an identity.
+    IdentityId,
+    "identity id",
+    21
+);
+
 /// A signing key's row; not its `kid`, which is a thumbprint. 21 characters of `0-9a-z`, as clients of Logto
 /// expect; rows of the first versions have UUIDs and keep them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -91,13 +185,7 @@ impl SigningKeyId {
 
     /// A fresh id: 74 random bits and the end of the time.
     pub fn generate() -> Self {
-        let mut rest = Uuid::now_v7().as_u128() % 36_u128.pow(Self::LEN);
-        let digit = |_| {
-            let value = u32::try_from(rest % 36).unwrap_or(0);
-            rest /= 36;
-            char::from_digit(value, 36).unwrap_or('0')
-        };
-        Self((0..Self::LEN).map(digit).collect())
+        Self(base36(Self::LEN))
     }
 
     /// The id of no key: no time ends in so many zeros.
@@ -270,11 +358,19 @@ impl fmt::Display for RequestId {
 /// # Errors
 /// If the operating system has no randomness to give.
 pub fn generate_client_secret() -> Result<SecretString, getrandom::Error> {
+    generate_token("lcs_")
+}
+
+/// 256 random bits behind a prefix of at most 8 characters that says what they are.
+///
+/// # Errors
+/// If the operating system has no randomness to give.
+pub fn generate_token(prefix: &str) -> Result<SecretString, getrandom::Error> {
     let mut bytes = Zeroizing::new([0; 32]);
     getrandom::fill(&mut *bytes)?;
     // Sized before anything is written, so that no copy is left behind by a reallocation.
     let mut text = String::with_capacity(64);
-    text.push_str("lcs_");
+    text.push_str(prefix);
     URL_SAFE_NO_PAD.encode_string(&bytes[..], &mut text);
     Ok(SecretString::from(text))
 }

@@ -11,6 +11,7 @@ mod external;
 mod idempotency;
 mod keyring;
 mod model;
+mod records;
 mod restore;
 mod rewrap;
 mod secrets;
@@ -34,6 +35,7 @@ use keyring::Keyring;
 
 pub use crate::seal::DeviceName;
 pub use model::*;
+pub use records::{Place, SealedRecord, UnopenedRecord, delete_record, load_record};
 pub use restore::Restored;
 
 /// Why the vault refused, sorted by what the caller can do about it.
@@ -156,7 +158,7 @@ impl Default for Config {
 ///
 /// Every call checks its scope first. Changes, releases and uses of keys run inside
 /// [`AuditLog::around`]; reads of metadata are not recorded in this version. Secrets are in
-/// `secrets.rs`, ciphertext that callers keep in `external.rs`, KEKs in `keyring.rs`, jobs in `rewrap.rs`, the
+/// `secrets.rs`, records that other parts keep in `records.rs`, ciphertext that callers keep in `external.rs`, KEKs in `keyring.rs`, jobs in `rewrap.rs`, the
 /// quarantine in `restore.rs`.
 #[derive(Clone)]
 pub struct Vault {

@@ -1,7 +1,8 @@
 //! The tables as diesel sees them: kept by hand, equal on both engines (a test compares).
 //! Owners: vault (`tenants`, `keks`, `secrets`, `secret_versions`, `jobs`, `idempotency_keys`, `installation`), audit
 //! (`audit_head`, `audit_records`), keys (`signing_keys`, `signing_rings`, `signing_key_tokens`,
-//! `clock_marks`), issuer (`applications`),
+//! `clock_marks`), tokens (`users`, `user_identities`, `connectors`, `token_sets`, `verification_records`,
+//! `account_centers`), issuer (`applications`, `user_tokens`),
 //! this module (`turns`).
 
 #![expect(missing_docs, reason = "diesel's macro makes undocumented items; migrations document the columns")]
@@ -56,6 +57,7 @@ diesel::table! {
         created_at -> BigInt,
         backup_dek -> Nullable<Binary>,
         backup_kek -> BigInt,
+        kind -> Text,
     }
 }
 
@@ -168,7 +170,123 @@ diesel::table! {
 }
 
 diesel::table! {
+    users (tenant_id, id) {
+        tenant_id -> Text,
+        id -> Text,
+        username -> Nullable<Text>,
+        primary_email -> Nullable<Text>,
+        primary_phone -> Nullable<Text>,
+        name -> Nullable<Text>,
+        avatar -> Nullable<Text>,
+        profile -> Text,
+        custom_data -> Text,
+        password_hash -> Nullable<Text>,
+        is_suspended -> BigInt,
+        created_at -> BigInt,
+        updated_at -> BigInt,
+    }
+}
+
+diesel::table! {
+    user_identities (tenant_id, user_id, family, target) {
+        tenant_id -> Text,
+        user_id -> Text,
+        family -> Text,
+        target -> Text,
+        id -> Text,
+        issuer -> Nullable<Text>,
+        identity_id -> Text,
+        details -> Text,
+        created_at -> BigInt,
+        updated_at -> BigInt,
+    }
+}
+
+diesel::table! {
+    connectors (tenant_id, id) {
+        tenant_id -> Text,
+        id -> Text,
+        family -> Text,
+        factory -> Text,
+        target -> Text,
+        shown -> Text,
+        stores_tokens -> BigInt,
+        refresh_ahead -> BigInt,
+        version -> BigInt,
+        breaker_until -> BigInt,
+        breaker_reason -> Nullable<Text>,
+        breaker_failures -> BigInt,
+        created_at -> BigInt,
+        updated_at -> BigInt,
+    }
+}
+
+diesel::table! {
+    token_sets (tenant_id, id) {
+        tenant_id -> Text,
+        id -> Text,
+        user_id -> Text,
+        family -> Text,
+        target -> Text,
+        connector_id -> Text,
+        issuer -> Nullable<Text>,
+        identity_id -> Text,
+        has_refresh_token -> BigInt,
+        scope -> Nullable<Text>,
+        token_type -> Nullable<Text>,
+        expires_at -> Nullable<BigInt>,
+        issued_at -> BigInt,
+        version -> BigInt,
+        state -> Text,
+        epoch -> BigInt,
+        lease_until -> BigInt,
+        spent -> BigInt,
+        failures -> BigInt,
+        last_error -> Nullable<Text>,
+        retry_at -> BigInt,
+        refresh_at -> Nullable<BigInt>,
+        created_at -> BigInt,
+        updated_at -> BigInt,
+    }
+}
+
+diesel::table! {
+    verification_records (tenant_id, id) {
+        tenant_id -> Text,
+        id -> Text,
+        user_id -> Text,
+        kind -> Text,
+        connector_id -> Nullable<Text>,
+        target -> Nullable<Text>,
+        state -> Text,
+        version -> BigInt,
+        expires_at -> BigInt,
+    }
+}
+
+diesel::table! {
+    account_centers (tenant_id) {
+        tenant_id -> Text,
+        version -> BigInt,
+    }
+}
+
+diesel::table! {
+    user_tokens (hash) {
+        hash -> Binary,
+        tenant_id -> Text,
+        kind -> Text,
+        user_id -> Text,
+        client_id -> Nullable<Text>,
+        scopes -> Text,
+        expires_at -> BigInt,
+        mac -> Binary,
+    }
+}
+
+diesel::table! {
     turns (name) { name -> Text, }
 }
 
 diesel::allow_tables_to_appear_in_same_query!(secrets, secret_versions, keks, tenants);
+diesel::allow_tables_to_appear_in_same_query!(token_sets, connectors);

@@ -43,6 +43,31 @@ impl SecretKind {
     }
 }
 
+/// What a record of another part is. The names are frozen: ciphertexts are bound to them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RecordKind {
+    /// A user's tokens of another provider.
+    TokenSet,
+    /// How a provider is spoken to, with the client's secret.
+    Connector,
+    /// A proof with a short life, and the tokens parked in it.
+    Verification,
+    /// What users may do with their own account.
+    AccountCenter,
+}
+
+impl RecordKind {
+    /// `Context::kind`, and the value in the database.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::TokenSet => "token-set",
+            Self::Connector => "connector",
+            Self::Verification => "verification",
+            Self::AccountCenter => "account-center",
+        }
+    }
+}
+
 /// How a value was given and is given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]

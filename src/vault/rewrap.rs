@@ -18,13 +18,13 @@ use crate::db::{DbError, Engine};
 use crate::identity::{Caller, Scope};
 use crate::ids::TenantId;
 use crate::ids::{JobId, RequestId};
-use crate::seal::{Kek, SealError, WrappedKey};
+use crate::seal::{Context, Kek, SealError, WrappedKey};
 
 use super::idempotency::Request;
 use super::model::{IdempotencyKey, JobInfo, JobKind, JobState, KekRole};
 use super::store::jobs::{self, Claimed, Job};
 use super::store::records::{self, Position, ToRewrap};
-use super::{Vault, VaultError, check, secrets, store};
+use super::{Vault, VaultError, check, store};
 
 /// Records per transaction.
 const BATCH: i64 = 64;
@@ -370,7 +370,7 @@ impl Vault {
             return Ok(Moved::Not("integrity"));
         };
         let to = self.kek_for_wrapping(&job.tenant, job.info.kind.writes()).await?;
-        let context = secrets::context(job.tenant.as_str(), id, version);
+        let context = Context { tenant: job.tenant.as_str(), kind: &record.kind, record: id, version };
         match self.parts().sealer.rewrap(&from, &to, &context, &wrapped).await {
             Ok(new) => Ok(Moved::To(record, new)),
             Err(SealError::Rejected) => {

@@ -21,7 +21,7 @@ const PAGE: u32 = 200;
 /// `Context::kind` of stored secrets: frozen, it is part of what every ciphertext is bound to.
 const KIND: &str = "secret";
 
-pub(super) fn context<'a>(tenant: &'a str, id: &'a str, version: u64) -> Context<'a> {
+fn context<'a>(tenant: &'a str, id: &'a str, version: u64) -> Context<'a> {
     Context { tenant, kind: KIND, record: id, version }
 }
 

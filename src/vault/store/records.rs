@@ -1,13 +1,15 @@
-//! SQL of the records as jobs see them: walked in the order of an index, each wrap replaced where it was read.
+//! SQL of sealed records: as jobs see them (walked in the order of an index, each wrap replaced where it was read),
+//! and those that other parts keep.
 
 use diesel::dsl::count_star;
 use diesel::prelude::*;
 
-use super::unsigned;
+use super::{signed, unsigned};
+use crate::clock::Timestamp;
 use crate::db::schema::secret_versions;
 use crate::db::{Conn, DbError};
 use crate::ids::TenantId;
-use crate::vault::model::{JobKind, KekRole};
+use crate::vault::model::{Encoding, JobKind, KekRole, RecordKind};
 use crate::with_conn;
 
 /// Where a rewrap is: after this record. Ordered as the index of `secret_versions` is. Whatever stands
@@ -55,6 +57,8 @@ impl Position {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::vault) struct ToRewrap {
     pub(in crate::vault) position: Position,
+    /// What it is bound to; a false one does not open.
+    pub(in crate::vault) kind: String,
     pub(in crate::vault) wrapped_dek: Vec<u8>,
     pub(in crate::vault) backup_dek: Option<Vec<u8>>,
 }
@@ -78,7 +82,7 @@ macro_rules! walk {
             .gt(&$position.secret)
             .or(v::secret_id.eq(&$position.secret).and(v::version.gt($position.version)));
         let of_tenant = v::tenant_id.eq($tenant.as_str()).and(v::$column.lt(i64::from($target)));
-        let columns = (v::$column, v::secret_id, v::version, v::wrapped_dek, v::backup_dek);
+        let columns = (v::$column, v::secret_id, v::version, v::kind, v::wrapped_dek, v::backup_dek);
         // Two statements, because each walks the index in its order; one with OR would sort everything.
         let here = v::table
             .filter(of_tenant.and(v::$column.eq(at)).and(after))
@@ -99,7 +103,7 @@ macro_rules! walk {
     }};
 }
 
-type Columns = (i64, String, i64, Vec<u8>, Option<Vec<u8>>);
+type Columns = (i64, String, i64, String, Vec<u8>, Option<Vec<u8>>);
 
 /// The next records whose wrap of that role is under a KEK version below `target`, after `position`, at
 /// most `limit`.
@@ -114,8 +118,9 @@ pub(in crate::vault) fn to_rewrap(
         KekRole::Main => walk!(conn, tenant, target, position, limit, kek_version),
         KekRole::Backup => walk!(conn, tenant, target, position, limit, backup_kek),
     };
-    let record = |(kek_version, secret, version, wrapped_dek, backup_dek)| ToRewrap {
+    let record = |(kek_version, secret, version, kind, wrapped_dek, backup_dek)| ToRewrap {
         position: Position { kek_version, secret, version },
+        kind,
         wrapped_dek,
         backup_dek,
     };
@@ -173,4 +178,64 @@ pub(in crate::vault) fn swap_wrap(
         }
     };
     Ok(changed == 1)
+}
+
+/// A record of another part as it is stored.
+#[derive(Clone)]
+pub(in crate::vault) struct StoredRecord {
+    /// Wrapped DEK, IV, ciphertext, tag.
+    pub(in crate::vault) columns: [Vec<u8>; 4],
+    pub(in crate::vault) kek_version: i64,
+    pub(in crate::vault) len: u64,
+}
+
+/// # Errors
+/// [`DbError::Duplicate`] if that version is there.
+pub(in crate::vault) fn insert(
+    conn: &mut Conn,
+    tenant: &TenantId,
+    (kind, name, version): (RecordKind, &str, u64),
+    record: &StoredRecord,
+    now: Timestamp,
+) -> Result<(), DbError> {
+    use secret_versions as v;
+    let [wrapped_dek, iv, ciphertext, tag] = &record.columns;
+    let row = (
+        (v::secret_id.eq(name), v::version.eq(signed(version)), v::tenant_id.eq(tenant.as_str())),
+        (v::encoding.eq(Encoding::Utf8.name()), v::value_len.eq(signed(record.len))),
+        (v::kind.eq(kind.name()), v::kek_version.eq(record.kek_version)),
+        (v::wrapped_dek.eq(wrapped_dek), v::iv.eq(iv), v::ciphertext.eq(ciphertext), v::tag.eq(tag)),
+        v::created_at.eq(now.as_micros()),
+    );
+    with_conn!(conn, |c| diesel::insert_into(v::table).values(row).execute(c))?;
+    Ok(())
+}
+
+/// The record of that name in that version.
+pub(in crate::vault) fn find(
+    conn: &mut Conn,
+    tenant: &TenantId,
+    name: &str,
+    version: u64,
+) -> Result<Option<StoredRecord>, DbError> {
+    use secret_versions as v;
+    type Row = (Vec<u8>, Vec<u8>, Vec<u8>, Vec<u8>, i64, i64);
+    let query = v::table
+        .filter(v::secret_id.eq(name).and(v::version.eq(signed(version))))
+        .filter(v::tenant_id.eq(tenant.as_str()))
+        .select((v::wrapped_dek, v::iv, v::ciphertext, v::tag, v::kek_version, v::value_len));
+    let row: Option<Row> = with_conn!(conn, |c| query.first(c).optional())?;
+    let read = |(wrapped_dek, iv, ciphertext, tag, kek_version, len)| {
+        let len = unsigned("secret_versions", name, len)?;
+        Ok(StoredRecord { columns: [wrapped_dek, iv, ciphertext, tag], kek_version, len })
+    };
+    row.map(read).transpose()
+}
+
+/// Deletes every version of the record of that name.
+pub(in crate::vault) fn delete(conn: &mut Conn, tenant: &TenantId, name: &str) -> Result<(), DbError> {
+    use secret_versions as v;
+    let rows = v::table.filter(v::secret_id.eq(name).and(v::tenant_id.eq(tenant.as_str())));
+    with_conn!(conn, |c| diesel::delete(rows).execute(c))?;
+    Ok(())
 }

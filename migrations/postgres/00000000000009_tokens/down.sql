@@ -1,0 +1,10 @@
+DROP TABLE user_tokens;
+DROP TABLE account_centers;
+DROP TABLE verification_records;
+DROP TABLE token_sets;
+DROP TABLE connectors;
+DROP TABLE user_identities;
+DROP TABLE users;
+DELETE FROM secret_versions WHERE kind <> 'secret';
+ALTER TABLE secret_versions DROP COLUMN kind;
+ALTER TABLE secret_versions ADD CONSTRAINT secret_versions_secret_id_fkey FOREIGN KEY (secret_id) REFERENCES secrets (id);
