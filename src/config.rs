@@ -19,7 +19,7 @@ use crate::db;
 use crate::http;
 use crate::ids::TenantId;
 use crate::seal::DeviceName;
-use crate::{seal, vault};
+use crate::{seal, tokens, upstream, vault};
 
 pub use keys::KeysConfig;
 
@@ -53,6 +53,10 @@ pub struct Config {
     pub vault: vault::Config,
     /// The token issuer.
     pub issuer: IssuerConfig,
+    /// Federated token sets.
+    pub tokens: tokens::Config,
+    /// What may be called outside.
+    pub upstream: upstream::Config,
     /// Signing keys.
     pub keys: KeysConfig,
     /// The audit log.
@@ -259,6 +263,8 @@ impl Default for Config {
             memory: seal::guarded::Options::default(),
             vault: vault::Config::default(),
             issuer: IssuerConfig::default(),
+            tokens: tokens::Config::default(),
+            upstream: upstream::Config::default(),
             keys: KeysConfig::default(),
             audit: AuditConfig::default(),
             log: LogConfig::default(),
@@ -380,6 +386,10 @@ impl Config {
             ("keys.rotation_grace", self.keys.rotation_grace.as_secs(), 0, 31_536_000, "0 to 1 year"),
             ("keys.propagation", self.keys.propagation.as_secs(), 2, 3600, "2 seconds to 1 hour"),
             ("keys.skew", self.keys.skew.as_secs(), 0, 3600, "0 to 1 hour"),
+            ("tokens.leeway", self.tokens.leeway.as_secs(), 0, 3600, "0 to 1 hour"),
+            ("tokens.refresh_lease", self.tokens.refresh_lease.as_secs(), 2, 600, "2 seconds to 10 minutes"),
+            ("tokens.read_deadline", self.tokens.read_deadline.as_secs(), 1, 120, "1 second to 2 minutes"),
+            ("tokens.background_at_once", self.tokens.background_at_once as u64, 1, 256, "1 to 256"),
             ("server.max_connections", self.server.max_connections as u64, 1, 1 << 20, "1 to 1048576"),
         ];
         match bounds.into_iter().find(|(_, value, min, max, _)| !(min..=max).contains(&value)) {

@@ -131,9 +131,11 @@ async fn serve(
     tasks.spawn(health::upkeep(Arc::clone(&services), Arc::clone(&health), gate));
     tasks.spawn(notify::watchdog());
     tasks.spawn(anchor::run(Arc::clone(&services), Arc::clone(&health)));
-    let (vault, keys, tenant) =
-        (services.vault.clone(), services.keys.clone(), services.config.tenant.clone());
-    tasks.spawn(async move { tokio::join!(vault.run_jobs(&tenant), keys.run(&tenant)).0 });
+    let (vault, keys, tokens) = (services.vault.clone(), services.keys.clone(), services.tokens.clone());
+    let tenant = services.config.tenant.clone();
+    tasks.spawn(
+        async move { tokio::join!(vault.run_jobs(&tenant), keys.run(&tenant), tokens.run(&tenant)).0 },
+    );
 
     notify::started();
     let ended = listen::until_stopped(server, &health, certificates, keys_unfit, on_ready).await;

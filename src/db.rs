@@ -17,6 +17,7 @@ mod postgres;
 mod queue;
 pub mod schema;
 mod sqlite;
+mod time;
 mod turn;
 
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use diesel::{PgConnection, SqliteConnection};
 
 pub use connect::{Engine, OpenOptions, Url};
 pub use lanes::DbStatus;
+pub use time::now;
 pub use turn::{Name as TurnName, Turn};
 
 /// A connection of either engine.

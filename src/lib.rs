@@ -16,4 +16,6 @@ pub mod issuer;
 pub mod keys;
 pub mod process;
 pub mod seal;
+pub mod tokens;
+pub mod upstream;
 pub mod vault;

@@ -12,11 +12,13 @@ use std::path::Path;
 /// `identity` names `ids` because a caller has a tenant.
 const ARROWS: &str = "
     identity -> ids
+    upstream -> clock
     audit  -> clock db identity ids seal
     keys   -> clock db identity ids seal audit
     vault  -> clock db identity ids seal audit
-    issuer -> clock db identity ids audit keys
-    http   -> identity ids audit issuer keys vault
+    tokens -> clock db identity ids audit vault upstream
+    issuer -> clock db identity ids audit keys tokens
+    http   -> identity ids audit issuer keys vault tokens
 ";
 
 /// These put the parts together and may name everything.
@@ -28,20 +30,21 @@ const EDGES: &str = "
     cryptoki_sys     -> seal/pkcs11
     pk11_uri_parser  -> seal/pkcs11
     tss_esapi        -> seal/tpm
-    diesel           -> db audit/store issuer/store keys/store vault/store
+    diesel           -> db audit/store issuer/store keys/store tokens/store vault/store
     diesel_migrations -> db
     libsqlite3_sys   -> db
     actix_web        -> http daemon
     actix_tls        -> http daemon
-    rustls           -> daemon http cli
-    reqwest          -> cli
+    rustls           -> daemon http cli upstream
+    reqwest          -> cli upstream
+    hyper            -> upstream
     config           -> config
     clap             -> cli main
     indicatif        -> cli
     comfy_table      -> cli
     seccompiler      -> seal/child
     rpassword        -> cli seal/pin seal/pkcs11
-    jsonwebtoken     -> issuer keys
+    jsonwebtoken     -> issuer keys upstream
     sd_notify        -> daemon
 ";
 

@@ -84,6 +84,48 @@ pub enum Action {
     AppPolicy,
     /// An application got another secret, because the old one cannot be checked any more.
     AppReissue,
+    /// Users or identities were asked for without the right.
+    UserRead,
+    /// A user was made.
+    UserCreate,
+    /// A user was changed.
+    UserUpdate,
+    /// A user was deleted, with identities and token sets.
+    UserDelete,
+    /// An account at a provider was linked to a user, or replaced.
+    IdentityLink,
+    /// An account at a provider was taken away from a user.
+    IdentityUnlink,
+    /// Connectors were asked for without the right.
+    ConnectorRead,
+    /// A connector was made.
+    ConnectorCreate,
+    /// A connector was changed.
+    ConnectorUpdate,
+    /// A connector was deleted.
+    ConnectorDelete,
+    /// A provider refuses a connector, and is not asked for a while.
+    ConnectorBreaker,
+    /// The account center's settings were changed.
+    AccountCenterUpdate,
+    /// A sign-in at a provider was begun.
+    VerificationStart,
+    /// A proof was given.
+    VerificationVerify,
+    /// Tokens of a provider were stored by a person's sign-in.
+    TokenSetStore,
+    /// A provider's access token was released.
+    TokenSetRead,
+    /// Tokens were refreshed at their provider.
+    TokenSetRefresh,
+    /// A grant is dead: the person has to authorise again.
+    TokenSetDead,
+    /// A token set was deleted.
+    TokenSetDelete,
+    /// A deleted token set was revoked at its provider.
+    TokenSetRevoke,
+    /// Records of a Logto database were imported.
+    LogtoImport,
     /// A restore began, and with it the quarantine.
     RestoreBegin,
     /// A restore has done what it could.
@@ -108,7 +150,7 @@ pub enum Action {
 
 impl Action {
     /// Every action, for the documentation.
-    pub const ALL: [Self; 49] = [
+    pub const ALL: [Self; 70] = [
         Self::DaemonStart,
         Self::DaemonStop,
         Self::DbMigrate,
@@ -148,6 +190,27 @@ impl Action {
         Self::CookieSign,
         Self::AppPolicy,
         Self::AppReissue,
+        Self::UserRead,
+        Self::UserCreate,
+        Self::UserUpdate,
+        Self::UserDelete,
+        Self::IdentityLink,
+        Self::IdentityUnlink,
+        Self::ConnectorRead,
+        Self::ConnectorCreate,
+        Self::ConnectorUpdate,
+        Self::ConnectorDelete,
+        Self::ConnectorBreaker,
+        Self::AccountCenterUpdate,
+        Self::VerificationStart,
+        Self::VerificationVerify,
+        Self::TokenSetStore,
+        Self::TokenSetRead,
+        Self::TokenSetRefresh,
+        Self::TokenSetDead,
+        Self::TokenSetDelete,
+        Self::TokenSetRevoke,
+        Self::LogtoImport,
         Self::RestoreBegin,
         Self::RestoreEnd,
         Self::RestoreRelease,
@@ -202,6 +265,27 @@ impl Action {
             Self::CookieSign => "cookie.sign",
             Self::AppPolicy => "app.policy",
             Self::AppReissue => "app.reissue",
+            Self::UserRead => "user.read",
+            Self::UserCreate => "user.create",
+            Self::UserUpdate => "user.update",
+            Self::UserDelete => "user.delete",
+            Self::IdentityLink => "identity.link",
+            Self::IdentityUnlink => "identity.unlink",
+            Self::ConnectorRead => "connector.read",
+            Self::ConnectorCreate => "connector.create",
+            Self::ConnectorUpdate => "connector.update",
+            Self::ConnectorDelete => "connector.delete",
+            Self::ConnectorBreaker => "connector.breaker",
+            Self::AccountCenterUpdate => "account-center.update",
+            Self::VerificationStart => "verification.start",
+            Self::VerificationVerify => "verification.verify",
+            Self::TokenSetStore => "token-set.store",
+            Self::TokenSetRead => "token-set.read",
+            Self::TokenSetRefresh => "token-set.refresh",
+            Self::TokenSetDead => "token-set.needs-reauthorization",
+            Self::TokenSetDelete => "token-set.delete",
+            Self::TokenSetRevoke => "token-set.revoke",
+            Self::LogtoImport => "logto.import",
             Self::RestoreBegin => "restore.begin",
             Self::RestoreEnd => "restore.end",
             Self::RestoreRelease => "restore.release",

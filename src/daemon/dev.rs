@@ -131,6 +131,8 @@ fn configuration(dir: &Path, options: &DevOptions, device: &DevDevice) -> Result
     config.server.listen = options.listen;
     config.memory.allow_unlocked |= options.allow_unlocked_memory;
     config.log.level.clone_from(&options.log_level);
+    // Providers of a developer are programs on the same host.
+    config.upstream.loopback_http = true;
     // One daemon, one clock: who tries a rotation sees its key sign within seconds.
     config.keys.propagation = Duration::from_secs(2);
     config.keys.skew = Duration::from_secs(3);

@@ -15,6 +15,8 @@ use crate::identity::{Caller, Principal};
 use crate::issuer::{self, Issuer, SigningPolicy};
 use crate::keys::{self, Keys, KeysError, Purpose};
 use crate::seal::{self, Arena, ArenaError, DeviceName, Devices, KeyId, SealError, Surroundings};
+use crate::tokens::{self, Tokens};
+use crate::upstream::{self, Upstream};
 use crate::vault::{self, Vault, VaultError};
 
 /// Everything a running daemon has.
@@ -35,6 +37,8 @@ pub struct Services {
     pub vault: Vault,
     /// Tokens and applications.
     pub issuer: Issuer,
+    /// Federated token sets.
+    pub tokens: Tokens,
     /// Wall time.
     pub clock: Arc<dyn Clock>,
     /// What tells an old copy of the database from the present one; `None` where it is not configured.
@@ -70,6 +74,9 @@ pub enum StartError {
     /// The device's module, selection or PIN source.
     #[error(transparent)]
     Device(#[from] seal::StartError),
+    /// What calls out.
+    #[error(transparent)]
+    Upstream(#[from] upstream::StartError),
     /// The audit log.
     #[error("the audit log cannot be opened")]
     Audit(#[from] AuditError),
@@ -169,6 +176,15 @@ impl Ground {
             placement: config.placement.keks.clone(),
             backup: config.backup.as_ref().map(|backup| backup.device.clone()),
         });
+        let tokens = Tokens::new(tokens::Parts {
+            db: self.db.clone(),
+            vault: vault.clone(),
+            upstream: Upstream::new(&config.upstream)?,
+            audit: self.audit.clone(),
+            clock: Arc::clone(&self.clock),
+            config: config.tokens.clone(),
+            spool: config.data_dir.join("spool"),
+        });
         let issuer = Issuer::new(issuer::Parts {
             db: self.db.clone(),
             keys: self.keys.clone(),
@@ -182,7 +198,7 @@ impl Ground {
             },
         });
         let Self { db, arena, devices, audit, keys, clock } = self;
-        Ok(Services { config, db, arena, devices, audit, keys, vault, issuer, clock, anchor: None })
+        Ok(Services { config, db, arena, devices, audit, keys, vault, issuer, tokens, clock, anchor: None })
     }
 }
 
@@ -293,6 +309,7 @@ impl Services {
 
     /// Ends in order: what was accepted is recorded before device and database go.
     pub async fn close(&self) {
+        self.tokens.close().await;
         self.audit.close().await;
         self.devices.close();
         self.db.close();

@@ -1,0 +1,61 @@
+//! Passwords of people: Argon2id (RFC 9106), in the form of the PHC string format. Takes tens of milliseconds and 19 MiB,
+//! so it runs on a thread of the database, which may block.
+
+use argon2::password_hash::SaltString;
+use argon2::{Argon2, PasswordHash, PasswordHasher, PasswordVerifier};
+use secrecy::{ExposeSecret, SecretString};
+
+use super::{TokensError, invalid};
+use crate::db::DbError;
+use crate::ids::generate_token;
+
+/// In bytes; a longer one only costs time.
+const LONGEST: usize = 256;
+
+/// The hash of a new password.
+///
+/// # Errors
+/// [`TokensError::Invalid`] if it is empty or too long.
+pub(super) fn hash(password: &SecretString) -> Result<String, TokensError> {
+    let text = password.expose_secret();
+    if text.is_empty() || text.len() > LONGEST {
+        return Err(invalid("password", format!("must have 1 to {LONGEST} bytes")));
+    }
+    // Without randomness nothing can be made now, as without storage.
+    let random = generate_token("").map_err(|_| DbError::Unavailable(None))?;
+    let salt = SaltString::encode_b64(&random.expose_secret().as_bytes()[..24]);
+    let salt = salt.map_err(|_| DbError::Unavailable(None))?;
+    let hash = Argon2::default().hash_password(text.as_bytes(), &salt);
+    Ok(hash.map_err(|_| DbError::Unavailable(None))?.to_string())
+}
+
+/// Whether that is the password. Without a hash it takes as long as with one.
+pub(super) fn is_right(password: &SecretString, stored: Option<&str>) -> bool {
+    const NOBODYS: &str = "$argon2id$v=19$m=19456,t=2,p=1$c29tZXRoaW5nIHRoYXQgaXM$\
+        Tm9ib2R5IGhhcyBhIHBhc3N3b3JkIG9mIHRoYXQgaGE";
+    let text = password.expose_secret();
+    if text.len() > LONGEST {
+        return false;
+    }
+    let Ok(hash) = PasswordHash::new(stored.unwrap_or(NOBODYS)) else { return false };
+    Argon2::default().verify_password(text.as_bytes(), &hash).is_ok() && stored.is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_proves_itself_and_nothing_else() {
+        let secret = |text: &str| SecretString::from(text.to_owned());
+        let hash = hash(&secret("correct horse")).unwrap();
+
+        assert!(hash.starts_with("$argon2id$v=19$"), "{hash}");
+        assert!(is_right(&secret("correct horse"), Some(&hash)));
+        assert!(!is_right(&secret("correct hors"), Some(&hash)));
+        assert!(!is_right(&secret("correct horse"), None));
+        assert!(!is_right(&secret("correct horse"), Some("no hash")));
+        assert!(super::hash(&secret("")).is_err());
+        assert!(super::hash(&secret(&"x".repeat(257))).is_err());
+    }
+}
