@@ -55,6 +55,8 @@ need_to_test() {
   need postgresql any_file '/usr/lib/postgresql/*/bin/initdb'
   need shellcheck have shellcheck
   need strace have strace
+  need iproute2 have ip
+  need util-linux have unshare
   need faketime have faketime
   need gdb have gdb
   need wrk have wrk
