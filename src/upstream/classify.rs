@@ -91,33 +91,34 @@ fn classify(status: u16, code: Option<&str>) -> (Class, &'static str) {
         300..=399 => return (Class::Config, "redirect"),
         _ => {}
     }
-    match (code.unwrap_or_default(), status) {
-        (
-            "invalid_grant"
-            | "bad_refresh_token"
-            | "expired_token"
-            | "token_expired"
-            | "bad_verification_code"
-            | "unverified_user_email",
-            _,
-        ) => (Class::GrantDead, "grant"),
-        (
-            "invalid_client"
-            | "unauthorized_client"
-            | "incorrect_client_credentials"
-            | "redirect_uri_mismatch",
-            _,
-        ) => (Class::Config, "client"),
-        ("access_denied" | "interaction_required" | "consent_required" | "login_required", _) => {
+    code.and_then(classify_code).unwrap_or(match status {
+        401 => (Class::Config, "client"),
+        403 => (Class::Policy, "policy"),
+        404 | 405 | 410 => (Class::Config, "endpoint"),
+        _ => (Class::Protocol, "status"),
+    })
+}
+
+/// The codes of RFC 6749, RFC 6750, RFC 8628, OpenID Connect Core, and GitHub's.
+fn classify_code(code: &str) -> Option<(Class, &'static str)> {
+    Some(match code {
+        "invalid_grant"
+        | "bad_refresh_token"
+        | "expired_token"
+        | "token_expired"
+        | "bad_verification_code"
+        | "unverified_user_email" => (Class::GrantDead, "grant"),
+        "invalid_client"
+        | "unauthorized_client"
+        | "incorrect_client_credentials"
+        | "redirect_uri_mismatch" => (Class::Config, "client"),
+        "access_denied" | "interaction_required" | "consent_required" | "login_required" => {
             (Class::Policy, "policy")
         }
-        ("temporarily_unavailable" | "server_error" | "slow_down", _) => (Class::Transient, "server"),
-        ("invalid_request" | "unsupported_grant_type" | "invalid_scope", _) => (Class::Protocol, "request"),
-        (_, 401) => (Class::Config, "client"),
-        (_, 403) => (Class::Policy, "policy"),
-        (_, 404 | 405 | 410) => (Class::Config, "endpoint"),
-        _ => (Class::Protocol, "status"),
-    }
+        "temporarily_unavailable" | "server_error" | "slow_down" => (Class::Transient, "server"),
+        "invalid_request" | "unsupported_grant_type" | "invalid_scope" => (Class::Protocol, "request"),
+        _ => return None,
+    })
 }
 
 /// The error code of an answer, if it has one that looks like a code.

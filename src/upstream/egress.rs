@@ -87,14 +87,20 @@ enum Reach {
 }
 
 fn reach(address: IpAddr) -> Reach {
-    match address {
-        IpAddr::V4(ip) if PRIVATE_V4.iter().any(|net| net.contains(&ip)) => Reach::Private,
-        IpAddr::V4(ip) if SPECIAL_V4.iter().any(|net| net.contains(&ip)) => Reach::Special,
-        IpAddr::V4(_) => Reach::Public,
-        IpAddr::V6(ip) if PRIVATE_V6.contains(&ip) => Reach::Private,
-        IpAddr::V6(ip) if !GLOBAL_V6.contains(&ip) => Reach::Special,
-        IpAddr::V6(ip) if SPECIAL_V6.iter().any(|net| net.contains(&ip)) => Reach::Special,
-        IpAddr::V6(_) => Reach::Public,
+    let (is_private, is_special) = match address {
+        IpAddr::V4(ip) => {
+            let within = |nets: &[Ipv4Net]| nets.iter().any(|net| net.contains(&ip));
+            (within(&PRIVATE_V4), within(&SPECIAL_V4))
+        }
+        IpAddr::V6(ip) => {
+            let is_special = !GLOBAL_V6.contains(&ip) || SPECIAL_V6.iter().any(|net| net.contains(&ip));
+            (PRIVATE_V6.contains(&ip), is_special)
+        }
+    };
+    match (is_private, is_special) {
+        (true, _) => Reach::Private,
+        (false, true) => Reach::Special,
+        (false, false) => Reach::Public,
     }
 }
 

@@ -72,7 +72,7 @@ impl Request {
 
     /// A JSON body.
     #[must_use]
-    pub fn json(self, value: &Value) -> Self {
+    pub fn json(self, value: Value) -> Self {
         self.body("application/json", value.to_string().into_bytes())
     }
 

@@ -60,9 +60,9 @@ async fn nothing_is_decompressed() {
 
 #[tokio::test]
 async fn headers_without_measure_are_refused() {
-    let many: String = (0..10_000).map(|count| format!("x-{count}: a\r\n")).collect();
+    let many = "x: a\r\n".repeat(10_000);
     let long = format!("x: {}\r\n", "a".repeat(64 * 1024));
-    let several: String = (0..90).map(|count| format!("x-{count}: {}\r\n", "a".repeat(400))).collect();
+    let several = format!("x: {}\r\n", "a".repeat(400)).repeat(90);
     for (name, script) in [
         ("10 000", vec![answer(200, &many, "{}")]),
         ("64 KiB line", vec![answer(200, &long, "{}")]),

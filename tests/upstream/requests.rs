@@ -138,6 +138,21 @@ async fn userinfo_is_asked_with_the_token_and_its_401_is_the_tokens_end() {
 }
 
 #[tokio::test]
+async fn a_body_may_be_json() {
+    let server = Server::plain(vec![answer(201, "content-type: text/plain\r\n", "ok")]).await;
+    let request =
+        Request::post(server.url("/")).basic("id", &SecretString::from("s")).json(json!({"a": "b"}));
+
+    let answer = upstream().send(request).await.ok().unwrap();
+
+    assert_eq!((answer.status, answer.body.as_slice()), (201, b"ok".as_slice()));
+    assert_eq!(answer.content_type.as_deref(), Some("text/plain"));
+    let request = &server.requests()[0];
+    assert!(request.contains("content-type: application/json\r\n") && request.ends_with("{\"a\":\"b\"}"));
+    assert!(request.contains("authorization: Basic aWQ6cw==\r\n"));
+}
+
+#[tokio::test]
 async fn a_header_that_http_cannot_carry_is_not_sent() {
     let server = Server::plain(vec![]).await;
     let request = Request::get(server.url("/")).bearer(&SecretString::from("a\r\nx: y"));
