@@ -1,0 +1,29 @@
+//! Federated token sets as their users see them: kept, refreshed once, never lost and never found twice.
+//!
+//! `stage` has a daemon, a fake identity provider (`tests/support/idp.rs`) and what a user does with them. `flow`
+//! is the contract's wire behaviour (contracts/logto.md, section 7), `refresh` and `answers` section 8 with ID-2 to
+//! ID-10, `together` MD-1 and MD-2, `crash` ID-1, `delete` what ends a set and ID-15, `binding` CB-1, CB-5 and AP-2,
+//! `exchange` how applications come to a token without its user. `provider` is the whole with a real OpenID provider,
+//! `logto_client` the published client of the Management API. Check ids are those of reliability.md.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    unreachable_pub,
+    reason = "a test fails by panicking"
+)]
+
+#[path = "../support/daemon.rs"]
+mod daemon;
+#[allow(dead_code, unused_imports, unused_macros, reason = "another test program uses the rest")]
+#[path = "../api/stage.rs"]
+mod ground;
+#[path = "../support/idp.rs"]
+mod idp;
+#[path = "../support/postgres.rs"]
+mod postgres;
+
+mod fake;
