@@ -313,6 +313,11 @@ impl TestDaemon {
         token
     }
 
+    /// A secret that was issued to the test: from now on it must not be anywhere either.
+    pub fn hide(&self, secret: &str) {
+        self.tokens.lock().unwrap().push(secret.to_owned());
+    }
+
     /// A request without credentials.
     pub fn anonymous(&self, method: Method, path: &str) -> RequestBuilder {
         self.client.request(method, format!("{}{path}", self.url))
@@ -431,6 +436,11 @@ impl Peer {
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
         assert!(lines.any(|line| line.starts_with("lacre ready ")), "the second daemon is not ready");
         Self { child, url: format!("http://{listen}") }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 }
 

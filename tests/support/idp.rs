@@ -364,9 +364,11 @@ impl FakeIdp {
         self.shared.state().live_grant(access_token).map(|grant| grant.subject.clone())
     }
 
-    /// Every access token that was ever given out.
-    pub fn access_tokens(&self) -> Vec<String> {
-        self.shared.state().access.keys().cloned().collect()
+    /// The access tokens of a subject by which the provider stands.
+    pub fn live_tokens_of(&self, subject: &str) -> Vec<String> {
+        let state = self.shared.state();
+        let is_live = |token: &&String| state.live_grant(token).is_some_and(|grant| grant.subject == subject);
+        state.access.keys().filter(is_live).cloned().collect()
     }
 
     /// Ends every family, as a user does who takes back what was granted.

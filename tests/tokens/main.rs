@@ -25,5 +25,19 @@ mod ground;
 mod idp;
 #[path = "../support/postgres.rs"]
 mod postgres;
+#[allow(dead_code, reason = "another test program uses the rest")]
+#[path = "../main_job/idp.rs"]
+mod scripts;
 
+mod answers;
+mod binding;
+mod crash;
+mod delete;
+mod exchange;
 mod fake;
+mod flow;
+mod logto_client;
+mod provider;
+mod refresh;
+mod stage;
+mod together;

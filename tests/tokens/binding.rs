@@ -1,0 +1,312 @@
+//! Whoever writes to the database spoils a set, and gets no token to another user, another provider or another
+//! tenant: CB-1, CB-5, AP-2.
+
+use std::fs;
+
+use reqwest::{Method, Response};
+use serde_json::{Value, json};
+
+use crate::daemon::{Api, Options, Peer, TestDaemon, contains, encodings};
+use crate::ground;
+use crate::idp::{FakeIdp, Mode};
+use crate::postgres::Postgres;
+use crate::stage::{ACME, Engine, Stage, User, body, path, text, token_in};
+
+const COLUMNS: [&str; 4] = ["wrapped_dek", "iv", "ciphertext", "tag"];
+/// The sealed rows of token sets.
+const SETS: &str = "secret_id IN (SELECT id FROM secrets WHERE kind = 'token-set')";
+
+/// A sealed row: whose it is, and its columns in hex.
+struct Row {
+    id: String,
+    version: String,
+    columns: [String; 4],
+}
+
+fn rows(stage: &Stage) -> Vec<Row> {
+    let place = "secret_id || ' ' || CAST(version AS TEXT)";
+    let places =
+        stage.ground.texts(&format!("SELECT {place} AS t FROM secret_versions WHERE {SETS} ORDER BY 1"));
+    let row = |place: String| {
+        let (id, version) = place.split_once(' ').unwrap();
+        let columns = COLUMNS.map(|column| {
+            let hex = stage.ground.hex(column);
+            let rule = format!("secret_id = '{id}' AND version = {version}");
+            stage.ground.texts(&format!("SELECT {hex} AS t FROM secret_versions WHERE {rule}")).remove(0)
+        });
+        Row { id: id.to_owned(), version: version.to_owned(), columns }
+    };
+    places.into_iter().map(row).collect()
+}
+
+fn write(stage: &Stage, row: &Row, columns: &[String; 4]) {
+    let set: Vec<_> = COLUMNS
+        .iter()
+        .zip(columns)
+        .map(|(column, hex)| format!("{column} = {}", stage.ground.bytes(hex)))
+        .collect();
+    let rule = format!("secret_id = '{}' AND version = {}", row.id, row.version);
+    stage.ground.run(&format!("UPDATE secret_versions SET {} WHERE {rule}", set.join(", ")));
+}
+
+/// An error that tells nothing, with nothing of any value in it.
+async fn fails(stage: &Stage, answer: Response, what: &str) {
+    let body = body(answer, 500).await;
+    assert_eq!(body, json!({ "message": "Internal server error." }), "{what}");
+    for text in encodings(&stage.daemon().canary) {
+        assert!(!contains(body.to_string().as_bytes(), &text), "{what}: plaintext");
+    }
+}
+
+async fn incidents(stage: &Stage) -> usize {
+    let records = stage.records().await;
+    records.iter().filter(|record| record["action"] == "incident.integrity").count()
+}
+
+async fn every_subset_of_columns(engine: Engine) {
+    let stage = Stage::serve(engine, Mode::Strict, "").await;
+    let users = [stage.linked("ana").await, stage.linked("ben").await];
+    let tokens = [stage.token(&users[0]).await, stage.token(&users[1]).await];
+    let rows = rows(&stage);
+    assert_eq!(rows.len(), 2, "one sealed row for each set");
+
+    for subset in 1..16 {
+        for mine in 0..2 {
+            let from = |at: usize| if subset & (1 << at) == 0 { mine } else { 1 - mine };
+            write(&stage, &rows[mine], &[0, 1, 2, 3].map(|at| rows[from(at)].columns[at].clone()));
+        }
+        for user in &users {
+            fails(&stage, stage.read(user).await, &format!("subset {subset:04b}")).await;
+        }
+    }
+    assert!(incidents(&stage).await >= 30, "an incident for each read");
+    for (mine, row) in rows.iter().enumerate() {
+        write(&stage, row, &rows[mine].columns);
+    }
+    for (user, token) in users.iter().zip(&tokens) {
+        assert_eq!(&stage.token(user).await, token, "put back");
+    }
+    assert_eq!(stage.idp.refreshes(), 0);
+    stage.finish().await;
+}
+
+#[tokio::test]
+async fn columns_of_one_users_set_do_not_open_in_anothers_on_sqlite() {
+    every_subset_of_columns(Engine::Sqlite).await;
+}
+
+#[tokio::test]
+async fn columns_of_one_users_set_do_not_open_in_anothers_on_postgresql() {
+    every_subset_of_columns(Engine::Postgres).await;
+}
+
+#[tokio::test]
+async fn a_set_that_is_given_to_another_user_opens_for_nobody() {
+    let stage = Stage::serve(Engine::Sqlite, Mode::Strict, "").await;
+    let (ana, ben) = (stage.linked("ana").await, stage.user("ben").await);
+    stage.ground.run(&format!("UPDATE token_sets SET user_id = '{}'", ben.id));
+    let answer = stage.read(&ben).await;
+    assert!([404, 500].contains(&answer.status().as_u16()), "{}", answer.text().await.unwrap());
+    // With a refresh due, it is not sent to the provider either.
+    stage.expire();
+    let answer = stage.read(&ben).await;
+    assert!([404, 500].contains(&answer.status().as_u16()), "{}", answer.text().await.unwrap());
+    assert_eq!(stage.idp.refreshes(), 0);
+    stage.ground.run(&format!("UPDATE token_sets SET user_id = '{}'", ana.id));
+    assert!(stage.idp.is_live(&stage.token(&ana).await), "put back");
+    stage.finish().await;
+}
+
+/// The columns of a table, in SQLite.
+fn columns_of(stage: &Stage, table: &str) -> Vec<String> {
+    stage.ground.texts(&format!("SELECT name AS t FROM pragma_table_info('{table}')"))
+}
+
+#[tokio::test]
+async fn an_address_that_was_changed_in_the_database_gets_nothing() {
+    let stage = Stage::serve(Engine::Sqlite, Mode::Strict, "").await;
+    let theirs = FakeIdp::start(Mode::Strict, "theirs");
+    let ana = stage.linked("ana").await;
+    stage.expire();
+    let mut changed = 0;
+    for column in columns_of(&stage, "connectors") {
+        let has =
+            format!("SELECT id AS t FROM connectors WHERE CAST({column} AS TEXT) LIKE '%{}%'", stage.idp.url);
+        if stage.ground.texts(&has).is_empty() {
+            continue;
+        }
+        changed += 1;
+        let other = format!("replace(CAST({column} AS TEXT), '{}', '{}')", stage.idp.url, theirs.url);
+        stage.ground.run(&format!("UPDATE connectors SET {column} = {other}"));
+        fails(&stage, stage.read(&ana).await, &column).await;
+        assert_eq!((theirs.connections(), stage.idp.refreshes()), (0, 0), "{column}");
+        let back = format!("replace(CAST({column} AS TEXT), '{}', '{}')", theirs.url, stage.idp.url);
+        stage.ground.run(&format!("UPDATE connectors SET {column} = {back}"));
+    }
+    // Where no column tells addresses, there is nothing to change but sealed bytes: the test after this one.
+    println!("{changed} columns tell the provider's address");
+    assert!(stage.idp.is_live(&stage.token(&ana).await), "put back");
+    assert!(changed == 0 || incidents(&stage).await > 0);
+    stage.finish().await;
+}
+
+#[tokio::test]
+async fn a_connector_whose_row_was_written_by_another_hand_is_refused() {
+    let stage = Stage::serve(Engine::Sqlite, Mode::Strict, "").await;
+    let ana = stage.linked("ana").await;
+    stage.expire();
+    let keys = ["id", "tenant_id", "created_at", "updated_at", "row_version", "version"];
+    let mut refused = 0;
+    for column in columns_of(&stage, "connectors").iter().filter(|column| !keys.contains(&column.as_str())) {
+        let kind = stage.ground.texts(&format!("SELECT typeof({column}) AS t FROM connectors")).remove(0);
+        let (other, hex) = match kind.as_str() {
+            "text" => (format!("{column} || 'x'"), true),
+            "blob" => (format!("CAST({column} || X'00' AS BLOB)"), true),
+            "integer" => (format!("{column} + 1"), false),
+            _ => continue,
+        };
+        let kept = if hex { format!("hex({column})") } else { format!("CAST({column} AS TEXT)") };
+        let kept = stage.ground.texts(&format!("SELECT {kept} AS t FROM connectors")).remove(0);
+        stage.ground.run(&format!("UPDATE connectors SET {column} = {other}"));
+        let answer = stage.read(&ana).await;
+        // A switch in a column of its own may do what a switch does; no secret is sent on account of it.
+        assert_ne!(answer.status(), 200, "{column}");
+        assert_eq!(stage.idp.refreshes(), 0, "{column}");
+        refused += usize::from(answer.status() == 500);
+        let back = match kind.as_str() {
+            "text" => format!("CAST(X'{kept}' AS TEXT)"),
+            "blob" => format!("X'{kept}'"),
+            _ => kept,
+        };
+        stage.ground.run(&format!("UPDATE connectors SET {column} = {back}"));
+    }
+    assert!(refused > 0 && incidents(&stage).await > 0, "nothing was noticed");
+    assert!(stage.idp.is_live(&stage.token(&ana).await), "put back");
+    stage.finish().await;
+}
+
+/// What an answer says, without what is different in every answer.
+async fn said(answer: Response) -> (u16, String, Vec<String>) {
+    let mut names: Vec<_> = answer.headers().keys().map(|name| name.as_str().to_owned()).collect();
+    names.sort();
+    (answer.status().as_u16(), answer.text().await.unwrap(), names)
+}
+
+#[tokio::test]
+async fn what_belongs_to_another_user_looks_like_what_is_not_there() {
+    let stage = Stage::dev(Mode::Strict).await;
+    let (_ana, ben) = (stage.linked("ana").await, stage.user("ben").await);
+    let theirs = said(stage.read(&ben).await).await;
+    let nothing = said(ben.api.get(&path("unknown")).await).await;
+    assert_eq!(theirs, nothing);
+    assert_eq!(theirs.0, 404);
+    stage.finish().await;
+}
+
+/// The daemon of tenant `other` beside that of a stage on PostgreSQL, and an administrator there.
+async fn other_tenant(daemon: &mut TestDaemon, text: &str) -> (Peer, Api) {
+    let other = format!("tenant = \"other\"\n{text}");
+    daemon.set_options(Options { config: Some(other.clone()), ..Options::default() });
+    let file = daemon.dir().join("other.secret");
+    let made =
+        daemon.command_of(&["init", "-o", "json", "--secret-out", file.to_str().unwrap()]).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let made: Value = serde_json::from_slice(&made.stdout).unwrap();
+    let secret = fs::read_to_string(&file).unwrap();
+    fs::remove_file(file).unwrap();
+    daemon.set_options(Options { config: Some(text.to_owned()), ..Options::default() });
+    let peer = Peer::start(daemon, &other);
+    let token = daemon.token_at(&peer.url, made["client_id"].as_str().unwrap(), &secret, "all").await;
+    let api = daemon.api_of(&token).at(&peer.url);
+    (peer, api)
+}
+
+#[tokio::test]
+async fn what_belongs_to_another_tenant_looks_like_what_is_not_there() {
+    let url = Postgres::shared().database();
+    let more = format!(
+        "[issuer]\nurl = \"http://127.0.0.1:{{port}}\"\n[database]\nurl = \"{url}\"\n\
+         [upstream]\nloopback_http = true\n"
+    );
+    let text_of = ground::config("", &more);
+    let mut daemon = TestDaemon::start(Options { config: Some(text_of.clone()), ..Options::default() }).await;
+    let (peer, there) = other_tenant(&mut daemon, &text_of).await;
+    let stage = Stage::with(ground::Stage::of(daemon, Engine::Postgres, url), Mode::Strict).await;
+    let ana = stage.linked("ana").await;
+    let secret = text(&stage.metadata(&ana, ACME).await["id"]);
+    let (user, connector) = (ana.id.as_str(), stage.connector.as_str());
+    let (no_user, no_secret) = ("000000000000", "000000000000000000000");
+    let switch = json!({ "enableTokenStorage": false });
+    let read = |user: &str| json!({ "user_id": user, "connection": ACME, "reason": "a test" });
+    for (method, ours, nothing, sent) in [
+        (Method::GET, format!("/api/users/{user}"), format!("/api/users/{no_user}"), None),
+        (
+            Method::GET,
+            format!("/api/users/{user}/identities/{ACME}?includeTokenSecret=true"),
+            format!("/api/users/{no_user}/identities/{ACME}?includeTokenSecret=true"),
+            None,
+        ),
+        (
+            Method::GET,
+            format!("/api/users/{user}/all-identities"),
+            format!("/api/users/{no_user}/all-identities"),
+            None,
+        ),
+        (
+            Method::DELETE,
+            format!("/api/users/{user}/identities/{ACME}"),
+            format!("/api/users/{no_user}/identities/{ACME}"),
+            None,
+        ),
+        (Method::DELETE, format!("/api/users/{user}"), format!("/api/users/{no_user}"), None),
+        (Method::DELETE, format!("/api/secrets/{secret}"), format!("/api/secrets/{no_secret}"), None),
+        (Method::GET, format!("/api/connectors/{connector}"), format!("/api/connectors/{no_user}"), None),
+        (
+            Method::PATCH,
+            format!("/api/connectors/{connector}"),
+            format!("/api/connectors/{no_user}"),
+            Some([switch.clone(), switch]),
+        ),
+        (Method::DELETE, format!("/api/connectors/{connector}"), format!("/api/connectors/{no_user}"), None),
+        (
+            Method::POST,
+            "/api/subject-tokens".to_owned(),
+            "/api/subject-tokens".to_owned(),
+            Some([json!({ "userId": user }), json!({ "userId": no_user })]),
+        ),
+        (
+            Method::POST,
+            "/v1/token-sets/access-token".to_owned(),
+            "/v1/token-sets/access-token".to_owned(),
+            Some([read(user), read(no_user)]),
+        ),
+    ] {
+        let [first, second] = sent.map_or([None, None], |[first, second]| [Some(first), Some(second)]);
+        let ask = async |path: &str, sent: Option<Value>| {
+            let request = there.request(method.clone(), path).header("X-Request-Id", "the-same");
+            let request = if let Some(sent) = sent { request.json(&sent) } else { request };
+            said(request.send().await.unwrap()).await
+        };
+        let (theirs, unknown) = (ask(&ours, first).await, ask(&nothing, second).await);
+        assert_eq!(theirs, unknown, "{method} {ours}");
+        assert_eq!(theirs.0, 404, "{method} {ours}: {}", theirs.1);
+    }
+    // The user's token is nothing at the other tenant, and is what it was at this one.
+    let elsewhere = ana.api.at(&peer.url).get(&path(ACME)).await;
+    assert_eq!(elsewhere.status(), 401);
+    token_in(stage.read(&ana).await).await;
+    assert_eq!(stage.sets(), 1);
+    finish(stage, peer, &[there], ana).await;
+}
+
+/// As [`Stage::finish`], which verifies the chain; that of one tenant among several has gaps.
+async fn finish(stage: Stage, peer: Peer, others: &[Api], user: User) {
+    let mut lines = stage.admin.audit_lines().await;
+    for api in others {
+        lines.extend(api.audit_lines().await);
+    }
+    drop((peer, user));
+    let mut daemon = stage.ground.daemon;
+    assert_eq!(daemon.stop().await, Some(0));
+    daemon.scan(&lines);
+}

@@ -1,0 +1,542 @@
+//! Link, read, look at, re-authorise, unlink and delete, as software written for Logto does: contract, section 7.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::idp::{Fault, Mode};
+use crate::stage::{
+    ACME, CALLBACK, EXPIRED, Engine, NOTHING, SCOPE, Stage, body, now, patch, path, put_token, refused, text,
+};
+
+const USED: &str = "verification_record.not_found";
+
+fn members(value: &Value) -> Vec<&str> {
+    value.as_object().unwrap_or_else(|| panic!("not an object: {value}")).keys().map(String::as_str).collect()
+}
+
+async fn a_whole_life(stage: Stage) {
+    let ana = stage.user("ana").await;
+    refused(stage.read(&ana).await, 404, NOTHING).await;
+    let record = stage.verified(&ana, "idp-ana", None).await;
+    assert_eq!(stage.link(&ana, &record).await.status(), 204);
+
+    let answer = stage.read(&ana).await;
+    assert_eq!(answer.headers()["Cache-Control"], "no-store");
+    let tag = answer.headers().get("ETag");
+    assert_eq!(tag, None, "what must not be kept has no tag");
+    let read = body(answer, 200).await;
+    assert_eq!(members(&read), ["access_token", "scope", "token_type", "expires_in"]);
+    assert_eq!((&read["scope"], &read["token_type"]), (&json!(SCOPE), &json!("bearer")));
+    assert!((3500..=3600).contains(&read["expires_in"].as_i64().unwrap()), "seconds that are left: {read}");
+    let first = text(&read["access_token"]);
+    assert_eq!(stage.idp.subject_of(&first).as_deref(), Some("idp-ana"));
+
+    let before = stage.metadata(&ana, ACME).await;
+    stage.idp.script([Fault::with("scope", json!("read write more"))]);
+    let again = stage.verified(&ana, "idp-ana", Some("read write more")).await;
+    let written = body(put_token(&ana, ACME, &again).send().await.unwrap(), 200).await;
+    assert_eq!(members(&written), ["access_token", "scope", "token_type", "expires_in"]);
+    assert_eq!(written["scope"], "read write more");
+    let second = text(&written["access_token"]);
+    assert_ne!(second, first);
+    assert_eq!(stage.token(&ana).await, second);
+    let after = stage.metadata(&ana, ACME).await;
+    assert_eq!(
+        (&after["id"], &after["createdAt"]),
+        (&before["id"], &before["createdAt"]),
+        "section 2, row 1"
+    );
+    assert!(after["updatedAt"].as_i64() > before["updatedAt"].as_i64(), "{before} {after}");
+
+    let unlinked = ana.api.delete("/api/my-account/identities/acme").await;
+    assert_eq!((unlinked.status().as_u16(), unlinked.text().await.unwrap().as_str()), (204, ""));
+    refused(stage.read(&ana).await, 404, NOTHING).await;
+    let gone = ana.api.delete("/api/my-account/identities/acme").await;
+    refused(gone, 404, "user.identity_not_exist").await;
+    assert_eq!((stage.sets(), stage.idp.refreshes()), (0, 0));
+    stage.finish().await;
+}
+
+#[tokio::test]
+async fn a_set_is_linked_read_written_anew_and_unlinked_with_lacre_dev() {
+    a_whole_life(Stage::dev(Mode::Strict).await).await;
+}
+
+#[tokio::test]
+async fn a_set_is_linked_read_written_anew_and_unlinked_on_postgresql() {
+    a_whole_life(Stage::serve(Engine::Postgres, Mode::Strict, "").await).await;
+}
+
+#[tokio::test]
+async fn administrators_see_the_metadata_in_the_contracts_form_and_no_value() {
+    let stage = Stage::dev(Mode::Strict).await;
+    let ana = stage.linked("ana").await;
+    let path = format!("/api/users/{}/identities/{ACME}", ana.id);
+    let answer = stage.admin.get(&format!("{path}?includeTokenSecret=true")).await;
+    assert!(answer.headers().contains_key("ETag"), "metadata may be kept");
+    let shown = body(answer, 200).await;
+
+    assert_eq!(members(&shown), ["identity", "tokenSecret"]);
+    assert_eq!(shown["identity"]["userId"], "ana");
+    assert_eq!(shown["identity"]["details"]["id"], "ana");
+    let secret = &shown["tokenSecret"];
+    let names = [
+        "tenantId",
+        "id",
+        "userId",
+        "type",
+        "metadata",
+        "createdAt",
+        "updatedAt",
+        "connectorId",
+        "identityId",
+    ];
+    assert_eq!(members(secret)[..9], names);
+    assert_eq!(members(secret)[9..], ["target"]);
+    assert_eq!((&secret["tenantId"], &secret["type"]), (&json!("default"), &json!("federated_token_set")));
+    assert_eq!((&secret["userId"], &secret["identityId"]), (&json!(ana.id), &json!("ana")));
+    assert_eq!((&secret["connectorId"], &secret["target"]), (&json!(stage.connector), &json!(ACME)));
+    assert_eq!(text(&secret["id"]).len(), 21);
+    assert!(text(&secret["id"]).chars().all(|c| c.is_ascii_digit() || c.is_ascii_lowercase()), "{secret}");
+    assert!((secret["createdAt"].as_i64().unwrap() - now() * 1000).abs() < 60_000, "milliseconds: {secret}");
+    assert_eq!(secret["createdAt"], secret["updatedAt"]);
+    let metadata = &secret["metadata"];
+    assert_eq!(members(metadata), ["scope", "expiresAt", "tokenType", "hasRefreshToken"]);
+    assert!((metadata["expiresAt"].as_i64().unwrap() - now() - 3600).abs() < 60, "seconds: {metadata}");
+    assert_eq!(
+        (&metadata["scope"], &metadata["tokenType"], &metadata["hasRefreshToken"]),
+        (&json!(SCOPE), &json!("bearer"), &json!(true))
+    );
+
+    for yes in ["1", "true", "y", "yes", "yep", "yeah", "TRUE"] {
+        let shown = body(stage.admin.get(&format!("{path}?includeTokenSecret={yes}")).await, 200).await;
+        assert_eq!(&shown["tokenSecret"], secret, "{yes}");
+    }
+    let all = format!("/api/users/{}/all-identities", ana.id);
+    for no in ["", "?includeTokenSecret=false", "?includeTokenSecret=0", "?includeTokenSecret=no"] {
+        let one = body(stage.admin.get(&format!("{path}{no}")).await, 200).await;
+        assert_eq!(members(&one), ["identity"], "{no}");
+        let many = body(stage.admin.get(&format!("{all}{no}")).await, 200).await;
+        let identity = &shown["identity"];
+        let wanted =
+            json!({ "socialIdentities": [{ "target": ACME, "identity": identity }], "ssoIdentities": [] });
+        assert_eq!(many, wanted, "{no}");
+    }
+    let many = body(stage.admin.get(&format!("{all}?includeTokenSecret=true")).await, 200).await;
+    assert_eq!(members(&many["socialIdentities"][0]), ["target", "identity", "tokenSecret"]);
+    assert_eq!(&many["socialIdentities"][0]["tokenSecret"], secret);
+
+    let everything = format!("{shown}{many}{}", body(stage.admin.get("/api/users").await, 200).await);
+    assert!(!everything.contains(&stage.daemon().canary), "an administrator sees a value");
+    let none = format!("/api/users/{}/identities/other", ana.id);
+    refused(stage.admin.get(&none).await, 404, "user.identity_not_exist").await;
+    refused(stage.admin.get("/api/users/000000000000/identities/acme").await, 404, "entity.not_found").await;
+    let sso = format!("/api/users/{}/sso-identities/000000000000", ana.id);
+    refused(stage.admin.get(&sso).await, 404, "user.enterprise_sso_identity_not_exists").await;
+    stage.finish().await;
+}
+
+#[tokio::test]
+async fn the_documented_spellings_do_what_the_real_ones_do() {
+    let stage = Stage::dev(Mode::Strict).await;
+    let ana = stage.linked("ana").await;
+    let alias = format!("/my-account/identities/{ACME}/access-token");
+    let token = body(ana.api.get(&alias).await, 200).await;
+    assert_eq!(token["access_token"], stage.token(&ana).await.as_str());
+
+    // The documents' own sequence, word by word.
+    let asked = json!({ "connectorId": stage.connector, "state": "s-1", "redirectUri": CALLBACK });
+    let begun = body(ana.api.post("/api/verification/social", &asked).await, 201).await;
+    assert_eq!(members(&begun), ["verificationRecordId", "authorizationUri", "expiresAt"]);
+    assert!(text(&begun["expiresAt"]).ends_with('Z'), "{begun}");
+    let record = text(&begun["verificationRecordId"]);
+    let (code, _) = stage.idp.authorize(&text(&begun["authorizationUri"]), "ana");
+    let data = json!({ "code": code, "state": "s-1", "redirectUri": CALLBACK });
+    let asked = json!({ "verificationId": record, "connectorData": data });
+    // Without a content type, as the documented example sends it.
+    let verify = ana.api.request(Method::POST, "/api/verification/social/verify").body(asked.to_string());
+    assert_eq!(body(verify.send().await.unwrap(), 200).await, json!({ "verificationRecordId": record }));
+    let change = ana.api.request(Method::PATCH, &alias).json(&json!({ "socialVerificationId": record }));
+    let written = body(change.send().await.unwrap(), 200).await;
+    assert_ne!(written["access_token"], token["access_token"]);
+    assert_eq!(written["access_token"], stage.token(&ana).await.as_str());
+
+    // Methods and names in any combination; the real name wins.
+    for (method, at, member) in [
+        (Method::PATCH, path(ACME), "verificationRecordId"),
+        (Method::PUT, alias.clone(), "socialVerificationId"),
+    ] {
+        let record = stage.verified(&ana, "ana", None).await;
+        let asked = json!({ member: record, "unknown": 1 });
+        body(ana.api.request(method, &at).json(&asked).send().await.unwrap(), 200).await;
+    }
+    let record = stage.verified(&ana, "ana", None).await;
+    let both = json!({ "socialVerificationId": "nothing", "verificationRecordId": record });
+    body(ana.api.request(Method::PATCH, &alias).json(&both).send().await.unwrap(), 200).await;
+    for bad in [json!({}), json!({ "verificationRecordId": "" }), json!({ "socialVerificationId": "" })] {
+        let answer = ana.api.request(Method::PATCH, &alias).json(&bad).send().await.unwrap();
+        let said = refused(answer, 400, "guard.invalid_input").await;
+        assert!(text(&said["details"]).contains("verificationRecordId"), "{said}");
+    }
+
+    let id = text(&stage.metadata(&ana, ACME).await["id"]);
+    assert_eq!(stage.admin.delete(&format!("/api/secret/{id}")).await.status(), 204);
+    refused(stage.admin.delete(&format!("/api/secret/{id}")).await, 404, "entity.not_found").await;
+    let unknown = ana.api.get("/my-account/nothing").await;
+    assert_eq!((unknown.status().as_u16(), unknown.text().await.unwrap().as_str()), (404, "Not Found"));
+    stage.finish().await;
+}
+
+#[tokio::test]
+async fn a_deleted_secret_is_gone_and_its_identity_stays() {
+    let stage = Stage::dev(Mode::Strict).await;
+    let ana = stage.linked("ana").await;
+    let first = stage.metadata(&ana, ACME).await;
+    let deleted = stage.admin.delete(&format!("/api/secrets/{}", text(&first["id"]))).await;
+    assert_eq!((deleted.status().as_u16(), deleted.text().await.unwrap().as_str()), (204, ""));
+
+    refused(stage.read(&ana).await, 404, NOTHING).await;
+    assert_eq!(stage.metadata(&ana, ACME).await, Value::Null);
+    refused(
+        stage.admin.delete(&format!("/api/secrets/{}", text(&first["id"]))).await,
+        404,
+        "entity.not_found",
+    )
+    .await;
+    body(stage.reauthorise(&ana, "ana").await, 200).await;
+    assert_ne!(stage.metadata(&ana, ACME).await["id"], first["id"], "another set");
+    stage.finish().await;
+}
+
+#[tokio::test]
+async fn a_record_is_of_use_once_and_to_who_made_it() {
+    let stage = Stage::dev(Mode::Strict).await;
+    let (ana, ben) = (stage.user("ana").await, stage.user("ben").await);
+    let record = stage.verified(&ana, "idp-ana", None).await;
+    assert_eq!(stage.link(&ana, &record).await.status(), 204);
+    refused(put_token(&ana, ACME, &record).send().await.unwrap(), 400, USED).await;
+    refused(stage.link(&ana, &record).await, 400, USED).await;
+
+    let record = stage.verified(&ana, "idp-ana", None).await;
+    body(put_token(&ana, ACME, &record).send().await.unwrap(), 200).await;
+    let (kept, calls) = (stage.token(&ana).await, stage.idp.requests("authorization_code"));
+    refused(put_token(&ana, ACME, &record).send().await.unwrap(), 400, USED).await;
+    assert_eq!(stage.token(&ana).await, kept, "an older set was restored");
+
+    // A code is redeemed once too, and none is asked for by a record that is not there.
+    let (record, uri) = stage.begin(&ana, &stage.connector, None).await;
+    let (code, _) = stage.idp.authorize(&uri, "idp-ana");
+    refused(stage.verify(&ana, "000000000000000000000", &code).await, 400, USED).await;
+    assert_eq!(stage.idp.requests("authorization_code"), calls);
+    refused(put_token(&ana, ACME, &record).send().await.unwrap(), 400, USED).await;
+    body(stage.verify(&ana, &record, &code).await, 200).await;
+    let again = stage.verify(&ana, &record, &code).await.status().as_u16();
+    assert!(again == 400 || again == 401, "a code was redeemed twice: {again}");
+    refused(stage.verify(&ben, &record, &code).await, 400, USED).await;
+    refused(put_token(&ben, ACME, &record).send().await.unwrap(), 400, USED).await;
+    stage.finish().await;
+}
+
+#[tokio::test]
+async fn two_uses_of_one_record_at_once_have_one_winner() {
+    let stage = Stage::dev(Mode::Strict).await;
+    let ana = stage.linked("ana").await;
+    for _ in 0..5 {
+        let record = stage.verified(&ana, "ana", None).await;
+        let uses = (0..8).map(|_| put_token(&ana, ACME, &record).send());
+        let answers = futures_util::future::join_all(uses).await.into_iter().map(Result::unwrap);
+        let mut statuses: Vec<_> = answers.map(|answer| answer.status().as_u16()).collect();
+        statuses.sort_unstable();
+        assert_eq!(statuses, [200, 400, 400, 400, 400, 400, 400, 400]);
+    }
+    stage.finish().await;
+}
+
+#[tokio::test]
+async fn a_write_is_checked_in_the_contracts_order() {
+    let stage = Stage::dev(Mode::Strict).await;
+    let (ana, ben) = (stage.linked("ana").await, stage.user("ben").await);
+    let other = stage.connect("other").await;
+    let put = async |user, target: &str, record: &str| put_token(user, target, record).send().await.unwrap();
+
+    // Each one has all the later faults too.
+    let nobody = stage.daemon().anonymous(Method::PUT, &path("nothing")).json(&json!({}));
+    refused(nobody.send().await.unwrap(), 401, "auth.authorization_header_missing").await;
+    let bare = stage.session(&ana.id, "openid").await;
+    let asked = json!({ "verificationRecordId": "none" });
+    let answer = bare.request(Method::PUT, &path("nothing")).json(&asked).send().await.unwrap();
+    refused(answer, 403, "auth.forbidden").await;
+    refused(put(&ana, "nothing", "none").await, 400, USED).await;
+    let record = stage.verified(&ana, "somebody-else", None).await;
+    let target = "verification_record.social_verification.invalid_target";
+    let said = refused(put(&ana, "nothing", &record).await, 422, target).await;
+    assert!(text(&said["message"]).contains(ACME) && text(&said["message"]).contains("nothing"), "{said}");
+    let not_theirs = "user.identity_not_exists_in_current_user";
+    refused(put(&ana, ACME, &record).await, 422, not_theirs).await;
+    let record = stage.verified(&ben, "ana", None).await;
+    refused(put(&ben, ACME, &record).await, 422, not_theirs).await;
+    let record = stage.verified_at(&ben, &other, "ben", None).await;
+    refused(put(&ben, "other", &record).await, 422, not_theirs).await;
+
+    let path = format!("/api/connectors/{}", stage.connector);
+    patch(&stage.admin, &path, &json!({ "enableTokenStorage": false })).await;
+    let record = stage.verified(&ana, "ana", None).await;
+    let none = "verification_record.social_verification.token_response_not_found";
+    refused(put(&ana, ACME, &record).await, 422, none).await;
+    stage.finish().await;
+}
+
+#[tokio::test]
+async fn links_and_unlinks_are_checked_in_the_contracts_order() {
+    let stage = Stage::dev(Mode::Strict).await;
+    let (ana, ben) = (stage.linked("ana").await, stage.user("ben").await);
+    let fields = async |value: &str| {
+        patch(&stage.admin, "/api/account-center", &json!({ "fields": { "social": value } })).await
+    };
+    let at = "/api/my-account/identities";
+    let bare = stage.session(&ben.id, "openid").await;
+    let asked = json!({ "newIdentifierVerificationRecordId": "none" });
+    for closed in ["Off", "ReadOnly"] {
+        fields(closed).await;
+        let code = "account_center.field_not_editable";
+        refused(bare.post(at, &asked).await, 400, code).await;
+        refused(bare.request(Method::PUT, at).json(&asked).send().await.unwrap(), 400, code).await;
+        refused(bare.delete(&format!("{at}/acme")).await, 400, code).await;
+        // What is stored is read and written all the same.
+        stage.token(&ana).await;
+        body(stage.reauthorise(&ana, "ana").await, 200).await;
+    }
+    fields("Edit").await;
+    refused(bare.post(at, &asked).await, 401, "auth.unauthorized").await;
+    refused(bare.request(Method::PUT, at).json(&asked).send().await.unwrap(), 401, "auth.unauthorized").await;
+    refused(bare.delete(&format!("{at}/acme")).await, 400, "auth.unauthorized").await;
+    refused(stage.link(&ben, "none").await, 400, USED).await;
+    let record = stage.verified(&ben, "ana", None).await;
+    refused(stage.link(&ben, &record).await, 422, "user.identity_already_in_use").await;
+    let record = stage.verified(&ana, "another", None).await;
+    refused(stage.link(&ana, &record).await, 400, "user.identity_already_in_use").await;
+
+    // Replaced by another account without tokens: nothing of the old one stays (7.9, ID-13).
+    let before = stage.metadata(&ana, ACME).await;
+    let record = stage.verified(&ana, "another", None).await;
+    let asked = json!({ "newIdentifierVerificationRecordId": record });
+    let replaced = ana.api.request(Method::PUT, at).json(&asked).send().await.unwrap();
+    assert_eq!(replaced.status(), 204);
+    let after = stage.metadata(&ana, ACME).await;
+    assert_eq!(after["identityId"], "another");
+    assert_ne!(after["id"], before["id"], "another account's set is another set");
+    assert_eq!(stage.idp.subject_of(&stage.token(&ana).await).as_deref(), Some("another"));
+    refused(ben.api.delete(&format!("{at}/acme")).await, 404, "user.identity_not_exist").await;
+    stage.finish().await;
+}
+
+#[tokio::test]
+async fn a_user_with_a_password_proves_it_before_an_identity_changes() {
+    let stage = Stage::dev(Mode::Strict).await;
+    let password = stage.daemon().secret("Pass-word-1");
+    let asked = json!({ "username": "ana", "password": password });
+    let made = body(stage.admin.post("/api/users", &asked).await, 200).await;
+    let id = text(&made["id"]);
+    let ana = crate::stage::User { api: stage.session(&id, "openid identities").await, id };
+    let record = stage.verified(&ana, "ana", None).await;
+    refused(stage.link(&ana, &record).await, 401, "verification_record.permission_denied").await;
+
+    let proof = ana.api.post("/api/verifications/password", &json!({ "password": password })).await;
+    let proof = text(&body(proof, 201).await["verificationRecordId"]);
+    let asked = json!({ "newIdentifierVerificationRecordId": record });
+    let link = ana.api.request(Method::POST, "/api/my-account/identities").json(&asked);
+    let linked = link.header("logto-verification-id", &proof).send().await.unwrap();
+    assert_eq!(linked.status(), 204, "{}", linked.text().await.unwrap());
+    let at = "/api/my-account/identities/acme";
+    refused(ana.api.delete(at).await, 401, "verification_record.permission_denied").await;
+    // One proof is good for several changes.
+    let unlink = ana.api.request(Method::DELETE, at).header("logto-verification-id", &proof);
+    assert_eq!(unlink.send().await.unwrap().status(), 204);
+    stage.finish().await;
+}
+
+#[tokio::test]
+async fn a_read_is_checked_in_the_contracts_order() {
+    let stage = Stage::dev(Mode::Strict).await;
+    let ana = stage.linked("ana").await;
+    let at = path(ACME);
+    let nobody = stage.daemon().anonymous(Method::GET, &at).send().await.unwrap();
+    refused(nobody, 401, "auth.authorization_header_missing").await;
+    let basic = stage.daemon().anonymous(Method::GET, &at).basic_auth("a", Some("b")).send().await.unwrap();
+    refused(basic, 401, "auth.authorization_token_type_not_supported").await;
+    for token in ["nonsense", &stage.admin.token] {
+        refused(stage.daemon().api_of(token).get(&at).await, 401, "auth.unauthorized").await;
+    }
+    let set = patch(&stage.admin, "/api/account-center", &json!({ "enabled": false })).await;
+    assert_eq!((&set["enabled"], &set["fields"]["social"]), (&json!(false), &json!("Edit")));
+    let bare = stage.session(&ana.id, "openid").await;
+    for api in [&bare, &ana.api] {
+        refused(api.get(&at).await, 400, "account_center.not_enabled").await;
+        let asked = json!({ "connectorId": stage.connector, "state": "s", "redirectUri": CALLBACK });
+        let begun = api.post("/api/verifications/social", &asked).await;
+        refused(begun, 400, "account_center.not_enabled").await;
+    }
+    patch(&stage.admin, "/api/account-center", &json!({ "enabled": true })).await;
+    refused(bare.get(&at).await, 403, "auth.forbidden").await;
+    refused(bare.get(&path("nothing")).await, 403, "auth.forbidden").await;
+    refused(ana.api.get(&path("nothing")).await, 404, NOTHING).await;
+    let sso = "/api/my-account/sso-identities/000000000000/access-token";
+    refused(ana.api.get(sso).await, 404, NOTHING).await;
+    refused(bare.get(sso).await, 403, "auth.forbidden").await;
+    // The user's token opens nothing of the administrators'.
+    refused(ana.api.get(&format!("/api/users/{}", ana.id)).await, 401, "auth.unauthorized").await;
+    stage.token(&ana).await;
+    stage.finish().await;
+}
+
+#[tokio::test]
+async fn a_verification_begins_with_what_is_needed() {
+    let stage = Stage::dev(Mode::Strict).await;
+    let ana = stage.user("ana").await;
+    let good =
+        json!({ "connectorId": stage.connector, "state": "s 1", "redirectUri": CALLBACK, "scope": "a b" });
+    let begun = body(ana.api.post("/api/verifications/social", &good).await, 201).await;
+    let uri = url::Url::parse(&text(&begun["authorizationUri"])).unwrap();
+    let query: std::collections::HashMap<_, _> = uri.query_pairs().into_owned().collect();
+    assert_eq!((query["scope"].as_str(), query["state"].as_str()), ("a b", "s 1"));
+    assert_eq!(query["redirect_uri"], CALLBACK);
+    assert!(query.contains_key("code_challenge"), "no PKCE: {uri}");
+    assert!(!uri.as_str().contains(&stage.daemon().canary), "the client secret is in the address");
+
+    let without = |member: &str| {
+        let mut asked = good.clone();
+        asked.as_object_mut().unwrap().remove(member);
+        asked
+    };
+    let with = |member: &str, value: &str| {
+        let mut asked = good.clone();
+        asked[member] = json!(value);
+        asked
+    };
+    for member in ["connectorId", "state", "redirectUri"] {
+        let answer = ana.api.post("/api/verifications/social", &without(member)).await;
+        refused(answer, 400, "guard.invalid_input").await;
+    }
+    for member in ["state", "redirectUri"] {
+        let answer = ana.api.post("/api/verifications/social", &with(member, "")).await;
+        refused(answer, 400, "session.insufficient_info").await;
+    }
+    let answer = ana.api.post("/api/verifications/social", &with("connectorId", "000000000000")).await;
+    refused(answer, 422, "session.invalid_connector_id").await;
+    let nonsense = ana.api.request(Method::POST, "/api/verifications/social").body("{");
+    let nonsense = nonsense.header("Content-Type", "application/json").send().await.unwrap();
+    let said = body(nonsense, 400).await;
+    assert_eq!((said.get("code"), said["message"].is_string()), (None, true), "{said}");
+    stage.finish().await;
+}
+
+#[tokio::test]
+async fn a_callback_that_is_not_the_one_that_was_asked_for_redeems_nothing() {
+    let stage = Stage::dev(Mode::Strict).await;
+    let (ana, ben) = (stage.user("ana").await, stage.user("ben").await);
+    let other = stage.connect("other").await;
+    let verify = async |user: &crate::stage::User, record: &str, code: &str, state: &str, place: &str| {
+        let data = json!({ "code": code, "state": state, "redirectUri": place });
+        let asked = json!({ "verificationRecordId": record, "connectorData": data });
+        user.api.post("/api/verifications/social/verify", &asked).await
+    };
+    let (record, uri) = stage.begin(&ana, &stage.connector, None).await;
+    let (code, _) = stage.idp.authorize(&uri, "ana");
+    let near = [format!("{CALLBACK}/"), format!("{CALLBACK}?a=b"), CALLBACK.to_uppercase(), String::new()];
+    for (user, state, place) in [(&ana, "other", CALLBACK), (&ana, "", CALLBACK), (&ben, "s-1", CALLBACK)] {
+        let status = verify(user, &record, &code, state, place).await.status().as_u16();
+        assert!([400, 401, 422].contains(&status), "{state:?} {place:?}: {status}");
+    }
+    for place in &near {
+        let status = verify(&ana, &record, &code, "s-1", place).await.status().as_u16();
+        assert!([400, 401, 422].contains(&status), "{place:?}: {status}");
+    }
+    assert_eq!(stage.idp.requests("authorization_code"), 0, "a token request was sent");
+
+    // The code of one connector's round does not end another's: the provider knows the verifier.
+    let (record, _) = stage.begin(&ana, &other, None).await;
+    let status = verify(&ana, &record, &code, "s-1", CALLBACK).await.status().as_u16();
+    assert!([400, 401].contains(&status), "a code was injected: {status}");
+    assert_eq!(stage.sets(), 0);
+    stage.finish().await;
+}
+
+#[tokio::test]
+async fn a_set_without_refresh_token_ends_and_stays() {
+    let stage = Stage::dev(Mode::Strict).await;
+    stage.idp.set_offline(false);
+    let ana = stage.linked("ana").await;
+    let before = stage.metadata(&ana, ACME).await;
+    assert_eq!(before["metadata"]["hasRefreshToken"], false);
+    stage.ends_in(20);
+    stage.token(&ana).await;
+
+    stage.expire();
+    for _ in 0..3 {
+        refused(stage.read(&ana).await, 401, EXPIRED).await;
+    }
+    assert_eq!(stage.metadata(&ana, ACME).await["id"], before["id"], "a read has deleted it");
+    assert_eq!(stage.idp.refreshes(), 0);
+    body(stage.reauthorise(&ana, "ana").await, 200).await;
+    stage.token(&ana).await;
+    stage.finish().await;
+}
+
+#[tokio::test]
+async fn an_openid_connector_keeps_a_set_whose_id_token_was_checked() {
+    let stage = Stage::dev(Mode::Strict).await;
+    let mut config = stage.config();
+    let checks = json!({ "jwksUri": format!("{}/jwks", stage.idp.url), "issuer": stage.idp.url });
+    config["idTokenVerificationConfig"] = checks;
+    config["scope"] = json!("openid profile offline_access");
+    let connector = stage.connect_with("oidc", "open", config).await;
+    let ana = stage.linked_at(&connector, "ana").await;
+    body(ana.api.get(&path("open")).await, 200).await;
+    stage.expire();
+    stage.idp.script([Fault::without("id_token")]);
+    let after = body(ana.api.get(&path("open")).await, 200).await;
+    assert!(stage.idp.is_live(&text(&after["access_token"])), "refreshed without an ID token");
+
+    let ben = stage.user("ben").await;
+    let forged = |answer: &mut Value| {
+        let token = text(&answer["id_token"]);
+        let (head, signature) = token.rsplit_once('.').unwrap();
+        let other = if signature.starts_with('A') { "B" } else { "A" };
+        answer["id_token"] = json!(format!("{head}.{other}{}", &signature[1..]));
+    };
+    for fault in [Fault::Edit(Box::new(forged)), Fault::without("id_token")] {
+        let (record, uri) = stage.begin(&ben, &connector, None).await;
+        let (code, _) = stage.idp.authorize(&uri, "ben");
+        stage.idp.script([fault]);
+        let answer = stage.verify(&ben, &record, &code).await;
+        assert!([400, 401].contains(&answer.status().as_u16()), "{}", answer.text().await.unwrap());
+        refused(stage.link(&ben, &record).await, 400, USED).await;
+    }
+    stage.finish().await;
+}
+
+#[tokio::test]
+async fn storage_is_for_connectors_that_have_it() {
+    let stage = Stage::dev(Mode::Strict).await;
+    let factories = body(stage.admin.get("/api/connector-factories").await, 200).await;
+    let able = |id: &str| {
+        let found = factories.as_array().unwrap().iter().find(|factory| factory["id"] == id);
+        found.map(|factory| factory["isTokenStorageSupported"] == true)
+    };
+    for id in ["oauth2", "oidc"] {
+        assert_eq!(able(id), Some(true), "{id}");
+    }
+    let shown = body(stage.admin.get(&format!("/api/connectors/{}", stage.connector)).await, 200).await;
+    assert_eq!(
+        (&shown["connectorId"], &shown["target"], &shown["type"], &shown["enableTokenStorage"]),
+        (&json!("oauth2"), &json!(ACME), &json!("Social"), &json!(true))
+    );
+    assert!(!shown.to_string().contains(&stage.daemon().canary), "the client secret is shown");
+    let listed = body(stage.admin.get(&format!("/api/connectors?target={ACME}")).await, 200).await;
+    assert_eq!(listed, json!([shown]));
+    let saml = json!({ "providerName": "SAML", "connectorName": "s", "enableTokenStorage": true });
+    let answer = stage.admin.post("/api/sso-connectors", &saml).await;
+    refused(answer, 400, "connector.token_storage_not_supported").await;
+    refused(stage.admin.get("/api/connectors/000000000000").await, 404, "entity.not_found").await;
+    stage.finish().await;
+}
