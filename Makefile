@@ -49,6 +49,7 @@ soak: ## Kill at every write to the database, fail every call of the device, rot
 	cargo test --locked --test crash -- --ignored --nocapture
 	cargo test --locked --test device -- --ignored --nocapture
 	cargo test --locked --test rotation -- --ignored --nocapture --test-threads 1
+	cargo test --locked --test tokens -- --ignored --nocapture --test-threads 1
 
 bench: ## Print the figures: device and daemon, each beside the raw device of the same run
 	@scripts/deps.sh test

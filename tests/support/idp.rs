@@ -49,6 +49,8 @@ pub enum Mode {
 
 /// A change of the answer that would have been given.
 pub type Edit = Box<dyn FnOnce(&mut Value) + Send>;
+/// The body that is sent in place of a JSON.
+pub type Body = Box<dyn FnOnce(&Value) -> Vec<u8> + Send>;
 
 /// What happens to a request at `/token`.
 pub enum Fault {
@@ -69,7 +71,7 @@ pub enum Fault {
     /// Does what was asked and changes the JSON of the answer.
     Edit(Edit),
     /// Does what was asked and answers with this body, made of the JSON.
-    Text(Box<dyn FnOnce(&Value) -> Vec<u8> + Send>),
+    Text(Body),
     /// Does nothing and sends these bytes, head and all.
     Raw(Vec<u8>),
     /// Does what was asked and answers as a query string.

@@ -221,6 +221,36 @@ async fn other_tenant(daemon: &mut TestDaemon, text: &str) -> (Peer, Api) {
     (peer, api)
 }
 
+/// Every way to an id: the method, the path with an id that there is and with one that there is not, and the bodies
+/// likewise.
+type Door = (Method, String, String, Option<[Value; 2]>);
+
+fn doors(user: &str, secret: &str, connector: &str) -> Vec<Door> {
+    const NOBODY: &str = "000000000000";
+    let plain = |method: Method, path: &str, id: &str, unknown: &str| -> Door {
+        (method, path.replace("{}", id), path.replace("{}", unknown), None)
+    };
+    let of_user = |method, path| plain(method, path, user, NOBODY);
+    let sent =
+        |path: &str, bodies| -> Door { (Method::POST, path.to_owned(), path.to_owned(), Some(bodies)) };
+    let read = |user: &str| json!({ "user_id": user, "connection": ACME, "reason": "a test" });
+    let switch = json!({ "enableTokenStorage": false });
+    let (_, at, nowhere, _) = plain(Method::GET, "/api/connectors/{}", connector, NOBODY);
+    vec![
+        of_user(Method::GET, "/api/users/{}"),
+        of_user(Method::GET, "/api/users/{}/identities/acme?includeTokenSecret=true"),
+        of_user(Method::GET, "/api/users/{}/all-identities"),
+        of_user(Method::DELETE, "/api/users/{}/identities/acme"),
+        of_user(Method::DELETE, "/api/users/{}"),
+        plain(Method::DELETE, "/api/secrets/{}", secret, "000000000000000000000"),
+        (Method::GET, at.clone(), nowhere.clone(), None),
+        (Method::PATCH, at.clone(), nowhere.clone(), Some([switch.clone(), switch])),
+        (Method::DELETE, at, nowhere, None),
+        sent("/api/subject-tokens", [json!({ "userId": user }), json!({ "userId": NOBODY })]),
+        sent("/v1/token-sets/access-token", [read(user), read(NOBODY)]),
+    ]
+}
+
 #[tokio::test]
 async fn what_belongs_to_another_tenant_looks_like_what_is_not_there() {
     let url = Postgres::shared().database();
@@ -234,54 +264,8 @@ async fn what_belongs_to_another_tenant_looks_like_what_is_not_there() {
     let stage = Stage::with(ground::Stage::of(daemon, Engine::Postgres, url), Mode::Strict).await;
     let ana = stage.linked("ana").await;
     let secret = text(&stage.metadata(&ana, ACME).await["id"]);
-    let (user, connector) = (ana.id.as_str(), stage.connector.as_str());
-    let (no_user, no_secret) = ("000000000000", "000000000000000000000");
-    let switch = json!({ "enableTokenStorage": false });
-    let read = |user: &str| json!({ "user_id": user, "connection": ACME, "reason": "a test" });
-    for (method, ours, nothing, sent) in [
-        (Method::GET, format!("/api/users/{user}"), format!("/api/users/{no_user}"), None),
-        (
-            Method::GET,
-            format!("/api/users/{user}/identities/{ACME}?includeTokenSecret=true"),
-            format!("/api/users/{no_user}/identities/{ACME}?includeTokenSecret=true"),
-            None,
-        ),
-        (
-            Method::GET,
-            format!("/api/users/{user}/all-identities"),
-            format!("/api/users/{no_user}/all-identities"),
-            None,
-        ),
-        (
-            Method::DELETE,
-            format!("/api/users/{user}/identities/{ACME}"),
-            format!("/api/users/{no_user}/identities/{ACME}"),
-            None,
-        ),
-        (Method::DELETE, format!("/api/users/{user}"), format!("/api/users/{no_user}"), None),
-        (Method::DELETE, format!("/api/secrets/{secret}"), format!("/api/secrets/{no_secret}"), None),
-        (Method::GET, format!("/api/connectors/{connector}"), format!("/api/connectors/{no_user}"), None),
-        (
-            Method::PATCH,
-            format!("/api/connectors/{connector}"),
-            format!("/api/connectors/{no_user}"),
-            Some([switch.clone(), switch]),
-        ),
-        (Method::DELETE, format!("/api/connectors/{connector}"), format!("/api/connectors/{no_user}"), None),
-        (
-            Method::POST,
-            "/api/subject-tokens".to_owned(),
-            "/api/subject-tokens".to_owned(),
-            Some([json!({ "userId": user }), json!({ "userId": no_user })]),
-        ),
-        (
-            Method::POST,
-            "/v1/token-sets/access-token".to_owned(),
-            "/v1/token-sets/access-token".to_owned(),
-            Some([read(user), read(no_user)]),
-        ),
-    ] {
-        let [first, second] = sent.map_or([None, None], |[first, second]| [Some(first), Some(second)]);
+    for (method, ours, nothing, sent) in doors(&ana.id, &secret, &stage.connector) {
+        let [first, second] = sent.map_or([None, None], |bodies| bodies.map(Some));
         let ask = async |path: &str, sent: Option<Value>| {
             let request = there.request(method.clone(), path).header("X-Request-Id", "the-same");
             let request = if let Some(sent) = sent { request.json(&sent) } else { request };

@@ -76,9 +76,9 @@ async fn killed_at(stage: &mut Stage, name: &str, point: Point, is_done: bool) -
     stage.idp.wait_for_request().await;
     stage.ground.daemon.kill();
     if is_done {
-        stage.idp.release()
+        stage.idp.release();
     } else {
-        stage.idp.abandon()
+        stage.idp.abandon();
     }
     assert!(asking.await.unwrap().is_err(), "a dead daemon has answered");
     stage.ground.daemon.run().await;

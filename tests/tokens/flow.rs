@@ -24,6 +24,8 @@ async fn a_whole_life(stage: Stage) {
     assert_eq!(answer.headers()["Cache-Control"], "no-store");
     let tag = answer.headers().get("ETag");
     assert_eq!(tag, None, "what must not be kept has no tag");
+    let known = ana.api.request(Method::GET, &path(ACME)).header("If-None-Match", "*").send().await.unwrap();
+    assert_eq!(known.status(), 200, "answered from a cache");
     let read = body(answer, 200).await;
     assert_eq!(members(&read), ["access_token", "scope", "token_type", "expires_in"]);
     assert_eq!((&read["scope"], &read["token_type"]), (&json!(SCOPE), &json!("bearer")));
@@ -538,5 +540,26 @@ async fn storage_is_for_connectors_that_have_it() {
     let answer = stage.admin.post("/api/sso-connectors", &saml).await;
     refused(answer, 400, "connector.token_storage_not_supported").await;
     refused(stage.admin.get("/api/connectors/000000000000").await, 404, "entity.not_found").await;
+    stage.finish().await;
+}
+
+#[tokio::test]
+async fn an_enterprise_connector_is_kept_with_its_switch_and_without_its_secret() {
+    let stage = Stage::dev(Mode::Strict).await;
+    let config = json!({ "issuer": stage.idp.url, "clientId": crate::idp::CLIENT,
+                         "clientSecret": stage.idp.client_secret });
+    let asked = json!({ "providerName": "OIDC", "connectorName": "Acme SSO", "config": config,
+                        "domains": ["acme.example"], "enableTokenStorage": true });
+    let made = body(stage.admin.post("/api/sso-connectors", &asked).await, 200).await;
+    assert_eq!((&made["providerName"], &made["enableTokenStorage"]), (&json!("OIDC"), &json!(true)));
+    assert_eq!((&made["tenantId"], text(&made["id"]).len()), (&json!("default"), 12));
+    let path = format!("/api/sso-connectors/{}", text(&made["id"]));
+    let shown = body(stage.admin.get(&path).await, 200).await;
+    assert_eq!((&shown["providerType"], &shown["connectorName"]), (&json!("oidc"), &json!("Acme SSO")));
+    let off = patch(&stage.admin, &path, &json!({ "enableTokenStorage": false })).await;
+    assert_eq!(off["enableTokenStorage"], false);
+    for answer in [made, shown, off] {
+        assert!(!answer.to_string().contains(&stage.daemon().canary), "the client secret is shown: {answer}");
+    }
     stage.finish().await;
 }

@@ -57,10 +57,10 @@ impl Request {
 pub(super) fn answer(status: u16, headers: &[(&'static str, String)], kind: &str, body: &[u8]) -> Vec<u8> {
     let mut head = format!("HTTP/1.1 {status} It\r\nContent-Type: {kind}\r\nConnection: close\r\n");
     for (name, value) in headers {
-        head += &format!("{name}: {value}\r\n");
+        head.extend([*name, ": ", value, "\r\n"]);
     }
     if status != 204 {
-        head += &format!("Content-Length: {}\r\n", body.len());
+        head.extend(["Content-Length: ", &body.len().to_string(), "\r\n"]);
     }
     [head.as_bytes(), b"\r\n", body].concat()
 }
@@ -143,7 +143,7 @@ pub(super) async fn token(mut stream: TcpStream, request: Request, shared: &Shar
         Pace::Head => {
             let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
             stream.write_all(&bytes[..end]).await.ok()?;
-            pending().await
+            return pending().await;
         }
     }
     Hold::at(hold, Point::Sent).await
