@@ -1,7 +1,7 @@
 //! Federated token sets as their users see them: kept, refreshed once, never lost and never found twice.
 //!
 //! `stage` has a daemon, a fake identity provider (`tests/support/idp.rs`, looked at by `fake`) and what a user does
-//! with them. `flow` is the contract's wire behaviour (contracts/logto.md, section 7), `refresh` and `answers` section
+//! with them. `flow` and `checks` are the contract's wire behaviour (contracts/logto.md, section 7), `refresh` and `answers` section
 //! 8 with ID-2 to ID-8 and ID-10, `tls` ID-9, `together` MD-1 and MD-2, `crash` ID-1, `delete` what ends a set and
 //! ID-15, `binding` CB-1, CB-5 and AP-2, `exchange` how applications come to a token without its user. `provider` is
 //! the whole with a real OpenID provider, `logto_client` the published client of the Management API. Check ids are
@@ -32,6 +32,7 @@ mod scripts;
 
 mod answers;
 mod binding;
+mod checks;
 mod crash;
 mod delete;
 mod exchange;

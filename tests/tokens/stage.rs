@@ -22,6 +22,8 @@ pub const SCOPE: &str = "read write";
 pub const EXPIRED: &str = "secrets.third_party_token_set.access_token_expired";
 /// The code where nothing is stored.
 pub const NOTHING: &str = "secrets.third_party_token_set.token_not_found";
+/// The code of a record that is not there, not verified, used or somebody else's.
+pub const USED: &str = "verification_record.not_found";
 
 const TOKEN_EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
 const IMPERSONATION: &str = "urn:logto:token-type:impersonation_token";
