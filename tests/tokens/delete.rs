@@ -111,6 +111,9 @@ async fn every_end(stage: Stage) {
         assert!(used.status().is_client_error(), "{end:?}: what was parked came back");
         // A consent to the connector itself outlives a set that was deleted or is another account's.
         if end != End::Secret && end != End::AnotherAccount {
+            let parked = format!("connector_id = '{}' AND user_id = '{}'", case.connector, case.user.id);
+            let parked = format!("SELECT id AS t FROM verification_records WHERE {parked}");
+            assert_eq!(stage.ground.texts(&parked), Vec::<String>::new(), "{end:?}: parked");
             // A connector may keep its own secret; what was the user's is gone.
             let limit = if end == End::Connector { before } else { before + 1 };
             until(&format!("{end:?}: the end of what was parked"), Duration::from_secs(10), async || {

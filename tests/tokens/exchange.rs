@@ -101,7 +101,7 @@ async fn two_exchanges_of_one_subject_token_at_once_have_one_winner() {
 }
 
 #[tokio::test]
-async fn a_subject_token_is_worth_nothing_after_its_time_to_another_kind_of_application_or_altered() {
+async fn a_subject_token_is_worth_nothing_to_another_kind_of_application_or_altered() {
     let stage = Stage::dev(Mode::Strict).await;
     let ana = stage.user("ana").await;
     let subject = stage.subject_token(&ana.id).await;
@@ -119,14 +119,12 @@ async fn a_subject_token_is_worth_nothing_after_its_time_to_another_kind_of_appl
     let good = body(stage.exchange(&stage.app, &subject, "openid").await, 200).await;
     stage.daemon().hide(&text(&good["access_token"]));
 
-    let late = stage.subject_token(&ana.id).await;
-    let tables = stage.ground.texts(
-        "SELECT m.name AS t FROM sqlite_master m JOIN pragma_table_info(m.name) c
-         WHERE m.type = 'table' AND c.name = 'expires_at' AND m.name LIKE '%subject%'",
-    );
-    assert_eq!(tables.len(), 1, "where subject tokens are: {tables:?}");
-    stage.ground.run(&format!("UPDATE {} SET expires_at = 1", tables[0]));
-    assert_eq!(oauth_error(stage.exchange(&stage.app, &late, "openid").await).await, "invalid_grant");
+    // Whoever writes to the database neither ends it earlier without being noticed nor gives it a longer life.
+    for end in ["1", "expires_at + 86400000000"] {
+        let written = stage.subject_token(&ana.id).await;
+        stage.ground.run(&format!("UPDATE user_tokens SET expires_at = {end} WHERE kind = 'subject'"));
+        assert_ne!(stage.exchange(&stage.app, &written, "openid").await.status(), 200, "{end}");
+    }
     // A user who is gone is not stood for.
     let last = stage.subject_token(&ana.id).await;
     assert_eq!(stage.admin.delete(&format!("/api/users/{}", ana.id)).await.status(), 204);

@@ -341,9 +341,16 @@ impl Stage {
         body(self.admin.get(&path).await, 200).await["tokenSecret"].clone()
     }
 
-    /// Every stored access token ends then, as far as the daemon knows.
+    /// Every stored access token ends then, as far as the daemon knows, after a life of an hour.
     pub fn ends_in(&self, seconds: i64) {
-        self.ground.run(&format!("UPDATE token_sets SET expires_at = {}", now() + seconds));
+        self.ends_where("1 = 1", seconds);
+    }
+
+    /// The same for some of them. How early a token is replaced goes by how long it lives.
+    pub fn ends_where(&self, rule: &str, seconds: i64) {
+        let at = now() + seconds;
+        let set = format!("expires_at = {at}, issued_at = {}", (at - 3600) * 1_000_000);
+        self.ground.run(&format!("UPDATE token_sets SET {set} WHERE {rule}"));
     }
 
     /// Every stored access token has ended.
