@@ -40,7 +40,7 @@ use crate::audit::{Action, AuditCode, AuditError, AuditLog, Event, Note, Outcome
 use crate::clock::{Clock, Timestamp};
 use crate::db::{Db, DbError};
 use crate::identity::{Caller, MissingScope, Scope};
-use crate::upstream::{Class, Upstream};
+use crate::upstream::{Class, TokenFailure, Upstream};
 use crate::vault::{Vault, VaultError};
 
 pub use logto_format::{Kek as LogtoKek, NotOurs as NotLogtos};
@@ -180,11 +180,14 @@ pub enum ProviderFault {
     Policy,
 }
 
-/// What a failure of a call means here.
-const fn fault_of(class: Class) -> ProviderFault {
-    match class {
+/// What a failure of a call means here. Whoever says 200 and names a passing trouble in the body does not keep to the
+/// protocol; it is tried again all the same (contract, section 8.3).
+fn fault_of(failure: &TokenFailure) -> ProviderFault {
+    let is_ok = failure.status.is_some_and(|status| (200..300).contains(&status));
+    match failure.class {
         Class::Config => ProviderFault::Config,
         Class::GrantDead => ProviderFault::GrantDead,
+        Class::Transient if is_ok => ProviderFault::Protocol,
         Class::Transient => ProviderFault::Transient,
         Class::Protocol => ProviderFault::Protocol,
         Class::Policy => ProviderFault::Policy,

@@ -317,7 +317,7 @@ impl Tokens {
     /// Writes down how a refresh failed; the error for whoever waits.
     async fn failed(&self, begun: &Begun<'_>, failure: &TokenFailure) -> Result<TokensError, TokensError> {
         let Prepared { definition, .. } = begun.prepared;
-        let fault = match fault_of(failure.class) {
+        let fault = match fault_of(failure) {
             // The person has to do something there, which nobody but the person can.
             ProviderFault::Policy if needs_person(failure) => ProviderFault::GrantDead,
             fault => fault,
@@ -461,7 +461,7 @@ fn needs_person(failure: &TokenFailure) -> bool {
 
 pub(super) fn provider_error(failure: &TokenFailure, definition: &Definition) -> TokensError {
     TokensError::Provider(ProviderError {
-        kind: fault_of(failure.class),
+        kind: fault_of(failure),
         family: definition.connector.family,
         retry_after: failure.retry_after,
     })

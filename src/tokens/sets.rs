@@ -223,7 +223,8 @@ impl Tokens {
             scope: brought.scope.clone().or_else(|| same.and_then(|set| set.scope.clone())),
             token_type: brought.token_type.clone().or_else(|| same.and_then(|set| set.token_type.clone())),
             expires_at: brought.expires_at,
-            issued_at: brought.issued_at,
+            // By this a refresh that began earlier knows that it was overtaken, by a person.
+            issued_at: now,
             version,
             phase: Phase::Idle,
             epoch: before.as_ref().map_or(0, |set| set.epoch + 1),
@@ -380,7 +381,7 @@ impl Tokens {
                 let event = Event::new(Action::TokenSetRevoke, "provider", host);
                 let outcome = match tokens.parts().upstream.revoke(grant).await {
                     Ok(()) => Outcome::Success,
-                    Err(failure) => Outcome::Failure(super::fault_of(failure.class).name()),
+                    Err(failure) => Outcome::Failure(super::fault_of(&failure).name()),
                 };
                 tokens.parts().audit.record_soon(&caller, event, outcome);
             });
