@@ -11,14 +11,14 @@ use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use actix_web::http::{ConnectionType, StatusCode};
 use actix_web::middleware::Next;
 use actix_web::web::Data;
-use actix_web::{Error, HttpMessage, HttpResponse, ResponseError};
+use actix_web::{Error, HttpMessage, HttpRequest, HttpResponse, ResponseError};
 use futures_util::FutureExt;
 use tracing::Instrument;
 
 use crate::http::logto;
 use crate::http::ops::Operations;
 use crate::http::problem::{Code, Problem};
-use crate::identity::Caller;
+use crate::identity::{Caller, UserCaller};
 use crate::ids::RequestId;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -150,7 +150,7 @@ fn log(response: &ServiceResponse<BoxBody>, started: Instant) {
     )
     .increment(1);
     metrics::histogram!("lacre_http_request_duration_seconds", "route" => route).record(took.as_secs_f64());
-    let caller = request.extensions().get::<Caller>().map(|caller| caller.principal.to_string());
+    let caller = who(request);
     tracing::info!(
         target: "lacre::access",
         method,
@@ -159,6 +159,13 @@ fn log(response: &ServiceResponse<BoxBody>, started: Instant) {
         micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
         caller = caller.as_deref().unwrap_or("-"),
     );
+}
+
+/// The caller that authentication found: a machine, or a person.
+fn who(request: &HttpRequest) -> Option<String> {
+    let extensions = request.extensions();
+    let person = || extensions.get::<UserCaller>().map(|person| &person.caller);
+    extensions.get::<Caller>().or_else(person).map(|caller| caller.principal.to_string())
 }
 
 /// A label must not be a client's invention: any token is a method (RFC 9110, section 9.1).

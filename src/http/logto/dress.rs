@@ -1,5 +1,5 @@
 //! What every answer of the Logto family has (contract, sections 5.1 and 5.3): its request id, the security
-//! headers, an `ETag` and 304 on GET, and the family's words where the framework answers by itself.
+//! headers and those for other origins, an `ETag` and 304 on GET, and the family's words where the framework answers by itself.
 
 use actix_web::body::{BoxBody, EitherBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
@@ -9,6 +9,7 @@ use actix_web::middleware::Next;
 use actix_web::{Error, HttpResponse};
 use serde_json::json;
 
+use super::cors::Origin;
 use super::error::ApiError;
 use crate::http::{auth, cached};
 use crate::ids::RequestId;
@@ -37,9 +38,15 @@ pub(super) async fn dress(
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
     let id = auth::request_id(request.request());
-    let response = next.call(request).await?.map_into_boxed_body();
-    let mut response = tagged(in_our_words(response));
+    let origin = Origin::of(&request);
+    let mut response = match origin.as_ref().and_then(|origin| origin.preflight(&request)) {
+        Some(answer) => request.into_response(answer),
+        None => tagged(in_our_words(next.call(request).await?.map_into_boxed_body())),
+    };
     put_headers(response.headers_mut(), &id);
+    if let Some(origin) = origin {
+        origin.put_headers(response.headers_mut());
+    }
     Ok(response)
 }
 

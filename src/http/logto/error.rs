@@ -1,5 +1,7 @@
 //! Errors of the Logto family: `{code?, message, data?, details?}` (contract, section 5). The one place that
-//! turns what a service refuses into Logto's codes. A 5xx never explains itself; its cause goes to the log.
+//! turns what a service refuses into Logto's codes, those of `tokens` in a file of their own. A 5xx never explains itself; its cause goes to the log.
+
+pub(super) mod tokens;
 
 use std::fmt;
 use std::time::{Duration, SystemTime};

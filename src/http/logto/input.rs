@@ -24,18 +24,32 @@ pub(super) struct Body {
 }
 
 impl Body {
+    #[cfg(test)]
+    pub(super) fn of(text: &str) -> Self {
+        Self { bytes: Bytes::copy_from_slice(text.as_bytes()), is_json: true }
+    }
+
     /// Its members.
     ///
     /// # Errors
     /// 400 if it is not a JSON object.
     pub(super) fn members(&self) -> Result<Input, ApiError> {
-        let not_an_object =
-            || ApiError::invalid_input("body", &[issue("", "invalid_type", "Expected a JSON object")]);
         if self.bytes.is_empty() {
             return Ok(Input::default());
         }
         if !self.is_json {
             return Err(not_an_object());
+        }
+        self.members_of_any_type()
+    }
+
+    /// Its members, whatever its content type says.
+    ///
+    /// # Errors
+    /// 400 if it is not a JSON object.
+    pub(super) fn members_of_any_type(&self) -> Result<Input, ApiError> {
+        if self.bytes.is_empty() {
+            return Ok(Input::default());
         }
         match serde_json::from_slice(&self.bytes).map_err(|error| ApiError::not_json(&error))? {
             Value::Object(members) => Ok(Input { members, issues: Vec::new() }),
@@ -54,6 +68,10 @@ impl Body {
             ApiError::invalid_input("body", &[issue("", "custom", rule)])
         })
     }
+}
+
+fn not_an_object() -> ApiError {
+    ApiError::invalid_input("body", &[issue("", "invalid_type", "Expected a JSON object")])
 }
 
 impl FromRequest for Body {
@@ -113,6 +131,74 @@ impl Input {
         }
     }
 
+    /// A text, perhaps an empty one.
+    pub(super) fn text(&mut self, name: &str) -> Option<String> {
+        match self.members.remove(name) {
+            Some(Value::String(text)) => Some(text),
+            found => self.mistyped(name, found, "string"),
+        }
+    }
+
+    /// A text that is not empty, under its name or else under one of `aliases`. Mistakes are told of the name.
+    pub(super) fn filled_text(&mut self, name: &str, aliases: &[&str]) -> Option<String> {
+        let mut names = std::iter::once(&name).chain(aliases);
+        let used = names.find(|name| self.members.contains_key(**name)).unwrap_or(&name);
+        match self.members.remove(*used) {
+            Some(Value::String(text)) if text.is_empty() => {
+                self.wrong(name, "too_small", "Expected at least 1 character");
+                None
+            }
+            Some(Value::String(text)) => Some(text),
+            found => self.mistyped(name, found, "string"),
+        }
+    }
+
+    /// A text, or `null` or an empty one, which both empty the member.
+    #[expect(clippy::option_option, reason = "what `UserPatch` takes: left as it is, emptied, or set")]
+    pub(super) fn text_or_null(&mut self, name: &str) -> Option<Option<String>> {
+        match self.members.remove(name) {
+            Some(Value::Null) => Some(None),
+            Some(Value::String(text)) => Some(Some(text).filter(|text| !text.is_empty())),
+            found => self.mistyped(name, found, "string or null"),
+        }
+    }
+
+    /// `true` or `false`.
+    pub(super) fn flag(&mut self, name: &str) -> Option<bool> {
+        match self.members.remove(name) {
+            Some(Value::Bool(flag)) => Some(flag),
+            found => self.mistyped(name, found, "boolean"),
+        }
+    }
+
+    /// An object of whatever is in it.
+    pub(super) fn object(&mut self, name: &str) -> Option<Map<String, Value>> {
+        match self.members.remove(name) {
+            Some(Value::Object(members)) => Some(members),
+            found => self.mistyped(name, found, "object"),
+        }
+    }
+
+    /// A list of texts.
+    pub(super) fn texts(&mut self, name: &str) -> Option<Value> {
+        match self.members.remove(name) {
+            Some(Value::Array(items)) if items.iter().all(Value::is_string) => Some(Value::Array(items)),
+            found => self.mistyped(name, found, "array of strings"),
+        }
+    }
+
+    fn mistyped<T>(&mut self, name: &str, found: Option<Value>, wanted: &str) -> Option<T> {
+        if found.is_some() {
+            self.wrong(name, "invalid_type", &format!("Expected {wanted}"));
+        }
+        None
+    }
+
+    /// A member breaks a rule that the caller knows.
+    pub(super) fn wrong(&mut self, name: &str, code: &'static str, rule: &str) {
+        self.issues.push(issue(name, code, rule));
+    }
+
     /// What has to be there.
     pub(super) fn needed<T>(&mut self, name: &str, found: Option<T>) -> Option<T> {
         if found.is_none() && !self.issues.iter().any(|issue| issue.member == name) {
@@ -127,6 +213,16 @@ impl Input {
     /// `guard.invalid_input` with everything that was wrong.
     pub(super) fn end(self) -> Result<(), ApiError> {
         if self.issues.is_empty() { Ok(()) } else { Err(ApiError::invalid_input("body", &self.issues)) }
+    }
+
+    /// [`Input::end`] for a body of which `found` is the one thing that is needed, as [`Input::needed`] gave it.
+    ///
+    /// # Errors
+    /// `guard.invalid_input` with everything that was wrong.
+    pub(super) fn end_with<T>(self, found: Option<T>) -> Result<T, ApiError> {
+        self.end()?;
+        // Nothing that is needed is absent without an issue.
+        found.ok_or_else(not_an_object)
     }
 }
 
@@ -176,7 +272,7 @@ mod tests {
     use crate::keys::Choice;
 
     fn body(text: &str) -> Body {
-        Body { bytes: Bytes::copy_from_slice(text.as_bytes()), is_json: true }
+        Body::of(text)
     }
 
     /// `-` where there is none; nothing where the body is refused.
@@ -237,6 +333,47 @@ mod tests {
         assert_eq!(told.as_object().unwrap().len(), 1, "{told}");
         assert!(Body { bytes: Bytes::from_static(b"a=b"), is_json: false }.members().is_err());
         assert_eq!(json!(body("").members().unwrap().members), json!({}));
+    }
+
+    #[test]
+    fn of_two_names_the_first_wins_and_a_mistake_is_told_of_it() {
+        let read = |text: &str| {
+            let mut input = body(text).members().unwrap();
+            let found = input.filled_text("new", &["old"]);
+            let found = input.needed("new", found);
+            input.end_with(found).map_err(|error| format!("{error:?}").contains("key path \\\"new\\\""))
+        };
+        assert_eq!(read(r#"{"old":"a"}"#).unwrap(), "a");
+        assert_eq!(read(r#"{"old":"a","new":"b"}"#).unwrap(), "b");
+        assert_eq!(read(r#"{"old":1,"new":"b"}"#).unwrap(), "b");
+        for text in
+            ["{}", r#"{"old":""}"#, r#"{"new":"","old":"a"}"#, r#"{"new":1,"old":"a"}"#, r#"{"old":[]}"#]
+        {
+            assert_eq!(read(text), Err(true), "{text}");
+        }
+    }
+
+    #[test]
+    fn types_are_told_and_null_is_only_taken_where_it_empties() {
+        let mut input = body(r#"{"a":null,"b":"","c":null,"d":1,"e":[1],"f":{}}"#).members().unwrap();
+        assert_eq!(input.text_or_null("a"), Some(None));
+        assert_eq!(input.text_or_null("b"), Some(None));
+        assert_eq!(input.text_or_null("nowhere"), None);
+        assert_eq!(input.text("c"), None);
+        assert_eq!(input.flag("d"), None);
+        assert_eq!(input.texts("e"), None);
+        assert_eq!(input.object("f"), Some(Map::new()));
+        assert_eq!(input.issues.len(), 3);
+    }
+
+    #[test]
+    fn a_body_that_is_an_object_may_lack_its_type() {
+        let untyped =
+            |text: &'static str| Body { bytes: Bytes::from_static(text.as_bytes()), is_json: false };
+        assert_eq!(untyped(r#"{"a":"b"}"#).members_of_any_type().unwrap().text("a").as_deref(), Some("b"));
+        assert!(untyped(r#"{"a":"b"}"#).members().is_err());
+        assert!(untyped("a=b").members_of_any_type().is_err());
+        assert!(untyped("[]").members_of_any_type().is_err());
     }
 
     #[actix_web::test]

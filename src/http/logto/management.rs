@@ -21,13 +21,20 @@ pub(super) async fn authenticate(
             Ok(next.call(request).await?.map_into_boxed_body())
         }
         Err(problem) => {
-            let error = refusal(problem, request.request());
+            let error = refusal(problem, request.request(), |error| {
+                error.data(json!({ "code": "ERR_JWS_INVALID", "name": "JWSInvalid" }))
+            });
             Ok(request.error_response(error))
         }
     }
 }
 
-fn refusal(problem: Problem, request: &HttpRequest) -> ApiError {
+/// `of_token` adds what is told of a token that is not good.
+pub(super) fn refusal(
+    problem: Problem,
+    request: &HttpRequest,
+    of_token: fn(ApiError) -> ApiError,
+) -> ApiError {
     match (problem.code(), auth::bearer(request)) {
         (Code::Unauthenticated, _) => ApiError::unauthorized(
             "auth.authorization_header_missing",
@@ -40,8 +47,7 @@ fn refusal(problem: Problem, request: &HttpRequest) -> ApiError {
         }
         // Why is nobody's business who has no good token: one text for every reason.
         (Code::InvalidToken, _) => {
-            ApiError::unauthorized("auth.unauthorized", "Unauthorized. The token is not accepted.")
-                .data(json!({ "code": "ERR_JWS_INVALID", "name": "JWSInvalid" }))
+            of_token(ApiError::unauthorized("auth.unauthorized", "Unauthorized. The token is not accepted."))
         }
         _ => problem.into(),
     }

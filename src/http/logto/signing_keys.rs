@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
 use super::input::{Body, DryRun};
+use super::millis;
 use crate::http::{DefaultGrace, key_id};
 use crate::identity::Caller;
 use crate::keys::{Choice, ImportAs, KeyView, Keys, KeysError, Origin, PolicyPatch, Rotation, Status, Use};
@@ -83,10 +84,6 @@ fn item(key: &KeyView) -> Value {
         }
     }
     Value::Object(item)
-}
-
-const fn millis(micros: i64) -> i64 {
-    micros.div_euclid(1000)
 }
 
 fn listed(keys: &[KeyView]) -> HttpResponse {
