@@ -34,6 +34,7 @@ use crate::audit::AuditLog;
 use crate::ids::SigningKeyId;
 use crate::issuer::Issuer;
 use crate::keys::{Keys, Use};
+use crate::tokens::Tokens;
 use crate::vault::Vault;
 
 pub use auth::Gate;
@@ -51,6 +52,8 @@ pub struct Parts {
     pub vault: Vault,
     /// Tokens and applications.
     pub issuer: Issuer,
+    /// Federated token sets.
+    pub tokens: Tokens,
     /// Signing and cookie keys.
     pub keys: Keys,
     /// How long a new signing key is Next if nobody says so.
@@ -88,6 +91,7 @@ pub fn app(
 fn register(parts: &Parts, cfg: &mut ServiceConfig) {
     cfg.app_data(Data::new(parts.vault.clone()))
         .app_data(Data::new(parts.issuer.clone()))
+        .app_data(Data::new(parts.tokens.clone()))
         .app_data(Data::new(parts.keys.clone()))
         .app_data(Data::new(DefaultGrace(parts.rotation_grace)))
         .app_data(Data::new(parts.audit.clone()))

@@ -159,8 +159,6 @@ pub enum TokensError {
 pub struct ProviderError {
     /// What kind of failure it is.
     pub kind: ProviderFault,
-    /// Of which kind of connector.
-    pub family: Family,
     /// When the next call makes sense.
     pub retry_after: Option<Duration>,
 }

@@ -87,6 +87,7 @@ impl Listeners {
         let parts = http::Parts {
             vault: services.vault.clone(),
             issuer: services.issuer.clone(),
+            tokens: services.tokens.clone(),
             keys: services.keys.clone(),
             rotation_grace: services.config.keys.rotation_grace,
             audit: services.audit.clone(),

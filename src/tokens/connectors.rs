@@ -152,7 +152,10 @@ impl Tokens {
             let work = move |conn: &mut Conn| store::insert(conn, &tenant, &row, &sealed);
             match self.parts().db.write(work).await {
                 Ok(()) => Ok(connector),
-                Err(DbError::Duplicate) => Err(TokensError::Taken("connector")),
+                Err(DbError::Duplicate) => {
+                    let same_id = self.found(&caller.tenant, &connector.id).await?.is_some();
+                    Err(TokensError::Taken(if same_id { "id" } else { "target" }))
+                }
                 Err(error) => Err(error.into()),
             }
         })

@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::model::{Connection, Family};
 use super::plan::{self, Plan};
+use super::refresh::Ended;
 use super::sets::Values;
 use super::store::sets::{self as store, Found, Set};
 use super::{ProviderError, ProviderFault, Tokens, TokensError, invalid};
@@ -135,7 +136,7 @@ impl Tokens {
         event: Event,
     ) -> Result<Released, TokensError> {
         let deadline = Instant::now() + self.parts().config.read_deadline;
-        let mut refreshes = 0;
+        let (mut refreshes, mut is_trouble_here) = (0, false);
         loop {
             let found = self.found_set(&caller.tenant, user, connection).await?;
             let Some(found) = found else {
@@ -143,8 +144,12 @@ impl Tokens {
             };
             let now = self.now();
             let mut planned = plan::decide(&found.facts(), now, self.parts().config.leeway);
-            if planned == Plan::Refresh && (refreshes == REFRESHES || deadline <= Instant::now()) {
-                planned = if plan::is_valid(found.set.expires_at, now) { Plan::Serve } else { Plan::Later };
+            let is_over = is_trouble_here || refreshes == REFRESHES || deadline <= Instant::now();
+            if planned == Plan::Refresh && is_over {
+                if !plan::is_valid(found.set.expires_at, now) {
+                    return self.deny(caller, event, TokensError::Busy).await;
+                }
+                planned = Plan::Serve;
             }
             match planned {
                 Plan::Serve => return self.serve(caller, found, event).await,
@@ -152,7 +157,7 @@ impl Tokens {
                     refreshes += 1;
                     let flight = self.refresh(&caller.tenant, &found.set);
                     // Late: the flight goes on without this read.
-                    let _ = timeout_at(deadline, flight).await;
+                    is_trouble_here = matches!(timeout_at(deadline, flight).await, Ok(Ended::NotHere));
                 }
                 Plan::Wait if Instant::now() < deadline => {
                     sleep_until((Instant::now() + LOOK_EVERY).min(deadline)).await;
@@ -200,7 +205,7 @@ fn later(found: &Found, now: Timestamp) -> ProviderError {
     let named = found.breaker_reason.as_deref().filter(|_| found.breaker_until > now);
     let named = named.or(found.set.last_error.as_deref()).unwrap_or_default();
     let kind = ProviderFault::parse(named).unwrap_or(ProviderFault::Transient);
-    ProviderError { kind, family: found.set.connection.family, retry_after }
+    ProviderError { kind, retry_after }
 }
 
 fn read_event(user: &UserId, target: &str, via: &'static str) -> Event {

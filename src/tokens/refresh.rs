@@ -39,13 +39,22 @@ const TRY_AGAIN: Duration = Duration::from_millis(500);
 /// First pause of a connector whose provider refuses it; doubles up to an hour.
 const BREAKER: Duration = Duration::from_secs(60);
 
+/// What whoever waits for a refresh is told; how it is with the set then, the row says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// The row says how.
+    InTheRow,
+    /// Device, log or database had no time for it, or the installation is in quarantine.
+    NotHere,
+}
+
 /// Refreshes that go on in this daemon.
 #[derive(Default)]
-pub(super) struct Flights(Mutex<HashMap<(TenantId, TokenSetId), watch::Receiver<()>>>);
+pub(super) struct Flights(Mutex<HashMap<(TenantId, TokenSetId), watch::Receiver<Ended>>>);
 
 impl Flights {
     /// Those that go on now.
-    fn all(&self) -> Vec<watch::Receiver<()>> {
+    fn all(&self) -> Vec<watch::Receiver<Ended>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 }
@@ -77,24 +86,35 @@ enum End {
 impl Tokens {
     /// Refreshes a set as it was read, or joins whoever does; returns when that has ended, however it did. The
     /// caller looks at the set again.
-    pub(super) fn refresh(&self, tenant: &TenantId, set: &Set) -> impl Future<Output = ()> + Send + 'static {
+    pub(super) fn refresh(
+        &self,
+        tenant: &TenantId,
+        set: &Set,
+    ) -> impl Future<Output = Ended> + Send + 'static {
         let key = (tenant.clone(), set.id.clone());
         let mut flights = self.inner.flights.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut flight = match flights.get(&key) {
             Some(flight) => flight.clone(),
             None => {
-                let (ended, flight) = watch::channel(());
+                let (ended, flight) = watch::channel(Ended::InTheRow);
                 flights.insert(key.clone(), flight.clone());
                 let (tokens, set) = (self.clone(), set.clone());
                 self.inner.background.spawn(async move {
                     let landing = Landing { tokens: &tokens, key: &key, ended };
-                    tokens.fly(&landing.key.0, &set).await;
+                    let ended = tokens.fly(&landing.key.0, &set).await;
+                    landing.ended.send_if_modified(|told| {
+                        *told = ended;
+                        false
+                    });
                 });
                 flight
             }
         };
         // Closed when the task has ended, also by a panic.
-        async move { while flight.changed().await.is_ok() {} }
+        async move {
+            while flight.changed().await.is_ok() {}
+            *flight.borrow()
+        }
     }
 
     /// Waits for what goes on, at most as long as a lease: an orderly end loses no answer.
@@ -105,7 +125,7 @@ impl Tokens {
         }
     }
 
-    async fn fly(&self, tenant: &TenantId, set: &Set) {
+    async fn fly(&self, tenant: &TenantId, set: &Set) -> Ended {
         let caller = Caller::system("token-refresh", tenant.clone());
         let ended = self.try_to_refresh(&caller, set).await;
         let outcome = match &ended {
@@ -116,9 +136,16 @@ impl Tokens {
         if let Err(error) = ended {
             tracing::warn!(token_set = %set.id, code = error.audit_code(), %error, "a token set was not refreshed");
         }
+        match ended {
+            Err(
+                TokensError::Vault(_) | TokensError::Audit(_) | TokensError::Db(_) | TokensError::Quarantined,
+            ) => Ended::NotHere,
+            _ => Ended::InTheRow,
+        }
     }
 
     async fn try_to_refresh(&self, caller: &Caller, set: &Set) -> Result<(), TokensError> {
+        // After a restore the newest refresh token may be another one: nothing is sent before the release.
         self.refuse_in_quarantine().await?;
         let prepared = match self.prepare(caller, set).await {
             Ok(prepared) => prepared,
@@ -161,9 +188,8 @@ impl Tokens {
         if let Some((until, _)) = &definition.connector.breaker
             && *until > self.now()
         {
-            let (kind, family) = (ProviderFault::Config, definition.connector.family);
-            let retry_after = Some(until.since(self.now()));
-            return Err(TokensError::Provider(ProviderError { kind, family, retry_after }));
+            let (kind, retry_after) = (ProviderFault::Config, Some(until.since(self.now())));
+            return Err(TokensError::Provider(ProviderError { kind, retry_after }));
         }
         let found = self.found_set(&caller.tenant, &set.user, &set.connection).await?;
         let found = found.filter(|found| found.set.version == set.version && found.set.id == set.id);
@@ -177,7 +203,7 @@ impl Tokens {
         };
         let refresh_token = values.refresh_token().ok_or(TokensError::NeedsReauthorization)?;
         let endpoints = self.endpoints(&definition).await;
-        let endpoints = endpoints.map_err(|failure| provider_error(&failure, &definition))?;
+        let endpoints = endpoints.map_err(|failure| provider_error(&failure))?;
         Ok(Prepared { definition, endpoints, refresh_token })
     }
 
@@ -343,7 +369,7 @@ impl Tokens {
             _ => Phase::Idle,
         };
         self.end_badly(begun, phase, fault, failure.retry_after).await?;
-        Ok(provider_error(failure, definition))
+        Ok(provider_error(failure))
     }
 
     async fn end_badly(
@@ -459,10 +485,6 @@ fn needs_person(failure: &TokenFailure) -> bool {
     failure.code.as_deref().is_some_and(|code| codes.contains(&code))
 }
 
-pub(super) fn provider_error(failure: &TokenFailure, definition: &Definition) -> TokensError {
-    TokensError::Provider(ProviderError {
-        kind: fault_of(failure),
-        family: definition.connector.family,
-        retry_after: failure.retry_after,
-    })
+pub(super) fn provider_error(failure: &TokenFailure) -> TokensError {
+    TokensError::Provider(ProviderError { kind: fault_of(failure), retry_after: failure.retry_after })
 }

@@ -44,8 +44,10 @@ impl Tokens {
             let (tenant, account) = (caller.tenant.clone(), Account { user, password_hash });
             let row = account.clone();
             let work = move |conn: &mut Conn| store::insert(conn, &tenant, &row);
-            self.parts().db.write::<_, DbError, _>(work).await.map_err(taken)?;
-            Ok(account.user)
+            match self.parts().db.write::<_, DbError, _>(work).await {
+                Ok(()) => Ok(account.user),
+                Err(error) => Err(self.taken(&caller.tenant, account.user, error).await),
+            }
         })
         .await
     }
@@ -145,12 +147,26 @@ impl Tokens {
             check(user)?;
             let (tenant, row) = (caller.tenant.clone(), account.clone());
             let work = move |conn: &mut Conn| store::update(conn, &tenant, &row);
-            match self.parts().db.write::<_, DbError, _>(work).await.map_err(taken)? {
-                true => Ok((account.user, identities)),
-                false => Err(TokensError::NotFound("user")),
+            match self.parts().db.write::<_, DbError, _>(work).await {
+                Ok(true) => Ok((account.user, identities)),
+                Ok(false) => Err(TokensError::NotFound("user")),
+                Err(error) => Err(self.taken(&caller.tenant, account.user, error).await),
             }
         })
         .await
+    }
+
+    /// Which unique member it is that somebody else has.
+    async fn taken(&self, tenant: &TenantId, user: User, error: DbError) -> TokensError {
+        if !matches!(error, DbError::Duplicate) {
+            return error.into();
+        }
+        let tenant = tenant.clone();
+        let look = move |conn: &mut Conn| store::taken(conn, &tenant, &user);
+        match self.parts().db.read::<_, DbError, _>(look).await {
+            Ok(which) => TokensError::Taken(which.unwrap_or("id")),
+            Err(error) => error.into(),
+        }
     }
 
     /// Deletes a user with identities, proofs and token sets.
@@ -177,13 +193,6 @@ impl Tokens {
             found.then_some(()).ok_or(TokensError::NotFound("user"))
         })
         .await
-    }
-}
-
-fn taken(error: DbError) -> TokensError {
-    match error {
-        DbError::Duplicate => TokensError::Taken("username, e-mail or phone"),
-        error => error.into(),
     }
 }
 

@@ -84,8 +84,9 @@ impl Callback {
             (text.len() <= TEXT_MAX).then(|| text.to_owned()).unwrap_or_default()
         };
         if data.get("error").is_some_and(|error| !error.is_null()) {
-            let (kind, family) = (ProviderFault::Policy, Family::Social);
-            return Err(TokensError::Provider(ProviderError { kind, family, retry_after: None }));
+            // What the provider says beside it is not for our ears.
+            let kind = ProviderFault::Policy;
+            return Err(TokensError::Provider(ProviderError { kind, retry_after: None }));
         }
         let callback = Self {
             code: text("code"),
@@ -129,7 +130,7 @@ impl Tokens {
         let connector = ConnectorId::parse(&start.connector).map_err(|_| TokensError::UnknownConnector)?;
         let definition = self.definition_for(caller, start.family, &connector).await?;
         let endpoints = self.endpoints(&definition).await;
-        let endpoints = endpoints.map_err(|failure| provider_error(&failure, &definition))?;
+        let endpoints = endpoints.map_err(|failure| provider_error(&failure))?;
         let id = VerificationId::generate();
         let event = Event::new(Action::VerificationStart, "verification", id.as_str())
             .detail("connector", connector.as_str());
@@ -217,10 +218,10 @@ impl Tokens {
                 verification.version += 1;
                 let definition = self.definition_for(caller, family, &connector).await?;
                 let endpoints = self.endpoints(&definition).await;
-                let endpoints = endpoints.map_err(|failure| provider_error(&failure, &definition))?;
+                let endpoints = endpoints.map_err(|failure| provider_error(&failure))?;
                 fits(&callback, &asked, &endpoints)?;
                 let account = self.account_of(&definition, &endpoints, &callback, Some(&asked)).await;
-                let (profile, brought) = account.map_err(|failure| provider_error(&failure, &definition))?;
+                let (profile, brought) = account.map_err(|failure| provider_error(&failure))?;
                 note.add("tokens", brought.refresh_token.is_some().to_string());
                 self.park(caller, &definition, &verification, &profile, brought).await?;
                 Ok(verification.id)
@@ -339,9 +340,9 @@ impl Tokens {
     ) -> Result<Profile, TokensError> {
         let callback = Callback::read(data)?;
         let endpoints = self.endpoints(definition).await;
-        let endpoints = endpoints.map_err(|failure| provider_error(&failure, definition))?;
+        let endpoints = endpoints.map_err(|failure| provider_error(&failure))?;
         let account = self.account_of(definition, &endpoints, &callback, None).await;
-        account.map(|(profile, _)| profile).map_err(|failure| provider_error(&failure, definition))
+        account.map(|(profile, _)| profile).map_err(|failure| provider_error(&failure))
     }
 
     /// A proof by the person's password.

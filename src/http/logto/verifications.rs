@@ -92,7 +92,7 @@ async fn password(person: UserCaller, tokens: Data<Tokens>, body: Body) -> Resul
     let password = input.secret("password");
     let password = input.needed("password", password);
     let password = input.end_with(password)?;
-    let (id, expires_at) = tokens.verify_password(&person, password).await.map_err(errors::of_password)?;
+    let (id, expires_at) = tokens.verify_password(&person, password).await?;
     let expires_at = in_millis(&expires_at.to_rfc3339());
     Ok(HttpResponse::Created().json(json!({ "verificationRecordId": id, "expiresAt": expires_at })))
 }

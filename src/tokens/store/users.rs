@@ -161,6 +161,29 @@ pub(in crate::tokens) fn insert(
     Ok(())
 }
 
+/// Which unique member of a user somebody else has.
+pub(in crate::tokens) fn taken(
+    conn: &mut Conn,
+    tenant: &TenantId,
+    user: &User,
+) -> Result<Option<&'static str>, DbError> {
+    let others = users::table
+        .filter(users::tenant_id.eq(tenant.as_str()).and(users::id.ne(user.id.as_str())))
+        .select((users::username, users::primary_email, users::primary_phone));
+    type Members = (Option<String>, Option<String>, Option<String>);
+    let same = users::username
+        .eq(user.username.as_deref())
+        .or(users::primary_email.eq(user.primary_email.as_deref()))
+        .or(users::primary_phone.eq(user.primary_phone.as_deref()));
+    let found: Option<Members> = with_conn!(conn, |c| others.filter(same).first(c).optional())?;
+    let Some((username, email, _)) = found else { return Ok(None) };
+    Ok(Some(match () {
+        () if username.is_some() && username == user.username => "username",
+        () if email.is_some() && email == user.primary_email => "primaryEmail",
+        () => "primaryPhone",
+    }))
+}
+
 /// Replaces a user; `false` if it is gone.
 ///
 /// # Errors

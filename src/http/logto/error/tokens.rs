@@ -117,6 +117,13 @@ fn plain(error: &TokensError) -> ApiError {
         TokensError::UnknownConnector => {
             (UNPROCESSABLE, "session.invalid_connector_id", "There is no such connector.")
         }
+        TokensError::Callback(part) => {
+            let message = format!("The answer's {part} is not the one that was asked for.");
+            return ApiError::new(BAD_REQUEST, "connector.invalid_request_parameters", message);
+        }
+        TokensError::WrongPassword => {
+            (UNPROCESSABLE, "session.invalid_credentials", "The password is not right.")
+        }
         // All others are met by who calls this.
         other => return failed(chain(other)),
     };
@@ -287,16 +294,6 @@ pub(in crate::http::logto) fn of_admin_link(error: TokensError) -> ApiError {
     match error {
         TokensError::WrongConnector => TokensError::UnknownConnector.into(),
         error => of_exchange(Family::Social)(error),
-    }
-}
-
-/// Where a password is the proof.
-pub(in crate::http::logto) fn of_password(error: TokensError) -> ApiError {
-    match error {
-        TokensError::NoVerification | TokensError::ProofNeeded => {
-            ApiError::unprocessable("session.invalid_credentials", "The password is not right.")
-        }
-        error => error.into(),
     }
 }
 
