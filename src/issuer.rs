@@ -1,15 +1,17 @@
-//! The OAuth issuer for machine applications: client credentials in, access token out; and the
-//! check of such tokens on the way back in.
+//! The OAuth issuer: client credentials in, access token out, and the check of such tokens on the way back in;
+//! token exchange (`exchange`), and the opaque tokens of persons (`user_tokens`).
 //!
 //! Client secrets are 256 random bits and are kept as HMAC under a device key. Every issued token
-//! has an audit record with its `jti` before it is signed. Tokens are `at+jwt` (RFC 9068).
+//! has an audit record before it is signed or stored. A machine's tokens are `at+jwt` (RFC 9068).
 
 mod apps;
 mod clients;
+mod exchange;
 mod model;
 mod published;
 mod signing;
 mod store;
+mod user_tokens;
 mod verify;
 
 use std::collections::HashMap;
@@ -26,9 +28,11 @@ use crate::db::{Db, DbError};
 use crate::identity::{Caller, MissingScope, Principal, ScopeSet};
 use crate::ids::{ClientId, RequestId, TenantId};
 use crate::keys::{Jwks, Keys, KeysError};
+use crate::tokens::{Tokens, TokensError};
 
 use clients::Clients;
 use store::App;
+use user_tokens::UserTokens;
 use verify::{ALL_SCOPES, Expected, TOKEN_MAX, TYP};
 
 pub use model::*;
@@ -50,9 +54,18 @@ pub enum IssuerError {
     /// The resource is not one of this issuer's (RFC 8707, section 2: `invalid_target`).
     #[error("unknown resource")]
     InvalidTarget,
+    /// The application may not exchange tokens (`unauthorized_client`).
+    #[error("the application may not exchange tokens")]
+    UnauthorizedClient,
+    /// A token to be exchanged is not accepted (`invalid_grant`).
+    #[error("{0}")]
+    InvalidGrant(&'static str),
     /// No such application in the caller's tenant.
     #[error("no such application")]
     NotFound,
+    /// No such user in the caller's tenant, or it is suspended.
+    #[error("no such user")]
+    NoSuchUser,
     /// The input breaks a rule.
     #[error("{field}: {reason}")]
     Invalid {
@@ -67,6 +80,9 @@ pub enum IssuerError {
     /// This is not signed for this caller.
     #[error(transparent)]
     Refused(#[from] NotSigned),
+    /// What the token sets' service said of a user or a token set.
+    #[error(transparent)]
+    Tokens(#[from] TokensError),
     /// Signing or hashing failed.
     #[error("key operation failed")]
     Keys(#[from] KeysError),
@@ -85,7 +101,10 @@ impl AuditCode for IssuerError {
             Self::UnsupportedGrantType => "unsupported-grant-type",
             Self::InvalidScope => "invalid-scope",
             Self::InvalidTarget => "invalid-target",
-            Self::NotFound => "not-found",
+            Self::UnauthorizedClient => "unauthorized-client",
+            Self::InvalidGrant(_) => "invalid-grant",
+            Self::NotFound | Self::NoSuchUser => "not-found",
+            Self::Tokens(tokens) => tokens.audit_code(),
             Self::Invalid { .. } => "invalid",
             Self::Forbidden(_) => "forbidden",
             Self::Refused(refusal) => refusal.code(),
@@ -101,9 +120,12 @@ impl AuditCode for IssuerError {
             | Self::UnsupportedGrantType
             | Self::InvalidScope
             | Self::InvalidTarget
+            | Self::UnauthorizedClient
+            | Self::InvalidGrant(_)
             | Self::Forbidden(_)
             | Self::Refused(_)
             | Self::Keys(KeysError::NotCurrent { .. }) => Outcome::Denied(self.audit_code()),
+            Self::Tokens(tokens) => tokens.audit_outcome(),
             _ if self.is_unknown() => Outcome::Unknown,
             _ => Outcome::Failure(self.audit_code()),
         }
@@ -112,6 +134,7 @@ impl AuditCode for IssuerError {
     fn is_unknown(&self) -> bool {
         match self {
             Self::Keys(keys) => keys.is_unknown(),
+            Self::Tokens(tokens) => tokens.is_unknown(),
             Self::Db(db) => matches!(db, DbError::Unknown(_)),
             _ => false,
         }
@@ -135,6 +158,8 @@ pub struct Parts {
     pub db: Db,
     /// Signs and hashes.
     pub keys: Keys,
+    /// Says which users are active, and holds what is traded for their tokens.
+    pub tokens: Tokens,
     /// Where every token is recorded.
     pub audit: AuditLog,
     /// Wall time.
@@ -172,6 +197,7 @@ pub struct Issuer {
 struct Inner {
     db: Db,
     keys: Keys,
+    tokens: Tokens,
     audit: AuditLog,
     refusals: Refusals,
     clock: Arc<dyn Clock>,
@@ -179,6 +205,7 @@ struct Inner {
     /// [`Config::api_resource`].
     api: String,
     clients: Clients,
+    users: UserTokens,
 }
 
 /// What a token request may have.
@@ -192,11 +219,12 @@ struct Grant {
 impl Issuer {
     /// Makes the service.
     pub fn new(parts: Parts) -> Self {
-        let Parts { db, keys, audit, clock, config } = parts;
-        let clients = Clients::new(db.clone());
+        let Parts { db, keys, tokens, audit, clock, config } = parts;
+        let (clients, users) = (Clients::new(db.clone()), UserTokens::new());
         let refusals = Refusals::new(audit.clone());
         let api = config.api_resource();
-        Self { inner: Arc::new(Inner { db, keys, audit, refusals, clock, config, api, clients }) }
+        let inner = Inner { db, keys, tokens, audit, refusals, clock, config, api, clients, users };
+        Self { inner: Arc::new(inner) }
     }
 
     /// Whether there is an application of that id; `false` also while that cannot be told.
@@ -214,7 +242,7 @@ impl Issuer {
         let grant = match self.grant(&request).await {
             Ok(grant) => grant,
             Err(error) => {
-                self.record_refusal(&request, id, &error).await;
+                self.record_refusal(Action::TokenIssue, &request.client_id, id, &error).await;
                 return Err(error);
             }
         };
@@ -323,14 +351,14 @@ impl Issuer {
         })
     }
 
-    async fn record_refusal(&self, request: &TokenRequest, id: &RequestId, error: &IssuerError) {
+    async fn record_refusal(&self, action: Action, client: &str, id: &RequestId, error: &IssuerError) {
         // Only an id that exists is recorded: people paste secrets into the wrong field.
-        let known = match ClientId::parse(&request.client_id) {
+        let known = match ClientId::parse(client) {
             Ok(client) => self.inner.clients.find(&self.inner.config.tenant, &client).await.ok().flatten(),
             Err(_) => None,
         };
         let client = known.as_ref().map_or("unknown", |app| app.info.client_id.as_str());
-        let event = Event::new(Action::TokenIssue, "application", client);
+        let event = Event::new(action, "application", client);
         let caller = self.caller(Principal::Anonymous, ScopeSet::NONE, id.clone());
         self.inner.refusals.record(&caller, event, error.audit_outcome());
     }

@@ -51,7 +51,7 @@ use store::Key;
 /// What a fixed key is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Purpose {
-    /// HMAC of client secrets, and of the roll-back anchor's records.
+    /// HMAC of client secrets, of users' tokens, and of the roll-back anchor's records.
     ClientSecret,
     /// HMAC of idempotent request bodies.
     RequestBody,
@@ -288,6 +288,15 @@ impl Keys {
         secret: &[u8],
     ) -> Result<[u8; 32], KeysError> {
         self.mac_parts(tenant, b"lacre/client-secret/v1", &[client.as_bytes(), secret]).await
+    }
+
+    /// HMAC of the row of a token that stands for a user, bound to its tenant: who writes the database can neither
+    /// make such a token nor let one stand for somebody else.
+    ///
+    /// # Errors
+    /// If the device does not answer.
+    pub async fn mac_user_token(&self, tenant: &TenantId, parts: &[&[u8]]) -> Result<[u8; 32], KeysError> {
+        self.mac_parts(tenant, b"lacre/user-token/v1", parts).await
     }
 
     /// HMAC of what the roll-back anchor says of a database, bound to its tenant. No client's secret has it.

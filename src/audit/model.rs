@@ -126,6 +126,12 @@ pub enum Action {
     TokenSetRevoke,
     /// Records of a Logto database were imported.
     LogtoImport,
+    /// An application's name, addresses or switches were changed.
+    AppUpdate,
+    /// A token was traded for another one.
+    TokenExchange,
+    /// A token that stands for a user was made, to be exchanged once.
+    SubjectTokenIssue,
     /// A restore began, and with it the quarantine.
     RestoreBegin,
     /// A restore has done what it could.
@@ -150,7 +156,7 @@ pub enum Action {
 
 impl Action {
     /// Every action, for the documentation.
-    pub const ALL: [Self; 70] = [
+    pub const ALL: [Self; 73] = [
         Self::DaemonStart,
         Self::DaemonStop,
         Self::DbMigrate,
@@ -211,6 +217,9 @@ impl Action {
         Self::TokenSetDelete,
         Self::TokenSetRevoke,
         Self::LogtoImport,
+        Self::AppUpdate,
+        Self::TokenExchange,
+        Self::SubjectTokenIssue,
         Self::RestoreBegin,
         Self::RestoreEnd,
         Self::RestoreRelease,
@@ -286,6 +295,9 @@ impl Action {
             Self::TokenSetDelete => "token-set.delete",
             Self::TokenSetRevoke => "token-set.revoke",
             Self::LogtoImport => "logto.import",
+            Self::AppUpdate => "app.update",
+            Self::TokenExchange => "token.exchange",
+            Self::SubjectTokenIssue => "subject-token.issue",
             Self::RestoreBegin => "restore.begin",
             Self::RestoreEnd => "restore.end",
             Self::RestoreRelease => "restore.release",

@@ -26,7 +26,7 @@ use super::{RunError, Services, serve};
 use crate::config::Config;
 use crate::identity::{Caller, Scope, ScopeSet};
 use crate::ids::ClientId;
-use crate::issuer::{AppKind, NewApp};
+use crate::issuer::{AppExtras, AppKind, NewApp};
 use crate::seal::{Arena, SealError};
 
 pub use device::Kind;
@@ -213,7 +213,13 @@ fn management() -> NewApp {
 }
 
 fn application() -> NewApp {
-    let scopes = [Scope::SecretsMetadata, Scope::SecretsRead, Scope::SecretsWrite, Scope::CryptoUse];
+    let scopes = [
+        Scope::SecretsMetadata,
+        Scope::SecretsRead,
+        Scope::SecretsWrite,
+        Scope::CryptoUse,
+        Scope::TokenSetsExchange,
+    ];
     NewApp {
         name: "dev application".to_owned(),
         kind: AppKind::Traditional,
@@ -221,6 +227,7 @@ fn application() -> NewApp {
         redirect_uris: vec![CALLBACK.to_owned()],
         allow_token_exchange: true,
         signing: None,
+        extras: AppExtras::default(),
     }
 }
 

@@ -20,6 +20,8 @@ use crate::seal::{DeviceState, DeviceStatus};
 const UPKEEP: Duration = Duration::from_secs(5);
 /// In beats of the upkeep: counting all records is not for every beat.
 const FIGURES_EVERY: u64 = 12;
+/// In beats: five minutes. What has expired is worth nothing before it is removed.
+const PURGE_EVERY: u64 = 60;
 
 /// See the module's text.
 pub(super) struct Health {
@@ -192,6 +194,12 @@ pub(super) async fn upkeep(services: Arc<Services>, health: Arc<Health>, gate: A
             match services.vault.figures(&caller).await {
                 Ok(figures) => health.metrics.set_figures(&figures),
                 Err(error) => tracing::debug!(%error, "no figures for the metrics"),
+            }
+        }
+        if beat.is_multiple_of(PURGE_EVERY) {
+            match services.issuer.purge_user_tokens().await {
+                Ok(count) => tracing::debug!(count, "expired tokens of users are removed"),
+                Err(error) => tracing::debug!(%error, "expired tokens of users are not removed now"),
             }
         }
         tokio::time::sleep(UPKEEP).await;

@@ -1,4 +1,4 @@
-//! Applications: made, listed, deleted. An application never gets a right that its maker lacks.
+//! Applications: made, listed, changed, deleted. An application never gets a right that its maker lacks.
 
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
@@ -8,13 +8,16 @@ use crate::audit::{Action, Event, Outcome};
 use crate::db::DbError;
 use crate::identity::{Caller, MissingScope, Principal, Scope};
 use crate::ids::{ClientId, generate_client_secret};
-use crate::issuer::model::{AppInfo, NewApp};
+use crate::issuer::model::{AppExtras, AppInfo, AppPatch, NewApp};
 use crate::issuer::store::{self, App};
 use crate::issuer::{BadPolicy, Issuer, IssuerError, SigningPolicy};
 
 const NAME_MAX: usize = 128;
 const REDIRECT_URIS_MAX: usize = 16;
 const URI_MAX: usize = 2048;
+const DESCRIPTION_MAX: usize = 1024;
+/// What an application may keep for itself, as JSON.
+const EXTRAS_MAX: usize = 16 << 10;
 
 impl Issuer {
     /// Makes an application; its secret is in the answer and nowhere else.
@@ -29,7 +32,7 @@ impl Issuer {
     ) -> Result<(AppInfo, SecretString), IssuerError> {
         let id = ClientId::generate();
         self.admit(caller, Action::AppCreate, Some(&id))?;
-        check(&new)?;
+        check(&new.name, &new.redirect_uris, &new.extras)?;
         self.may_grant(caller, &new, &id)?;
         self.may_set(caller, Action::AppCreate, &id, new.signing.as_ref())?;
         // Without randomness nothing can be made now, as without storage.
@@ -62,7 +65,7 @@ impl Issuer {
         if !matches!(caller.principal, Principal::System(_)) {
             return Err(MissingScope(Scope::AppsAdmin).into());
         }
-        check(&new)?;
+        check(&new.name, &new.redirect_uris, &new.extras)?;
         let event = app_event(Action::AppCreate, id, &new);
         let mut app = self.app(caller, id.clone(), secret, new).await?;
         let wanted = id.clone();
@@ -71,6 +74,7 @@ impl Issuer {
             app.info.created_at = found.info.created_at;
             // Set by a person since then.
             app.info.signing = app.info.signing.or_else(|| found.info.signing.clone());
+            app.info.extras = found.info.extras.clone();
             if same(found, &app) {
                 return Ok(app.info);
             }
@@ -136,22 +140,53 @@ impl Issuer {
         Ok(apps.into_iter().map(|app| app.info).collect())
     }
 
-    /// What an application may have signed; `None`: nothing.
+    /// One of the tenant's applications.
     ///
     /// # Errors
-    /// [`IssuerError::NotFound`] if the tenant has no such application.
-    pub async fn signing_policy(
-        &self,
-        caller: &Caller,
-        id: &ClientId,
-    ) -> Result<Option<SigningPolicy>, IssuerError> {
+    /// [`IssuerError::NotFound`]; [`IssuerError::Forbidden`] without `apps:admin`.
+    pub async fn find_app(&self, caller: &Caller, id: &ClientId) -> Result<AppInfo, IssuerError> {
         self.admit(caller, Action::AppList, Some(id))?;
         let (tenant, wanted) = (caller.tenant.clone(), id.clone());
         let found = self.inner.db.read(move |conn| store::find(conn, &wanted)).await?;
         let app = found.filter(|app| app.tenant == tenant).ok_or(IssuerError::NotFound)?;
         let event = Event::new(Action::AppList, "application", id.as_str());
         self.inner.audit.record_soon(caller, event, Outcome::Success);
-        Ok(app.info.signing)
+        Ok(app.info)
+    }
+
+    /// Changes what an application is called, where its users return to, and whether it may exchange tokens;
+    /// here at once and in other daemons within seconds. Neither its kind nor its rights.
+    ///
+    /// # Errors
+    /// [`IssuerError::NotFound`], [`IssuerError::Invalid`]; [`IssuerError::Forbidden`] without `apps:admin`.
+    pub async fn update_app(
+        &self,
+        caller: &Caller,
+        id: &ClientId,
+        patch: AppPatch,
+    ) -> Result<AppInfo, IssuerError> {
+        self.admit(caller, Action::AppUpdate, Some(id))?;
+        let mut event = Event::new(Action::AppUpdate, "application", id.as_str())
+            .detail("members", patch.members().join(" "));
+        if let Some(allowed) = patch.allow_token_exchange {
+            event = event.detail("allow_token_exchange", allowed.to_string());
+        }
+        let changed = self.inner.audit.around(caller, event, async |_| {
+            let (tenant, id) = (caller.tenant.clone(), id.clone());
+            let change = move |conn: &mut _| {
+                let found = store::find(conn, &id)?.filter(|app| app.tenant == tenant);
+                let mut app = found.ok_or(IssuerError::NotFound)?;
+                patch.apply(&mut app.info);
+                // As a whole: what a patch adds is bounded together with what is there.
+                check(&app.info.name, &app.info.redirect_uris, &app.info.extras)?;
+                store::update(conn, &app)?;
+                Ok::<_, IssuerError>(app.info)
+            };
+            self.inner.db.write(change).await
+        });
+        let changed = changed.await;
+        self.inner.clients.forget(id);
+        changed
     }
 
     /// Says what an application may have signed from now on, here at once and in other daemons within seconds.
@@ -214,7 +249,7 @@ impl Issuer {
         let secret = secret.expose_secret().as_bytes();
         let secret_mac =
             self.inner.keys.mac_client_secret(&caller.tenant, client_id.as_str(), secret).await?;
-        let NewApp { name, kind, scopes, redirect_uris, allow_token_exchange, signing } = new;
+        let NewApp { name, kind, scopes, redirect_uris, allow_token_exchange, signing, extras } = new;
         let created_at = self.inner.clock.now();
         let signing = signing.filter(|policy| !policy.is_empty());
         let info = AppInfo {
@@ -225,6 +260,7 @@ impl Issuer {
             redirect_uris,
             allow_token_exchange,
             signing,
+            extras,
             created_at,
         };
         Ok(App { info, tenant: caller.tenant.clone(), secret_mac })
@@ -303,23 +339,38 @@ fn with_policy(event: Event, policy: Option<&SigningPolicy>) -> Event {
 /// Whether writing `new` over `old` would change nothing.
 fn same(old: &App, new: &App) -> bool {
     let told = |app: &App| {
-        let AppInfo { name, kind, scopes, redirect_uris, allow_token_exchange, signing, .. } =
+        let AppInfo { name, kind, scopes, redirect_uris, allow_token_exchange, signing, extras, .. } =
             app.info.clone();
-        (name, kind, scopes, redirect_uris, allow_token_exchange, signing)
+        (name, kind, scopes, redirect_uris, allow_token_exchange, signing, extras)
     };
     old.tenant == new.tenant && old.secret_mac == new.secret_mac && told(old) == told(new)
 }
 
-fn check(new: &NewApp) -> Result<(), IssuerError> {
-    let length = new.name.chars().count();
-    if length == 0 || length > NAME_MAX || new.name.chars().any(char::is_control) {
+fn check(name: &str, redirect_uris: &[String], extras: &AppExtras) -> Result<(), IssuerError> {
+    let length = name.chars().count();
+    if length == 0 || length > NAME_MAX || name.chars().any(char::is_control) {
         return Err(invalid("name", "1 to 128 characters, no control characters"));
     }
-    if new.redirect_uris.len() > REDIRECT_URIS_MAX {
-        return Err(invalid("redirect_uris", "at most 16"));
+    let returns =
+        [("redirect_uris", redirect_uris), ("post_logout_redirect_uris", &extras.post_logout_redirect_uris)];
+    for (member, uris) in returns {
+        if uris.len() > REDIRECT_URIS_MAX {
+            return Err(invalid(member, "at most 16"));
+        }
+        if !uris.iter().all(|uri| is_redirect_uri(uri)) {
+            return Err(invalid(member, "absolute http or https URIs without fragment or password"));
+        }
     }
-    if !new.redirect_uris.iter().all(|uri| is_redirect_uri(uri)) {
-        return Err(invalid("redirect_uris", "absolute http or https URIs without fragment or password"));
+    let described = extras.description.as_ref().map_or(0, |text| text.chars().count());
+    if described > DESCRIPTION_MAX {
+        return Err(invalid("description", "at most 1024 characters"));
+    }
+    for (member, object) in
+        [("client_metadata", &extras.client_metadata), ("custom_data", &extras.custom_data)]
+    {
+        if serde_json::to_string(object).map_or(usize::MAX, |text| text.len()) > EXTRAS_MAX {
+            return Err(invalid(member, "at most 16 KiB"));
+        }
     }
     Ok(())
 }
@@ -341,9 +392,13 @@ fn invalid(field: &'static str, reason: &str) -> IssuerError {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Map, json};
+
     use super::{check, is_redirect_uri};
+    use crate::clock::Timestamp;
     use crate::identity::ScopeSet;
-    use crate::issuer::{AppKind, NewApp};
+    use crate::ids::ClientId;
+    use crate::issuer::{AppExtras, AppInfo, AppKind, AppPatch};
 
     #[test]
     fn only_absolute_web_addresses_are_redirect_uris() {
@@ -359,17 +414,54 @@ mod tests {
 
     #[test]
     fn a_name_is_short_and_printable() {
-        let named = |name: &str| NewApp {
-            name: name.to_owned(),
-            kind: AppKind::Machine,
-            scopes: ScopeSet::NONE,
-            redirect_uris: Vec::new(),
-            allow_token_exchange: false,
-            signing: None,
-        };
-        assert!(check(&named("Backup job")).is_ok());
+        let named = |name: &str| check(name, &[], &AppExtras::default());
+        assert!(named("Backup job").is_ok());
         for bad in ["", "a\nb", &"x".repeat(129)] {
-            assert!(check(&named(bad)).is_err());
+            assert!(named(bad).is_err());
         }
+    }
+
+    #[test]
+    fn what_decides_nothing_is_bounded_too() {
+        let extras = AppExtras::default();
+        let uris = vec!["ftp://a/".to_owned()];
+        let long = Map::from_iter([("a".to_owned(), json!("x".repeat(16 << 10)))]);
+        for (bad, member) in [
+            (AppExtras { post_logout_redirect_uris: uris, ..extras.clone() }, "post_logout_redirect_uris"),
+            (AppExtras { description: Some("x".repeat(1025)), ..extras.clone() }, "description"),
+            (AppExtras { custom_data: long.clone(), ..extras.clone() }, "custom_data"),
+            (AppExtras { client_metadata: long, ..extras }, "client_metadata"),
+        ] {
+            let error = check("a", &[], &bad).unwrap_err().to_string();
+            assert!(error.starts_with(member), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_patch_changes_what_it_names_and_merges_objects() {
+        let object = |text: &str| serde_json::from_str::<Map<_, _>>(text).unwrap();
+        let mut app = AppInfo {
+            client_id: ClientId::parse("a").unwrap(),
+            name: "old".to_owned(),
+            kind: AppKind::Traditional,
+            scopes: ScopeSet::NONE,
+            redirect_uris: vec!["https://a.example/".to_owned()],
+            allow_token_exchange: true,
+            signing: None,
+            extras: AppExtras { custom_data: object(r#"{"a":1,"b":1}"#), ..AppExtras::default() },
+            created_at: Timestamp::from_micros(0),
+        };
+        let patch = AppPatch {
+            name: Some("new".to_owned()),
+            allow_token_exchange: Some(false),
+            custom_data: object(r#"{"b":2,"c":null}"#),
+            ..AppPatch::default()
+        };
+        assert_eq!(patch.members(), ["name", "allow_token_exchange", "custom_data"]);
+        patch.apply(&mut app);
+
+        assert_eq!((app.name.as_str(), app.allow_token_exchange), ("new", false));
+        assert_eq!(app.redirect_uris.len(), 1);
+        assert_eq!(app.extras.custom_data, object(r#"{"a":1,"b":2,"c":null}"#));
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::identity::Scope;
+use crate::issuer::exchange::TOKEN_EXCHANGE;
 use crate::issuer::verify::ALL_SCOPES;
 use crate::keys::SigningKey;
 
@@ -35,7 +36,7 @@ impl Published {
             "issuer": issuer,
             "jwks_uri": format!("{issuer}/jwks"),
             "token_endpoint": format!("{issuer}/token"),
-            "grant_types_supported": ["client_credentials"],
+            "grant_types_supported": ["client_credentials", TOKEN_EXCHANGE],
             "token_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"],
             "scopes_supported": scopes,
             "response_types_supported": [],

@@ -1,4 +1,6 @@
-//! The `applications` table.
+//! The `applications` table; that of users' tokens is in `store/user_tokens.rs`.
+
+pub(super) mod user_tokens;
 
 use diesel::prelude::{ExpressionMethods, OptionalExtension, QueryDsl, RunQueryDsl};
 use serde::{Deserialize, Serialize};
@@ -9,7 +11,7 @@ use crate::db::{Conn, DbError};
 use crate::identity::ScopeSet;
 use crate::ids::{ClientId, TenantId};
 use crate::issuer::SigningPolicy;
-use crate::issuer::model::{AppInfo, AppKind};
+use crate::issuer::model::{AppExtras, AppInfo, AppKind};
 use crate::with_conn;
 
 /// An application with what proves its secret.
@@ -28,6 +30,12 @@ struct Settings {
     allow_token_exchange: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     signing: Option<SigningPolicy>,
+    #[serde(skip_serializing_if = "is_empty")]
+    extras: AppExtras,
+}
+
+fn is_empty(extras: &AppExtras) -> bool {
+    *extras == AppExtras::default()
 }
 
 type Row = (String, String, String, String, Vec<u8>, String, String, i64);
@@ -120,8 +128,9 @@ fn settings(info: &AppInfo) -> String {
         redirect_uris: info.redirect_uris.clone(),
         allow_token_exchange: info.allow_token_exchange,
         signing: info.signing.clone(),
+        extras: info.extras.clone(),
     };
-    // Texts, numbers and a flag always serialise.
+    // Texts, numbers, flags and what was JSON before always serialise.
     serde_json::to_string(&settings).unwrap_or_default()
 }
 
@@ -137,6 +146,7 @@ fn read(row: Row) -> Result<App, DbError> {
             redirect_uris: settings.redirect_uris,
             allow_token_exchange: settings.allow_token_exchange,
             signing: settings.signing,
+            extras: settings.extras,
             created_at: Timestamp::from_micros(created_at),
         };
         let secret_mac = secret_mac.try_into().ok()?;
