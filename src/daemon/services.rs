@@ -188,6 +188,7 @@ impl Ground {
         let issuer = Issuer::new(issuer::Parts {
             db: self.db.clone(),
             keys: self.keys.clone(),
+            tokens: tokens.clone(),
             audit: self.audit.clone(),
             clock: Arc::clone(&self.clock),
             config: issuer::Config {

@@ -17,7 +17,7 @@ use crate::audit::{Action, AuditLog, Event, Outcome, Refusals};
 use crate::http::limit::{Limiter, RateLimit};
 use crate::http::peer::{CertificateRule, LocalUser, Peer};
 use crate::http::problem::{Code, Problem};
-use crate::identity::{Caller, Principal, ScopeSet};
+use crate::identity::{Caller, Principal, ScopeSet, UserCaller};
 use crate::ids::{ClientId, RequestId, TenantId};
 use crate::issuer::{BearerError, Issuer};
 
@@ -78,10 +78,27 @@ impl Gate {
             Some(Err(())) => return Err(self.refused(BearerError::Invalid("not a bearer token"), id)),
             None => self.admit_peer(request, id)?,
         };
-        self.principals
-            .check(&caller.principal)
-            .map_err(|wait| Problem::new(Code::RateLimited).retry_after(wait))?;
+        self.count(&caller)?;
         Ok(caller)
+    }
+
+    /// The person whose opaque token the request brings. The connection's own rights are no person's.
+    pub(super) async fn admit_user(&self, request: &HttpRequest) -> Result<UserCaller, Problem> {
+        let id = request_id(request);
+        let token = match bearer(request) {
+            Some(Ok(token)) => token,
+            Some(Err(())) => return Err(self.refused(BearerError::Invalid("not a bearer token"), id)),
+            None => return Err(Problem::new(Code::Unauthenticated)),
+        };
+        let user = self.issuer.authenticate_user(token, id.clone()).await;
+        let user = user.map_err(|error| self.refused(error, id))?;
+        self.count(&user.caller)?;
+        Ok(user)
+    }
+
+    fn count(&self, caller: &Caller) -> Result<(), Problem> {
+        let wait = self.principals.check(&caller.principal);
+        wait.map_err(|wait| Problem::new(Code::RateLimited).retry_after(wait))
     }
 
     fn admit_peer(&self, request: &HttpRequest, id: RequestId) -> Result<Caller, Problem> {

@@ -110,6 +110,11 @@ fn check_media_type(request: &HttpRequest) -> Result<(), Problem> {
     Ok(())
 }
 
+/// Whether a text may be a reason in the audit log: 1 to 256 characters, none of them a control character.
+pub(super) fn is_reason(text: &str) -> bool {
+    (1..=256).contains(&text.chars().count()) && !text.chars().any(char::is_control)
+}
+
 /// A string of the body, borrowed where it has no escapes.
 #[derive(Deserialize)]
 #[serde(transparent)]

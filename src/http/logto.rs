@@ -8,6 +8,7 @@
 
 mod account;
 mod account_center;
+mod applications;
 mod connectors;
 mod cors;
 mod dress;
@@ -20,6 +21,7 @@ mod query;
 mod secrets;
 mod signing_keys;
 mod sso_connectors;
+mod subject_tokens;
 mod users;
 mod verifications;
 
@@ -66,6 +68,8 @@ pub(super) fn routes(cfg: &mut ServiceConfig) {
         .service(managed("/sso-connectors", LONG_BODY, sso_connectors::routes))
         .service(managed("/sso-connector-providers", BODY, sso_connectors::provider_routes))
         .service(managed("/account-center", BODY, account_center::routes))
+        .configure(applications::routes)
+        .configure(subject_tokens::routes)
         .default_service(web::to(nothing_here));
     cfg.service(api);
 }

@@ -10,6 +10,7 @@ mod secrets;
 mod signing;
 mod signing_keys;
 mod status;
+mod token_sets;
 mod values;
 
 use actix_web::HttpRequest;
@@ -63,6 +64,7 @@ pub(super) fn routes(max_value_bytes: usize, cfg: &mut ServiceConfig) {
         .service(web::resource("/apps").get(apps::list).post(apps::create))
         .service(web::resource("/apps/{id}").delete(apps::delete))
         .service(web::resource("/apps/{id}/signing").get(apps::signing_policy).put(apps::set_signing_policy))
+        .service(web::resource("/token-sets/access-token").post(token_sets::access_token))
         // Before what has a name of its own below `/signing-keys`.
         .configure(signing::routes)
         .configure(signing_keys::routes)

@@ -1,7 +1,10 @@
-//! `/oidc/token`: the token endpoint (RFC 6749, section 4.4). The public documents are in `discovery.rs`.
+//! `/oidc/token`: the token endpoint (RFC 6749, section 4.4; RFC 8693 in `exchange`). The public documents are in
+//! `discovery.rs`.
 //!
 //! Errors have the form of RFC 6749, section 5.2; what goes wrong inside is told as
 //! `temporarily_unavailable` or `server_error` and explained in the log only.
+
+mod exchange;
 
 use actix_web::body::BoxBody;
 use actix_web::http::StatusCode;
@@ -11,15 +14,16 @@ use actix_web::{HttpMessage, HttpRequest, HttpResponse, HttpResponseBuilder};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use secrecy::{ExposeSecret, SecretString};
-use serde_json::json;
+use serde_json::{Value, json};
 use url::form_urlencoded;
 
 use crate::audit::AuditCode;
 use crate::http::auth::{self, Gate};
+use crate::http::body::is_reason;
 use crate::http::problem::{Code, Problem, chain, outage_of};
-use crate::http::secret_body::SecretJson;
+use crate::http::secret_body::{SecretJson, utf8_len};
 use crate::ids::ClientId;
-use crate::issuer::{IssuedToken, Issuer, IssuerError, TokenRequest};
+use crate::issuer::{ExchangeGrant, ExchangeRequest, Issuer, IssuerError, TokenRequest};
 
 const FORM_LIMIT: usize = 16 << 10;
 
@@ -35,7 +39,7 @@ async fn token(
 ) -> HttpResponse {
     let used_basic = request.headers().contains_key(header::AUTHORIZATION);
     match answer(&request, body, &issuer, &gate).await {
-        Ok(token) => issued(&token),
+        Ok(body) => issued(body),
         Err(error) => error.respond(used_basic),
     }
 }
@@ -45,16 +49,24 @@ async fn answer(
     body: Result<Bytes, actix_web::Error>,
     issuer: &Issuer,
     gate: &Gate,
-) -> Result<IssuedToken, OauthError> {
+) -> Result<SecretJson, OauthError> {
     if !request.content_type().eq_ignore_ascii_case("application/x-www-form-urlencoded") {
         return Err(OauthError::request("the body must be application/x-www-form-urlencoded"));
     }
     let body = body.map_err(|_| OauthError::request("the body cannot be read or is too long"))?;
     let wanted = read_request(authorization(request)?, &body)?;
-    let client = ClientId::parse(&wanted.client_id).map_err(|_| OauthError::new("invalid_client"))?;
+    let client = ClientId::parse(wanted.client_id()).map_err(|_| OauthError::new("invalid_client"))?;
     gate.count_client(&client).await.map_err(OauthError::from_problem)?;
     let id = auth::request_id(request);
-    issuer.token(wanted, &id).await.map_err(|error| {
+    let answer = match wanted {
+        Wanted::Token(wanted) => issuer.token(wanted, &id).await.map(|token| {
+            let meta =
+                json!({ "token_type": "Bearer", "expires_in": token.expires_in, "scope": token.scope });
+            with_token(&meta, token.access_token.expose_secret())
+        }),
+        Wanted::Exchange(wanted) => issuer.exchange(*wanted, &id).await.map(|token| exchange::body(&token)),
+    };
+    answer.map_err(|error| {
         if matches!(error, IssuerError::InvalidClient) {
             auth::count_failure("invalid-client");
         }
@@ -66,11 +78,14 @@ async fn answer(
     })
 }
 
-fn issued(token: &IssuedToken) -> HttpResponse {
-    let meta = json!({ "token_type": "Bearer", "expires_in": token.expires_in, "scope": token.scope });
-    let text = token.access_token.expose_secret();
-    let mut body = SecretJson::object(&meta, text.len());
-    body.name("access_token").utf8(text).raw("}");
+/// An answer with its token (RFC 6749, section 5.1).
+fn with_token(meta: &Value, token: &str) -> SecretJson {
+    let mut body = SecretJson::object(meta, utf8_len(token.as_bytes()));
+    body.name("access_token").utf8(token).raw("}");
+    body
+}
+
+fn issued(body: SecretJson) -> HttpResponse {
     let mut response = HttpResponse::Ok();
     uncached(&mut response)
         .content_type("application/json")
@@ -127,6 +142,8 @@ struct Form {
     client_secret: Option<SecretString>,
     scope: Option<String>,
     resource: Option<String>,
+    /// What an exchange has beside these; its credential stays empty.
+    exchange: ExchangeRequest,
 }
 
 impl Form {
@@ -145,7 +162,7 @@ impl Form {
                 "client_secret" => form.client_secret.replace(SecretString::from(value)).is_some(),
                 "scope" => form.scope.replace(value).is_some(),
                 "resource" => form.resource.replace(value).is_some(),
-                _ => false,
+                name => exchange::put(&mut form.exchange, name, value),
             };
             if repeated {
                 return Err(OauthError::request("a parameter comes twice"));
@@ -155,7 +172,22 @@ impl Form {
     }
 }
 
-fn read_request(basic: Option<Credential>, body: &[u8]) -> Result<TokenRequest, OauthError> {
+/// What is asked for.
+enum Wanted {
+    Token(TokenRequest),
+    Exchange(Box<ExchangeRequest>),
+}
+
+impl Wanted {
+    fn client_id(&self) -> &str {
+        match self {
+            Self::Token(request) => &request.client_id,
+            Self::Exchange(request) => &request.client_id,
+        }
+    }
+}
+
+fn read_request(basic: Option<Credential>, body: &[u8]) -> Result<Wanted, OauthError> {
     let form = Form::parse(body)?;
     let (client_id, client_secret) = match (basic, form.client_id, form.client_secret) {
         (Some(_), _, Some(_)) => {
@@ -171,7 +203,23 @@ fn read_request(basic: Option<Credential>, body: &[u8]) -> Result<TokenRequest, 
         }
     };
     let grant_type = form.grant_type.ok_or_else(|| OauthError::request("grant_type is needed"))?;
-    Ok(TokenRequest { grant_type, client_id, client_secret, scope: form.scope, resource: form.resource })
+    let (scope, resource) = (form.scope, form.resource);
+    let Some(grant) = ExchangeGrant::parse(&grant_type) else {
+        return Ok(Wanted::Token(TokenRequest { grant_type, client_id, client_secret, scope, resource }));
+    };
+    let request = ExchangeRequest { client_id, client_secret, grant, scope, resource, ..form.exchange };
+    if request.reason.as_deref().is_some_and(|reason| !is_reason(reason)) {
+        return Err(OauthError::request("reason: 1 to 256 printable characters"));
+    }
+    Ok(Wanted::Exchange(Box::new(request)))
+}
+
+/// What an error of a lower layer is called, by the name it has in the audit log.
+fn outage(audit_code: &str) -> &'static str {
+    match outage_of(audit_code) {
+        Code::Internal => "server_error",
+        _ => "temporarily_unavailable",
+    }
 }
 
 /// An error of the token endpoint.
@@ -212,17 +260,15 @@ impl OauthError {
 
     fn of(error: &IssuerError) -> Self {
         let name = match error {
+            IssuerError::Tokens(error) => return exchange::refusal(error),
+            IssuerError::UnauthorizedClient => "unauthorized_client",
+            IssuerError::InvalidGrant(_) | IssuerError::NoSuchUser => "invalid_grant",
             IssuerError::InvalidClient | IssuerError::NotFound => "invalid_client",
             IssuerError::UnsupportedGrantType => "unsupported_grant_type",
             IssuerError::InvalidScope | IssuerError::Forbidden(_) => "invalid_scope",
             IssuerError::InvalidTarget => "invalid_target",
             IssuerError::Invalid { .. } | IssuerError::Refused(_) => "invalid_request",
-            IssuerError::Keys(_) | IssuerError::Audit(_) | IssuerError::Db(_) => {
-                match outage_of(error.audit_code()) {
-                    Code::Internal => "server_error",
-                    _ => "temporarily_unavailable",
-                }
-            }
+            IssuerError::Keys(_) | IssuerError::Audit(_) | IssuerError::Db(_) => outage(error.audit_code()),
         };
         let answer = Self::new(name);
         if answer.status.is_server_error() { answer } else { answer.explain(&error.to_string()) }
@@ -273,7 +319,7 @@ mod tests {
     #[test]
     fn one_way_of_authentication_is_enough_and_two_are_too_many() {
         let form = b"grant_type=client_credentials&client_id=a&client_secret=s";
-        let with_form = read_request(None, form).ok().unwrap();
+        let Wanted::Token(with_form) = read_request(None, form).ok().unwrap() else { panic!("exchange") };
         assert_eq!((with_form.client_id.as_str(), with_form.client_secret.expose_secret()), ("a", "s"));
 
         let credential = || Some(("a".to_owned(), SecretString::from("s".to_owned())));
@@ -294,6 +340,34 @@ mod tests {
             error("grant_type=a&client_id=a&client_secret=s&scope=&scope=x&unknown=1&unknown=2"),
             "none"
         );
+    }
+
+    #[test]
+    fn an_exchange_is_asked_for_by_its_grant_type_and_its_parameters_come_once() {
+        let form = |rest: &str| {
+            format!(
+                "client_id=a&client_secret=s&grant_type=urn%3Aietf%3Aparams%3Aoauth%3Agrant-type%3Atoken-exchange{rest}"
+            )
+        };
+        let sent = form(
+            "&subject_token=sub_x&subject_token_type=t&scope=openid+identities&connection=github&actor_token=z&login_hint=me",
+        );
+        let Wanted::Exchange(read) = read_request(None, sent.as_bytes()).ok().unwrap() else {
+            panic!("token")
+        };
+
+        assert_eq!((read.client_id.as_str(), read.client_secret.expose_secret()), ("a", "s"));
+        assert_eq!(read.subject_token.unwrap().expose_secret(), "sub_x");
+        assert_eq!(read.subject_token_type.as_deref(), Some("t"));
+        assert_eq!((read.scope.as_deref(), read.resource), (Some("openid identities"), None));
+        assert_eq!((read.connection.as_deref(), read.audience), (Some("github"), None));
+        assert!(read.has_actor);
+
+        assert_eq!(error(&form("&connection=a&connection=b")), "invalid_request");
+        assert_eq!(error(&form("&actor_token=a&actor_token=b")), "invalid_request");
+        assert_eq!(error(&form("&reason=a%0Ab")), "invalid_request");
+        assert_eq!(error(&form(&format!("&reason={}", "x".repeat(257)))), "invalid_request");
+        assert_eq!(error(&form("&reason=nightly+sync&subject_token=")), "none");
     }
 
     #[test]

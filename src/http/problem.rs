@@ -3,6 +3,8 @@
 //! A 4xx explains itself to the client; a 5xx never does: its source goes to the log once, under the
 //! request id, from `observe`. What is transient says so (`retryable`, `Retry-After`).
 
+mod tokens;
+
 use std::error::Error as StdError;
 use std::fmt;
 use std::time::Duration;
@@ -41,6 +43,7 @@ pub(super) enum Code {
     Quarantined,
     KeyNotCurrent,
     SigningRefused,
+    NeedsReauthorization,
     Expired,
     VersionConflict,
     TooLarge,
@@ -58,11 +61,13 @@ pub(super) enum Code {
     ClockSuspect,
     AuditUnavailable,
     StorageUnavailable,
+    ProviderFailed,
+    ProviderUnavailable,
 }
 
 impl Code {
     #[cfg(test)]
-    pub(super) const ALL: [Self; 34] = [
+    pub(super) const ALL: [Self; 37] = [
         Self::Malformed,
         Self::Unauthenticated,
         Self::InvalidToken,
@@ -80,6 +85,7 @@ impl Code {
         Self::Quarantined,
         Self::KeyNotCurrent,
         Self::SigningRefused,
+        Self::NeedsReauthorization,
         Self::Expired,
         Self::VersionConflict,
         Self::TooLarge,
@@ -97,6 +103,8 @@ impl Code {
         Self::ClockSuspect,
         Self::AuditUnavailable,
         Self::StorageUnavailable,
+        Self::ProviderFailed,
+        Self::ProviderUnavailable,
     ];
 
     /// Status, name, title.
@@ -131,6 +139,9 @@ impl Code {
             }
             Self::SigningRefused => {
                 (StatusCode::FORBIDDEN, "signing-refused", "The signing policy does not allow this")
+            }
+            Self::NeedsReauthorization => {
+                (StatusCode::CONFLICT, "needs-reauthorization", "The person has to authorise again")
             }
             Self::Expired => (StatusCode::GONE, "expired", "The secret has expired"),
             Self::VersionConflict => {
@@ -175,6 +186,14 @@ impl Code {
             Self::StorageUnavailable => {
                 (StatusCode::SERVICE_UNAVAILABLE, "storage-unavailable", "The database does not answer")
             }
+            Self::ProviderFailed => {
+                (StatusCode::BAD_GATEWAY, "provider-failed", "The identity provider refuses the connector")
+            }
+            Self::ProviderUnavailable => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "provider-unavailable",
+                "The identity provider does not answer",
+            ),
         }
     }
 
@@ -421,17 +440,20 @@ impl From<IssuerError> for Problem {
         let code = match error {
             IssuerError::Forbidden(missing) => return missing.into(),
             IssuerError::Audit(error) => return error.into(),
+            IssuerError::Tokens(error) => return error.into(),
             IssuerError::Refused(NotSigned::NoPolicy(_) | NotSigned::Beyond { .. }) => Code::SigningRefused,
             IssuerError::Keys(KeysError::NotCurrent { ref kid, alg }) => {
                 let problem = Self::new(Code::KeyNotCurrent).member("kid", kid.as_str()).member("alg", alg);
                 return problem.detail(error.to_string());
             }
-            IssuerError::NotFound => Code::NotFound,
+            IssuerError::NotFound | IssuerError::NoSuchUser => Code::NotFound,
             IssuerError::InvalidClient => Code::Unauthenticated,
             IssuerError::Invalid { .. }
             | IssuerError::Refused(NotSigned::Malformed { .. })
             | IssuerError::InvalidScope
             | IssuerError::InvalidTarget
+            | IssuerError::InvalidGrant(_)
+            | IssuerError::UnauthorizedClient
             | IssuerError::UnsupportedGrantType => Code::Invalid,
             IssuerError::Keys(_) | IssuerError::Db(_) => outage_of(error.audit_code()),
         };

@@ -6,6 +6,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use actix_web::body::{BodySize, MessageBody};
+use actix_web::http::header;
+use actix_web::{HttpResponse, HttpResponseBuilder};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -24,6 +26,14 @@ impl SecretBody {
     /// A copy of `value`.
     pub(super) fn copy_of(value: &[u8]) -> Self {
         Self::new(Zeroizing::new(value.to_vec()))
+    }
+
+    /// An answer that nobody may keep.
+    pub(super) fn respond(self, mut response: HttpResponseBuilder, media: &str) -> HttpResponse {
+        response.insert_header((header::CACHE_CONTROL, "no-store")).content_type(media);
+        response
+            .message_body(self)
+            .map_or_else(|_| HttpResponse::InternalServerError().finish(), HttpResponse::map_into_boxed_body)
     }
 
     /// What will be sent.

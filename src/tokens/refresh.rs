@@ -133,7 +133,7 @@ impl Tokens {
             Err(error) => error.audit_code(),
         };
         metrics::counter!("lacre_token_refreshes_total", "outcome" => outcome).increment(1);
-        if let Err(error) = ended {
+        if let Err(error) = &ended {
             tracing::warn!(token_set = %set.id, code = error.audit_code(), %error, "a token set was not refreshed");
         }
         match ended {
@@ -449,11 +449,8 @@ impl Tokens {
 struct Landing<'a> {
     tokens: &'a Tokens,
     key: &'a (TenantId, TokenSetId),
-    #[expect(
-        dead_code,
-        reason = "dropped after the entry: whoever joins then finds no flight and begins one"
-    )]
-    ended: watch::Sender<()>,
+    /// Dropped after the entry: who joins then finds no flight and begins one.
+    ended: watch::Sender<Ended>,
 }
 
 impl Drop for Landing<'_> {

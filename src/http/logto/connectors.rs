@@ -98,7 +98,7 @@ pub(super) fn read_new(body: &Body, family: Family, made_from: &str) -> Result<N
         Family::Sso => {
             let name = input.filled_text("connectorName", &[]);
             connector.connector_name = input.needed("connectorName", name).unwrap_or_default();
-            connector.domains = input.texts("domains").unwrap_or(connector.domains);
+            connector.domains = input.texts("domains").map_or(connector.domains, Value::from);
             connector.branding = object(&mut input, "branding");
         }
     }
@@ -123,7 +123,7 @@ pub(super) fn read_patch(body: &Body, family: Family) -> Result<ConnectorPatch, 
         Family::Social => patch.metadata = input.object("metadata").map(Value::Object),
         Family::Sso => {
             patch.connector_name = input.text("connectorName");
-            patch.domains = input.texts("domains");
+            patch.domains = input.texts("domains").map(Value::from);
             patch.branding = input.object("branding").map(Value::Object);
         }
     }

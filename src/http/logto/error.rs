@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::http::problem::Problem;
 use crate::identity::MissingScope;
+use crate::issuer::IssuerError;
 use crate::keys::{KeysError, Refusal};
 
 /// When to try again.
@@ -183,6 +184,18 @@ impl From<Problem> for ApiError {
 impl From<MissingScope> for ApiError {
     fn from(missing: MissingScope) -> Self {
         Self::new(StatusCode::FORBIDDEN, "auth.forbidden", format!("Forbidden: {missing}."))
+    }
+}
+
+impl From<IssuerError> for ApiError {
+    fn from(error: IssuerError) -> Self {
+        match error {
+            IssuerError::Forbidden(missing) => missing.into(),
+            IssuerError::NotFound | IssuerError::NoSuchUser => {
+                Self::new(StatusCode::NOT_FOUND, "entity.not_found", "The resource does not exist.")
+            }
+            error => Problem::from(error).into(),
+        }
     }
 }
 

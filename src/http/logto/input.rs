@@ -74,6 +74,13 @@ fn not_an_object() -> ApiError {
     ApiError::invalid_input("body", &[issue("", "invalid_type", "Expected a JSON object")])
 }
 
+#[cfg(test)]
+impl Body {
+    pub(super) fn of(text: &str) -> Self {
+        Self { bytes: Bytes::copy_from_slice(text.as_bytes()), is_json: true }
+    }
+}
+
 impl FromRequest for Body {
     type Error = ApiError;
     type Future = LocalBoxFuture<'static, Result<Self, ApiError>>;
@@ -119,15 +126,40 @@ impl Input {
         whole
     }
 
+    /// A text, or `null`, which empties.
+    #[expect(clippy::option_option, reason = "absent, null and a text are three things")]
+    pub(super) fn nullable_text(&mut self, name: &str) -> Option<Option<String>> {
+        match self.members.get(name)? {
+            Value::Null => Some(None),
+            _ => self.text(name).map(Some),
+        }
+    }
+
+    /// A list of texts.
+    pub(super) fn texts(&mut self, name: &str) -> Option<Vec<String>> {
+        let found = self.members.remove(name)?;
+        let text = |item: &Value| item.as_str().map(str::to_owned);
+        let texts: Option<Vec<_>> = found.as_array().and_then(|items| items.iter().map(text).collect());
+        texts.or_else(|| self.mistyped(name, Some(found), "array of strings"))
+    }
+
+    /// The members of an object within, to be taken like those of the body; `{}` if it is absent.
+    pub(super) fn within(&mut self, name: &str) -> Self {
+        Self { members: self.object(name).unwrap_or_default(), issues: Vec::new() }
+    }
+
+    /// Takes over what was wrong in an object within; what it has left is returned.
+    pub(super) fn close(&mut self, name: &str, inner: Self) -> Map<String, Value> {
+        let issues = inner.issues.into_iter();
+        self.issues.extend(issues.map(|told| Issue { member: format!("{name}.{}", told.member), ..told }));
+        inner.members
+    }
+
     /// A text that is not to be shown.
     pub(super) fn secret(&mut self, name: &str) -> Option<SecretString> {
         match self.members.remove(name) {
             Some(Value::String(text)) => Some(SecretString::from(text)),
-            Some(_) => {
-                self.issues.push(issue(name, "invalid_type", "Expected string"));
-                None
-            }
-            None => None,
+            found => self.mistyped(name, found, "string"),
         }
     }
 
@@ -176,14 +208,6 @@ impl Input {
         match self.members.remove(name) {
             Some(Value::Object(members)) => Some(members),
             found => self.mistyped(name, found, "object"),
-        }
-    }
-
-    /// A list of texts.
-    pub(super) fn texts(&mut self, name: &str) -> Option<Value> {
-        match self.members.remove(name) {
-            Some(Value::Array(items)) if items.iter().all(Value::is_string) => Some(Value::Array(items)),
-            found => self.mistyped(name, found, "array of strings"),
         }
     }
 
@@ -322,6 +346,25 @@ mod tests {
         assert_eq!(members, ["alg", "grace", "pem"]);
         assert_eq!(told["details"].as_str().unwrap().lines().count(), 3);
         assert!(!told.to_string().contains("hunter2"));
+    }
+
+    #[test]
+    fn what_is_within_is_told_with_its_path_and_its_other_members_are_left() {
+        let sent =
+            body(r#"{"a":{"on":1,"uris":["x",2],"more":true},"b":{"on":true},"c":[],"d":null,"e":"x"}"#);
+        let mut input = sent.members().unwrap();
+        let mut inner = input.within("a");
+        assert_eq!((inner.flag("on"), inner.texts("uris")), (None, None));
+        assert_eq!(json!(input.close("a", inner)), json!({ "more": true }));
+        let mut inner = input.within("b");
+        assert_eq!((inner.flag("on"), inner.flag("off")), (Some(true), None));
+        assert!(input.close("b", inner).is_empty());
+        assert!(input.object("c").is_none() && input.object("nothing").is_none());
+        assert_eq!((input.nullable_text("d"), input.nullable_text("f")), (Some(None), None));
+        assert_eq!((input.nullable_text("e"), input.text("g")), (Some(Some("x".to_owned())), None));
+
+        let members: Vec<_> = input.issues.iter().map(|issue| issue.member.as_str()).collect();
+        assert_eq!(members, ["a.on", "a.uris", "c"]);
     }
 
     #[actix_web::test]

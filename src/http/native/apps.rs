@@ -14,7 +14,7 @@ use crate::http::problem::{Code, Problem};
 use crate::http::secret_body::SecretJson;
 use crate::identity::{Caller, Scope};
 use crate::ids::ClientId;
-use crate::issuer::{AppInfo, AppKind, Issuer, NewApp, SigningForm, SigningPolicy};
+use crate::issuer::{AppExtras, AppInfo, AppKind, Issuer, NewApp, SigningForm, SigningPolicy};
 
 fn client_id(text: &str) -> Result<ClientId, Problem> {
     ClientId::parse(text).map_err(|_| Problem::new(Code::NotFound))
@@ -57,6 +57,7 @@ impl CreateBody {
             redirect_uris: self.redirect_uris,
             allow_token_exchange: self.allow_token_exchange,
             signing: self.signing.map(read_policy).transpose()?,
+            extras: AppExtras::default(),
         })
     }
 }
@@ -114,7 +115,7 @@ pub(super) async fn signing_policy(
     issuer: Data<Issuer>,
     id: Path<String>,
 ) -> Result<HttpResponse, Problem> {
-    Ok(shown(issuer.signing_policy(&caller, &client_id(&id)?).await?))
+    Ok(shown(issuer.find_app(&caller, &client_id(&id)?).await?.signing))
 }
 
 pub(super) async fn set_signing_policy(

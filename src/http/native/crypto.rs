@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::batch::{answer, counted, failed, merged, sorted};
-use super::values::{finish, json_response, wants_bytes};
+use super::values::{json_response, wants_bytes};
 use crate::http::body::{JsonBody, Text, plain_value, public_base64};
 use crate::http::problem::{Code, Problem};
 use crate::http::secret_body::{SecretBody, SecretJson, base64_len};
@@ -143,7 +143,7 @@ pub(super) async fn open(
     }
     let one = results.pop().ok_or_else(|| Problem::new(Code::Internal))??;
     let media = if as_bytes { "application/octet-stream" } else { "application/json" };
-    Ok(finish(HttpResponse::Ok(), media, one))
+    Ok(one.respond(HttpResponse::Ok(), media))
 }
 
 fn opened(value: &Plain) -> SecretBody {

@@ -1,7 +1,6 @@
 //! `/v1/secrets/{id}/value`: releasing and replacing. The only place of this family where a value
 //! leaves; the service has recorded the release before it returns.
 
-use actix_web::body::BoxBody;
 use actix_web::http::header;
 use actix_web::web::{Data, Path, Query};
 use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder};
@@ -47,22 +46,11 @@ pub(super) fn wants_bytes(request: &HttpRequest) -> bool {
 }
 
 fn bytes_response(response: HttpResponseBuilder, value: &Plain) -> HttpResponse {
-    finish(response, "application/octet-stream", value.with(SecretBody::copy_of))
+    value.with(SecretBody::copy_of).respond(response, "application/octet-stream")
 }
 
 pub(super) fn json_response(response: HttpResponseBuilder, json: SecretJson) -> HttpResponse {
-    finish(response, "application/json", json.finish())
-}
-
-pub(super) fn finish(
-    mut response: HttpResponseBuilder,
-    media: &str,
-    body: SecretBody,
-) -> HttpResponse<BoxBody> {
-    response.insert_header((header::CACHE_CONTROL, "no-store")).content_type(media);
-    response
-        .message_body(body)
-        .map_or_else(|_| HttpResponse::InternalServerError().finish(), HttpResponse::map_into_boxed_body)
+    json.finish().respond(response, "application/json")
 }
 
 fn value_json(revealed: &Revealed) -> Result<SecretJson, Problem> {
