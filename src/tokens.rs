@@ -179,14 +179,16 @@ pub enum ProviderFault {
 }
 
 /// What a failure of a call means here. Whoever says 200 and names a passing trouble in the body does not keep to the
-/// protocol; it is tried again all the same (contract, section 8.3).
+/// protocol, and an error that means nothing is an error (contract, section 8.3). Both are tried again.
 fn fault_of(failure: &TokenFailure) -> ProviderFault {
     let is_ok = failure.status.is_some_and(|status| (200..300).contains(&status));
+    let is_error = failure.status.is_some() && !is_ok;
     match failure.class {
         Class::Config => ProviderFault::Config,
         Class::GrantDead => ProviderFault::GrantDead,
         Class::Transient if is_ok => ProviderFault::Protocol,
         Class::Transient => ProviderFault::Transient,
+        Class::Protocol if is_error => ProviderFault::Transient,
         Class::Protocol => ProviderFault::Protocol,
         Class::Policy => ProviderFault::Policy,
     }

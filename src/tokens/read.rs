@@ -17,6 +17,7 @@ use crate::audit::{Action, Event};
 use crate::clock::Timestamp;
 use crate::identity::{Caller, Scope, UserCaller, UserScope};
 use crate::ids::UserId;
+use crate::vault::VaultError;
 
 /// How often a read looks for the end of another daemon's refresh.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -136,7 +137,7 @@ impl Tokens {
         event: Event,
     ) -> Result<Released, TokensError> {
         let deadline = Instant::now() + self.parts().config.read_deadline;
-        let (mut refreshes, mut is_trouble_here) = (0, false);
+        let (mut refreshes, mut ended) = (0, Ended::InTheRow);
         loop {
             let found = self.found_set(&caller.tenant, user, connection).await?;
             let Some(found) = found else {
@@ -144,10 +145,14 @@ impl Tokens {
             };
             let now = self.now();
             let mut planned = plan::decide(&found.facts(), now, self.parts().config.leeway);
-            let is_over = is_trouble_here || refreshes == REFRESHES || deadline <= Instant::now();
+            let is_over = ended != Ended::InTheRow || refreshes == REFRESHES || deadline <= Instant::now();
             if planned == Plan::Refresh && is_over {
                 if !plan::is_valid(found.set.expires_at, now) {
-                    return self.deny(caller, event, TokensError::Busy).await;
+                    let why = match ended {
+                        Ended::Altered => VaultError::Integrity.into(),
+                        Ended::InTheRow | Ended::NotHere => TokensError::Busy,
+                    };
+                    return self.deny(caller, event, why).await;
                 }
                 planned = Plan::Serve;
             }
@@ -157,7 +162,7 @@ impl Tokens {
                     refreshes += 1;
                     let flight = self.refresh(&caller.tenant, &found.set);
                     // Late: the flight goes on without this read.
-                    is_trouble_here = matches!(timeout_at(deadline, flight).await, Ok(Ended::NotHere));
+                    ended = timeout_at(deadline, flight).await.unwrap_or(Ended::InTheRow);
                 }
                 Plan::Wait if Instant::now() < deadline => {
                     sleep_until((Instant::now() + LOOK_EVERY).min(deadline)).await;

@@ -29,7 +29,7 @@ use crate::db::{Conn, DbError};
 use crate::identity::Caller;
 use crate::ids::{TenantId, TokenSetId};
 use crate::upstream::TokenFailure;
-use crate::vault::SealedRecord;
+use crate::vault::{SealedRecord, VaultError};
 
 /// The part of a lease in which nothing is sent any more: what the provider's answer and its storing may take. Half of
 /// a short lease.
@@ -46,6 +46,8 @@ pub(super) enum Ended {
     InTheRow,
     /// Device, log or database had no time for it, or the installation is in quarantine.
     NotHere,
+    /// Something stored is not what was stored: an incident.
+    Altered,
 }
 
 /// Refreshes that go on in this daemon.
@@ -137,6 +139,7 @@ impl Tokens {
             tracing::warn!(token_set = %set.id, code = error.audit_code(), %error, "a token set was not refreshed");
         }
         match ended {
+            Err(TokensError::Vault(VaultError::Integrity)) => Ended::Altered,
             Err(
                 TokensError::Vault(_) | TokensError::Audit(_) | TokensError::Db(_) | TokensError::Quarantined,
             ) => Ended::NotHere,

@@ -11,6 +11,7 @@ use super::model::{Connection, Identity, TokenSetInfo};
 use super::plan::{self, Phase};
 use super::status::{SetFacts, status};
 use super::store::sets::{self as store, Set};
+use super::store::verifications::{self, Which};
 use super::{Config, Tokens, TokensError};
 use crate::audit::{Action, Event, Outcome};
 use crate::clock::Timestamp;
@@ -267,7 +268,12 @@ impl Tokens {
             let set = found.ok_or(TokensError::NotFound("secret"))?;
             let grant = self.grant_of(caller, &set).await;
             let (tenant, gone) = (caller.tenant.clone(), set);
-            let work = move |conn: &mut Conn| store::delete(conn, &tenant, &gone);
+            let work = move |conn: &mut Conn| {
+                // What is parked would bring it back.
+                let which = Which::OfUser(gone.user.clone(), Some(gone.connection.clone()));
+                while verifications::purge(conn, &tenant, &which, 500)? == 500 {}
+                store::delete(conn, &tenant, &gone)
+            };
             let deleted = self.parts().db.write::<_, DbError, _>(work).await?;
             self.revoke_soon(caller, grant.into_iter().collect());
             deleted.then_some(()).ok_or(TokensError::NotFound("secret"))

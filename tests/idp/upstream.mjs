@@ -27,6 +27,8 @@ function build(issuer, key) {
     ...configuration({ keys: [key] }, "ES256"),
     issueRefreshToken: async (_ctx, holder) => holder.grantTypeAllowed("refresh_token"),
     expiresWithSession: async () => false,
+    // The tests wait for the end of tokens.
+    clockTolerance: 0,
   });
   provider.on("server_error", (_ctx, error) => console.error(error));
   provider.on("refresh_token.saved", (token) => grants.add(token.grantId));

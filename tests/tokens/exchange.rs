@@ -16,8 +16,9 @@ const REASON: &str = "sync of the calendar";
 
 /// An application with those scopes.
 async fn app(stage: &Stage, scopes: &[&str], exchanges: bool) -> App {
-    let asked = json!({ "name": "agent", "kind": "traditional", "scopes": scopes,
-                        "allow_token_exchange": exchanges });
+    // Who reads by itself is a machine; who exchanges acts for a user.
+    let kind = if exchanges { "traditional" } else { "machine" };
+    let asked = json!({ "name": "agent", "kind": kind, "scopes": scopes, "allow_token_exchange": exchanges });
     let made = body(stage.admin.post("/v1/apps", &asked).await, 201).await;
     App { id: text(&made["client_id"]), secret: text(&made["client_secret"]) }
 }
@@ -190,9 +191,11 @@ async fn a_machine_reads_a_users_token_for_a_reason_on_the_record() {
     for member in ["user_id", "connection", "reason"] {
         let mut without = asked(&ana.id, ACME);
         without.as_object_mut().unwrap().remove(member);
-        assert_eq!(machine.post(READ, &without).await.status(), 400, "without {member}");
+        assert_eq!(machine.post(READ, &without).await.status(), 422, "without {member}");
         without[member] = json!("");
-        assert_eq!(machine.post(READ, &without).await.status(), 400, "with an empty {member}");
+        // No user and no connection is called that.
+        let status = if member == "reason" { 422 } else { 404 };
+        assert_eq!(machine.post(READ, &without).await.status(), status, "with an empty {member}");
     }
     // A user who has nothing, one who is not there, a connection that is not there.
     let mut answers = Vec::new();

@@ -93,7 +93,8 @@ async fn administrators_see_the_metadata_in_the_contracts_form_and_no_value() {
         "identityId",
     ];
     assert_eq!(members(secret)[..9], names);
-    assert_eq!(members(secret)[9..], ["target"]);
+    // The last is Lacre's own.
+    assert_eq!(members(secret)[9..], ["target", "status"]);
     assert_eq!((&secret["tenantId"], &secret["type"]), (&json!("default"), &json!("federated_token_set")));
     assert_eq!((&secret["userId"], &secret["identityId"]), (&json!(ana.id), &json!("ana")));
     assert_eq!((&secret["connectorId"], &secret["target"]), (&json!(stage.connector), &json!(ACME)));

@@ -13,6 +13,7 @@ use super::input::{Body, Input};
 use super::query::{Page, parameter, says_yes, user_id};
 use crate::identity::Caller;
 use crate::ids::TenantId;
+use crate::issuer::Issuer;
 use crate::tokens::{Family, Identity, NewUser, Tokens, User, UserPatch, UserQuery};
 
 pub(super) fn routes(cfg: &mut ServiceConfig) {
@@ -123,8 +124,17 @@ async fn update(
     Ok(answer(&tokens.update_user(&caller, &user_id(&id), patch).await?))
 }
 
-async fn delete(caller: Caller, tokens: Data<Tokens>, id: Path<String>) -> Result<HttpResponse, ApiError> {
-    tokens.delete_user(&caller, &user_id(&id)).await?;
+async fn delete(
+    caller: Caller,
+    (tokens, issuer): (Data<Tokens>, Data<Issuer>),
+    id: Path<String>,
+) -> Result<HttpResponse, ApiError> {
+    let id = user_id(&id);
+    tokens.delete_user(&caller, &id).await?;
+    // The user's tokens are worth nothing any more in any case; here that is known at once.
+    if let Err(error) = issuer.forget_user(&id).await {
+        tracing::warn!(%error, "the tokens of a deleted user wait for their end");
+    }
     Ok(HttpResponse::NoContent().finish())
 }
 
