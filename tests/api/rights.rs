@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::stage::{Engine, Stage, on_both, problem, stored};
 
-const SCOPES: [&str; 11] = [
+const SCOPES: [&str; 17] = [
     "secrets:metadata",
     "secrets:read",
     "secrets:write",
@@ -22,6 +22,12 @@ const SCOPES: [&str; 11] = [
     "signing-keys:revoke",
     "tokens:sign",
     "cookies:sign",
+    "users:admin",
+    "connectors:admin",
+    "token-sets:admin",
+    "token-sets:read",
+    "token-sets:exchange",
+    "users:impersonate",
 ];
 
 /// Every route of docs/api.md with the right it needs, and the status that the right gives here.
@@ -74,6 +80,13 @@ fn routes(id: &str) -> Vec<(Method, String, Value, &'static str, u16)> {
             json!({ "name": "a", "value": "b", "signature": "c" }),
             "cookies:sign",
             403,
+        ),
+        (
+            post.clone(),
+            "/v1/token-sets/access-token".to_owned(),
+            json!({ "user_id": "nobody", "connection": "github", "reason": "a test" }),
+            "token-sets:read",
+            404,
         ),
         (post, "/v1/keks/rotate".to_owned(), none(), "keys:admin", 201),
     ]
@@ -134,7 +147,62 @@ fn logto_routes() -> Vec<(Method, String, Value, &'static str, u16)> {
         (Method::PATCH, session, json!({}), admin, 200),
         (post.clone(), "/api/configs/oidc/private-keys/import".to_owned(), import, admin, 400),
     ];
-    ["private-keys", "cookie-keys"].into_iter().flat_map(of_kind).chain(others).collect()
+    let keys = ["private-keys", "cookie-keys"].into_iter().flat_map(of_kind).chain(others);
+    keys.chain(token_set_routes()).collect()
+}
+
+/// Those of users, connectors, token sets and applications. None of them finds or makes anything.
+fn token_set_routes() -> Vec<(Method, String, Value, &'static str, u16)> {
+    let (get, post, patch, delete) = (Method::GET, Method::POST, Method::PATCH, Method::DELETE);
+    let (users, connectors, apps) = ("users:admin", "connectors:admin", "apps:admin");
+    let user = |rest: &str| format!("/api/users/000000000000{rest}");
+    let none = || json!({});
+    let (no_name, no_app) = (|| json!({ "username": "1" }), || json!({ "name": "", "type": "Traditional" }));
+    let nowhere = || json!({ "connectorId": "nothing", "providerName": "nothing", "connectorName": "n" });
+    let link = || json!({ "connectorId": "c", "connectorData": {} });
+    let row = |method: &Method, path: &str, body: Value, needed: &'static str, status: u16| {
+        (method.clone(), path.to_owned(), body, needed, status)
+    };
+    vec![
+        row(&get, "/api/users", none(), users, 200),
+        row(&post, "/api/users", no_name(), users, 400),
+        row(&get, &user(""), none(), users, 404),
+        row(&patch, &user(""), none(), users, 404),
+        row(&delete, &user(""), none(), users, 404),
+        row(&patch, &user("/password"), json!({ "password": "x" }), users, 404),
+        row(&patch, &user("/is-suspended"), json!({ "isSuspended": true }), users, 404),
+        row(&get, &user("/custom-data"), none(), users, 404),
+        row(&patch, &user("/custom-data"), json!({ "customData": {} }), users, 404),
+        row(&get, &user("/identities/github"), none(), users, 404),
+        row(&Method::PUT, &user("/identities/github"), json!({ "userId": "1" }), users, 404),
+        row(&delete, &user("/identities/github"), none(), users, 404),
+        row(&post, &user("/identities"), link(), users, 404),
+        row(&get, &user("/sso-identities/c"), none(), users, 404),
+        row(&delete, &user("/sso-identities/c"), none(), users, 404),
+        row(&get, &user("/all-identities"), none(), users, 404),
+        row(&get, "/api/connectors", none(), connectors, 200),
+        row(&post, "/api/connectors", nowhere(), connectors, 404),
+        row(&get, "/api/connectors/c", none(), connectors, 404),
+        row(&patch, "/api/connectors/c", none(), connectors, 404),
+        row(&delete, "/api/connectors/c", none(), connectors, 404),
+        row(&get, "/api/connector-factories", none(), connectors, 200),
+        row(&get, "/api/sso-connectors", none(), connectors, 200),
+        row(&post, "/api/sso-connectors", nowhere(), connectors, 404),
+        row(&get, "/api/sso-connectors/c", none(), connectors, 404),
+        row(&patch, "/api/sso-connectors/c", none(), connectors, 404),
+        row(&delete, "/api/sso-connectors/c", none(), connectors, 404),
+        row(&get, "/api/sso-connector-providers", none(), connectors, 200),
+        row(&get, "/api/account-center", none(), connectors, 200),
+        row(&patch, "/api/account-center", none(), connectors, 200),
+        row(&delete, "/api/secrets/000000000000000000000", none(), "token-sets:admin", 404),
+        row(&delete, "/api/secret/000000000000000000000", none(), "token-sets:admin", 404),
+        row(&post, "/api/subject-tokens", json!({ "userId": "u" }), "users:impersonate", 404),
+        row(&get, "/api/applications", none(), apps, 200),
+        row(&post, "/api/applications", no_app(), apps, 400),
+        row(&get, "/api/applications/app-0", none(), apps, 404),
+        row(&patch, "/api/applications/app-0", none(), apps, 404),
+        row(&delete, "/api/applications/app-0", none(), apps, 404),
+    ]
 }
 
 async fn every_logto_route_with_every_right(engine: Engine) {
