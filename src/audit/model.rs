@@ -233,6 +233,7 @@ impl Action {
     ];
 
     /// The name in the record.
+    #[expect(clippy::too_many_lines, reason = "one line for each action")]
     pub const fn name(self) -> &'static str {
         match self {
             Self::DaemonStart => "daemon.start",

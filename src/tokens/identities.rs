@@ -447,7 +447,7 @@ impl Tokens {
         };
         let (deleted, set) = self.parts().db.write(work).await?;
         let (gone, grants) = (set.into_iter().collect(), grant.into_iter().collect());
-        self.deleted(caller, gone, grants, "identity-unlinked").await;
+        self.deleted(caller, gone, grants, "identity-unlinked");
         deleted.then_some(()).ok_or(TokensError::NoIdentity(connection.family))
     }
 }

@@ -108,7 +108,7 @@ fn is_due(facts: &Facts, now: Timestamp, leeway: Duration) -> bool {
 pub(super) fn pause(failures: u64, asked: Option<Duration>, jitter: u8) -> Duration {
     let exponent = u32::try_from(failures.saturating_sub(1)).unwrap_or(u32::MAX).min(9);
     let full = Duration::from_secs(1).saturating_mul(1 << exponent).min(Duration::from_secs(300));
-    let jittered = full - full.mul_f64(f64::from(jitter) / 512.0);
+    let jittered = full.mul_f64(1.0 - f64::from(jitter) / 512.0);
     jittered.max(asked.unwrap_or_default().min(Duration::from_secs(3600)))
 }
 

@@ -304,12 +304,12 @@ impl Tokens {
                 gone.iter().try_for_each(|set| store::delete(conn, &tenant, set).map(drop))
             };
             self.parts().db.write::<_, DbError, _>(work).await?;
-            self.deleted(caller, page, grants, why).await;
+            self.deleted(caller, page, grants, why);
         }
     }
 
     /// Records sets that went with something else, and has their grants revoked.
-    pub(super) async fn deleted(
+    pub(super) fn deleted(
         &self,
         caller: &Caller,
         gone: Vec<Set>,

@@ -189,7 +189,7 @@ impl Tokens {
             };
             let (found, gone) = self.parts().db.write(work).await?;
             note.add("token_sets", gone.len().to_string());
-            self.deleted(caller, gone, grants, "user-deleted").await;
+            self.deleted(caller, gone, grants, "user-deleted");
             found.then_some(()).ok_or(TokensError::NotFound("user"))
         })
         .await

@@ -81,7 +81,7 @@ impl Callback {
     fn read(data: &Map<String, Value>) -> Result<Self, TokensError> {
         let text = |name: &str| {
             let text = data.get(name).and_then(Value::as_str).unwrap_or_default();
-            (text.len() <= TEXT_MAX).then(|| text.to_owned()).unwrap_or_default()
+            if text.len() <= TEXT_MAX { text.to_owned() } else { String::new() }
         };
         if data.get("error").is_some_and(|error| !error.is_null()) {
             // What the provider says beside it is not for our ears.

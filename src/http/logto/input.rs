@@ -74,13 +74,6 @@ fn not_an_object() -> ApiError {
     ApiError::invalid_input("body", &[issue("", "invalid_type", "Expected a JSON object")])
 }
 
-#[cfg(test)]
-impl Body {
-    pub(super) fn of(text: &str) -> Self {
-        Self { bytes: Bytes::copy_from_slice(text.as_bytes()), is_json: true }
-    }
-}
-
 impl FromRequest for Body {
     type Error = ApiError;
     type Future = LocalBoxFuture<'static, Result<Self, ApiError>>;

@@ -200,6 +200,9 @@ pub(in crate::tokens) fn find(
     row.map(Set::try_from).transpose()
 }
 
+/// `breaker_until` and `breaker_reason` of the connector, if that is there.
+type Breaker = (Option<i64>, Option<String>);
+
 /// The set of a user's connection with all that a read needs.
 pub(in crate::tokens) fn find_with_values(
     conn: &mut Conn,
@@ -215,7 +218,7 @@ pub(in crate::tokens) fn find_with_values(
         .filter(token_sets::family.eq(connection.family.name()))
         .filter(token_sets::target.eq(&connection.target));
     let breaker = (connectors::breaker_until.nullable(), connectors::breaker_reason.nullable());
-    let row: Option<(Row, (Option<i64>, Option<String>))> =
+    let row: Option<(Row, Breaker)> =
         with_conn!(&mut *conn, |c| query.select((Row::as_select(), breaker)).first(c).optional())?;
     let Some((row, (breaker, breaker_reason))) = row else { return Ok(None) };
     let set = Set::try_from(row)?;

@@ -167,10 +167,10 @@ pub(in crate::tokens) fn taken(
     tenant: &TenantId,
     user: &User,
 ) -> Result<Option<&'static str>, DbError> {
+    type Members = (Option<String>, Option<String>, Option<String>);
     let others = users::table
         .filter(users::tenant_id.eq(tenant.as_str()).and(users::id.ne(user.id.as_str())))
         .select((users::username, users::primary_email, users::primary_phone));
-    type Members = (Option<String>, Option<String>, Option<String>);
     let same = users::username
         .eq(user.username.as_deref())
         .or(users::primary_email.eq(user.primary_email.as_deref()))

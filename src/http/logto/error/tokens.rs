@@ -55,6 +55,7 @@ impl From<TokensError> for ApiError {
 }
 
 /// Those that are a code and nothing more.
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn plain(error: &TokensError) -> ApiError {
     let (status, code, message) = match error {
         TokensError::MissingUserScope(scope) => {
