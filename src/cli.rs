@@ -1,8 +1,8 @@
 //! The command line: one file per command, results on stdout, talk on stderr.
 //!
 //! Commands for users (`secrets`, `kek`, `keys`, `audit`, `app`, `status`) speak HTTP with the daemon and
-//! nothing else. Commands for the host (`serve`, `dev`, `init`, `db`, `hsm`, `doctor`, `restore run`, `anchor`) read its
-//! configuration. Start at `Command`, then `client.rs` and `error.rs`, where the exit codes are.
+//! nothing else. Commands for the host (`serve`, `dev`, `init`, `db`, `hsm`, `doctor`, `restore run`, `import`, `anchor`) read
+//! its configuration. Start at `Command`, then `client.rs` and `error.rs`, where the exit codes are.
 
 mod anchor;
 mod app;
@@ -16,6 +16,7 @@ mod doctor;
 mod error;
 mod global;
 mod hsm;
+mod import;
 mod init;
 mod input;
 mod kek;
@@ -86,6 +87,8 @@ enum Command {
     Hsm(hsm::Command),
     #[command(subcommand)]
     Restore(restore::Command),
+    #[command(subcommand)]
+    Import(import::Command),
     #[command(subcommand)]
     Anchor(anchor::Command),
     /// Print a completion script for a shell
@@ -162,6 +165,7 @@ async fn run(command: Command, context: &Context) -> Result<(), CliError> {
         Command::App(command) => app::run(command, context).await,
         Command::Hsm(command) => hsm::run(&command, context),
         Command::Restore(command) => restore::run(command, context).await,
+        Command::Import(command) => import::run(command, context).await,
         Command::Anchor(command) => anchor::run(command, context).await,
         // Done without a runtime, in `dispatch`.
         Command::Db(command) => db::run(&command, context),

@@ -11,6 +11,7 @@
 //! call is refused as [`DbError::Unavailable`] and was not done.
 
 mod connect;
+mod foreign;
 mod lanes;
 pub mod migrate;
 mod postgres;
@@ -25,6 +26,7 @@ use std::sync::Arc;
 use diesel::{PgConnection, SqliteConnection};
 
 pub use connect::{Engine, OpenOptions, Url};
+pub use foreign::Foreign;
 pub use lanes::DbStatus;
 pub use time::now;
 pub use turn::{Name as TurnName, Turn};

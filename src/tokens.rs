@@ -13,6 +13,7 @@
 mod account;
 mod connectors;
 mod identities;
+pub mod import;
 mod logto_format;
 mod model;
 mod password;

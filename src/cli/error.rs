@@ -121,6 +121,12 @@ pub(crate) enum CliError {
         /// The last failure.
         last_error: Option<String>,
     },
+    /// An import has left things behind.
+    #[error("{count} things were not imported")]
+    LeftBehind {
+        /// How many.
+        count: u64,
+    },
     /// Checks of `lacre doctor` failed.
     #[error("{failed} check(s) failed")]
     Unfit {
@@ -167,7 +173,7 @@ impl CliError {
             | Self::BadRecord { .. }
             | Self::NoBeginning { .. }
             | Self::Schema(_) => 2,
-            Self::Partial { .. } => 5,
+            Self::Partial { .. } | Self::LeftBehind { .. } => 5,
             Self::Interrupted { .. } => 130,
         }
     }
@@ -192,6 +198,10 @@ impl CliError {
             Self::NoBeginning { .. } => {
                 "name the checkpoint that it goes on from with --checkpoint, or take the log from its \
                  beginning: `lacre audit tail --after 0 -o ndjson`"
+                    .into()
+            }
+            Self::LeftBehind { .. } => {
+                "the reasons are above; mend what can be mended and run it again: what is there is left alone"
                     .into()
             }
             Self::Unfit { .. } => "each failed check says what to do".into(),

@@ -63,6 +63,11 @@ impl Url {
         }
     }
 
+    /// Whether a password is in it.
+    pub fn has_password(&self) -> bool {
+        matches!(&self.0, Target::Postgres(url) if !passwords(url.expose_secret()).is_empty())
+    }
+
     pub(super) fn target(&self) -> &Target {
         &self.0
     }
@@ -142,6 +147,17 @@ pub(super) fn postgres_bare(url: &SecretString) -> Result<PgConnection, String> 
     conn.batch_execute("SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED")
         .map_err(|error| problem(error.to_string()))?;
     Ok(conn)
+}
+
+/// A connection to another program's database. One that only can be read will do.
+pub(super) fn postgres_foreign(url: &SecretString) -> Result<PgConnection, String> {
+    let url = url.expose_secret();
+    let mut anywhere = url.to_owned();
+    if !url.contains("target_session_attrs=") {
+        anywhere.extend([if url.contains('?') { "&" } else { "?" }, "target_session_attrs=any"]);
+    }
+    PgConnection::establish(&with_limits(&anywhere))
+        .map_err(|error| scrubbed(error.to_string().trim_end(), url))
 }
 
 /// The URL with timeouts, unless its writer has chosen them: for connecting, for what was sent and is not
@@ -237,7 +253,9 @@ mod tests {
             let url = Url::parse(url).unwrap();
             assert!(!url.to_string().contains("s3cret"), "{url}");
             assert!(!format!("{url:?}").contains("s3cret"));
+            assert!(url.has_password());
         }
+        assert!(!Url::parse("postgres://lacre@db/lacre?sslmode=require").unwrap().has_password());
         let url = "postgres://lacre:s3cret@db/lacre";
         assert_eq!(scrubbed("invalid port in \"s3cret@db\"", url), "invalid port in \"***@db\"");
     }

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
+use zeroize::Zeroizing;
 
 use super::make::{Material, Order};
 use super::model::{Change, Choice, ImportAs, KeyView, Policy, PolicyPatch, Rotation, Use};
@@ -15,7 +16,7 @@ use crate::clock::Timestamp;
 use crate::db::DbError;
 use crate::identity::{Caller, Scope};
 use crate::ids::SigningKeyId;
-use crate::seal::KeyRef;
+use crate::seal::{Alg, KeyRef, KeySpec};
 
 /// Logto's longest session, and more than any token lives.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -68,12 +69,7 @@ impl Keys {
         dry_run: bool,
     ) -> Result<Change, KeysError> {
         self.admit(caller, Scope::SigningKeysAdmin, Action::KeyImport, Use::Jwt.name())?;
-        let der = pkcs8::from_pem(pem.expose_secret())
-            .ok_or_else(|| invalid("pem", "must be one PKCS#8 private key"))?;
-        let kind = pkcs8::kind(&der);
-        let (choice, spec, alg) = kind.ok_or_else(|| {
-            invalid("pem", "must be EC P-256 or P-384, RSA with 2048, 3072 or 4096 bits, or Ed25519")
-        })?;
+        let (der, (choice, spec, alg)) = readable(&pem)?;
         if let Some(change) = self.has_already(caller, &der, dry_run).await? {
             return Ok(change);
         }
@@ -93,6 +89,16 @@ impl Keys {
             .detail("as", if matches!(into, ImportAs::Previous { .. }) { "previous" } else { "current" })
             .detail("lifetime", lifetime.as_secs().to_string());
         self.add_for(caller, Use::Jwt, new, event, dry_run).await
+    }
+
+    /// Whether this private key (PKCS#8 PEM) is in the ring that signs tokens. Changes and records nothing.
+    ///
+    /// # Errors
+    /// [`KeysError::Invalid`] for what could not be imported.
+    pub async fn has(&self, caller: &Caller, pem: &SecretString) -> Result<bool, KeysError> {
+        caller.require(Scope::SigningKeysAdmin)?;
+        let (der, _) = readable(pem)?;
+        Ok(self.has_already(caller, &der, true).await?.is_some())
     }
 
     /// The ring as it is, if the key is in it: an import may be repeated.
@@ -314,6 +320,16 @@ impl Keys {
         self.parts.audit.record_soon(caller, event, Outcome::Denied("forbidden"));
         Err(missing.into())
     }
+}
+
+/// The key in a PEM and what kind it is.
+fn readable(pem: &SecretString) -> Result<(Zeroizing<Vec<u8>>, (Choice, KeySpec, Alg)), KeysError> {
+    let der = pkcs8::from_pem(pem.expose_secret())
+        .ok_or_else(|| invalid("pem", "must be one PKCS#8 private key"))?;
+    let kind = pkcs8::kind(&der).ok_or_else(|| {
+        invalid("pem", "must be EC P-256 or P-384, RSA with 2048, 3072 or 4096 bits, or Ed25519")
+    })?;
+    Ok((der, kind))
 }
 
 fn invalid(field: &'static str, reason: &str) -> KeysError {

@@ -100,7 +100,7 @@ impl Definition {
     }
 }
 
-fn factory(family: Family, id: &str) -> Option<&'static Factory> {
+pub(super) fn factory(family: Family, id: &str) -> Option<&'static Factory> {
     match family {
         Family::Social => providers::social_factory(id),
         Family::Sso => providers::sso_provider(id),
@@ -163,7 +163,7 @@ impl Tokens {
     }
 
     /// Checks a configuration and seals it with what the connector's columns repeat.
-    async fn sealed(
+    pub(super) async fn sealed(
         &self,
         tenant: &TenantId,
         mut connector: Connector,
@@ -472,7 +472,7 @@ fn trusted_hosts(factory: &Factory) -> &'static [&'static str] {
 }
 
 /// What the connections of a new connector are called.
-fn target_of(
+pub(super) fn target_of(
     factory: &Factory,
     family: Family,
     id: &ConnectorId,

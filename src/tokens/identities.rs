@@ -495,7 +495,7 @@ fn social(identities: Vec<Identity>) -> Vec<Identity> {
     identities.into_iter().filter(|identity| identity.family == Family::Social).collect()
 }
 
-fn check_account(identity_id: &str, details: Option<&Value>) -> Result<(), TokensError> {
+pub(super) fn check_account(identity_id: &str, details: Option<&Value>) -> Result<(), TokensError> {
     if identity_id.is_empty() || identity_id.len() > 128 || identity_id.chars().any(char::is_control) {
         return Err(invalid("userId", "must have 1 to 128 characters, no control characters"));
     }

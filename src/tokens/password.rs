@@ -41,6 +41,15 @@ pub(super) fn is_right(password: &SecretString, stored: Option<&str>) -> bool {
     Argon2::default().verify_password(text.as_bytes(), &hash).is_ok() && stored.is_some()
 }
 
+/// Whether [`is_right`] can tell by that hash, and in reasonable time: of Argon2, whichever, and made with 1 GiB at most.
+pub(super) fn is_usable(hash: &str) -> bool {
+    let Ok(hash) = PasswordHash::new(hash) else { return false };
+    let Ok(params) = argon2::Params::try_from(&hash) else { return false };
+    argon2::Algorithm::try_from(hash.algorithm).is_ok()
+        && (hash.salt.is_some() && hash.hash.is_some())
+        && (params.m_cost() <= 1 << 20 && params.t_cost() <= 1 << 10)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -57,5 +66,27 @@ mod tests {
         assert!(!is_right(&secret("correct horse"), Some("no hash")));
         assert!(super::hash(&secret("")).is_err());
         assert!(super::hash(&secret(&"x".repeat(257))).is_err());
+    }
+    #[test]
+    fn hashes_from_elsewhere_are_used_if_they_are_of_argon2() {
+        let secret = |text: &str| SecretString::from(text.to_owned());
+        let salt = SaltString::encode_b64(b"salt of sixteen!").unwrap();
+        for algorithm in [argon2::Algorithm::Argon2i, argon2::Algorithm::Argon2id] {
+            let params = argon2::Params::new(4096, 10, 1, None).unwrap();
+            let maker = Argon2::new(algorithm, argon2::Version::V0x13, params);
+            let hash = maker.hash_password(b"pass", &salt).unwrap().to_string();
+            assert!(is_usable(&hash), "{hash}");
+            assert!(is_right(&secret("pass"), Some(&hash)));
+            assert!(!is_right(&secret("word"), Some(&hash)));
+        }
+        for bad in [
+            "",
+            "$2a$10$N9qo8uLOickgx2ZMRZoMyeIjZAgcfl7p92ldGxad68LJZdL17lhWy",
+            "5f4dcc3b5aa765d61d8327deb882cf99",
+            "$argon2id$v=19$m=19456,t=2,p=1$c29tZXRoaW5n",
+            "$argon2id$v=19$m=4194304,t=2,p=1$c29tZXRoaW5nIHRoYXQgaXM$Tm9ib2R5IGhhcyBhIHBhc3N3b3JkIG9mIHRoYXQgaGE",
+        ] {
+            assert!(!is_usable(bad), "{bad}");
+        }
     }
 }

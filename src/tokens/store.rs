@@ -2,6 +2,7 @@
 //! in the vault's records, which are written and deleted in the same transactions.
 
 pub(super) mod connectors;
+pub(super) mod logto;
 pub(super) mod sets;
 pub(super) mod users;
 pub(super) mod verifications;

@@ -213,7 +213,7 @@ fn members(patch: &UserPatch) -> String {
     names.join(" ")
 }
 
-fn check(user: &User) -> Result<(), TokensError> {
+pub(super) fn check(user: &User) -> Result<(), TokensError> {
     type Rule = (&'static str, fn(&str) -> bool, &'static str);
     let rules: [(&Option<String>, Rule); 5] = [
         (

@@ -134,6 +134,22 @@ pub(in crate::tokens) fn insert(
     sealed.store(conn, connector.created_at)
 }
 
+/// Writes a connector that may be there already; `false` if id or target is taken.
+pub(in crate::tokens) fn insert_missing(
+    conn: &mut Conn,
+    tenant: &TenantId,
+    connector: &Connector,
+    sealed: &SealedRecord,
+) -> Result<bool, DbError> {
+    let row = Row::of(tenant, connector, 1);
+    let insert = diesel::insert_into(connectors::table).values(row).on_conflict_do_nothing();
+    let written = with_conn!(&mut *conn, |c| insert.execute(c))? == 1;
+    if written {
+        sealed.store(conn, connector.created_at)?;
+    }
+    Ok(written)
+}
+
 /// Replaces a connector that is still at version `before`, and closes its breaker; `false` if it is not.
 pub(in crate::tokens) fn update(
     conn: &mut Conn,

@@ -184,6 +184,16 @@ pub(in crate::tokens) fn taken(
     }))
 }
 
+/// Writes a user that may be there already; `false` if id, username, e-mail or phone is taken.
+pub(in crate::tokens) fn insert_missing(
+    conn: &mut Conn,
+    tenant: &TenantId,
+    account: &Account,
+) -> Result<bool, DbError> {
+    let insert = diesel::insert_into(users::table).values(Row::of(tenant, account)).on_conflict_do_nothing();
+    Ok(with_conn!(conn, |c| insert.execute(c))? == 1)
+}
+
 /// Replaces a user; `false` if it is gone.
 ///
 /// # Errors
@@ -222,6 +232,23 @@ struct IdentityRow {
     details: String,
     created_at: i64,
     updated_at: i64,
+}
+
+impl IdentityRow {
+    fn of(tenant: &TenantId, identity: &Identity) -> Self {
+        Self {
+            tenant_id: tenant.as_str().to_owned(),
+            user_id: identity.user.as_str().to_owned(),
+            family: identity.family.name().to_owned(),
+            target: identity.target.clone(),
+            id: identity.id.as_str().to_owned(),
+            issuer: identity.issuer.clone(),
+            identity_id: identity.identity_id.clone(),
+            details: identity.details.to_string(),
+            created_at: identity.created_at.as_micros(),
+            updated_at: identity.updated_at.as_micros(),
+        }
+    }
 }
 
 impl TryFrom<IdentityRow> for Identity {
@@ -306,20 +333,20 @@ pub(in crate::tokens) fn put_identity(
         identity.target.as_str(),
     ));
     with_conn!(&mut *conn, |c| diesel::delete(place).execute(c))?;
-    let row = IdentityRow {
-        tenant_id: tenant.as_str().to_owned(),
-        user_id: identity.user.as_str().to_owned(),
-        family: identity.family.name().to_owned(),
-        target: identity.target.clone(),
-        id: identity.id.as_str().to_owned(),
-        issuer: identity.issuer.clone(),
-        identity_id: identity.identity_id.clone(),
-        details: identity.details.to_string(),
-        created_at: identity.created_at.as_micros(),
-        updated_at: identity.updated_at.as_micros(),
-    };
+    let row = IdentityRow::of(tenant, identity);
     with_conn!(conn, |c| diesel::insert_into(user_identities::table).values(row).execute(c))?;
     Ok(())
+}
+
+/// Writes an identity that may be there already; `false` if the user has that connection, or another user the account.
+pub(in crate::tokens) fn insert_missing_identity(
+    conn: &mut Conn,
+    tenant: &TenantId,
+    identity: &Identity,
+) -> Result<bool, DbError> {
+    let row = IdentityRow::of(tenant, identity);
+    let insert = diesel::insert_into(user_identities::table).values(row).on_conflict_do_nothing();
+    Ok(with_conn!(conn, |c| insert.execute(c))? == 1)
 }
 
 /// Whose the account is that a connection leads to.

@@ -1,0 +1,634 @@
+//! What each of Logto's rows becomes. Pure: a row in, something of ours or a reason out.
+
+use std::collections::{HashMap, HashSet};
+
+use secrecy::SecretString;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use zeroize::Zeroizing;
+
+use super::report::{Kind, Skip, Told};
+use crate::clock::Timestamp;
+use crate::ids::{ConnectorId, IdentityId, TokenSetId, UserId};
+use crate::tokens::connectors::{factory, target_of};
+use crate::tokens::identities::check_account;
+use crate::tokens::logto_format::{Kek, TokenSet};
+use crate::tokens::model::{Connection, Connector, Family, Identity, Shown, User};
+use crate::tokens::plan::{self, Phase};
+use crate::tokens::sets::{Brought, jitter};
+use crate::tokens::store::logto::{ConnectorRow, SecretRow, SsoIdentityRow, UserRow};
+use crate::tokens::store::sets::Set;
+use crate::tokens::store::users::Account;
+use crate::tokens::{TokensError, password, users};
+
+/// The one type of secrets that there is (contract, section 6.3).
+pub(super) const TOKEN_SET: &str = "federated_token_set";
+
+const BAD_ID: &str = "its id has a form that is not taken";
+pub(super) const NO_USER: &str = "its user is not imported";
+pub(super) const NOT_LINKED: &str = "its user has no such identity";
+const NO_CONNECTOR: &str = "its connector is not there";
+
+/// The connectors that are there, or come with this import.
+pub(super) type Connectors = HashMap<ConnectorId, Connector>;
+
+/// A connector to be checked and sealed with that configuration.
+pub(super) fn connector(
+    row: ConnectorRow,
+    family: Family,
+    now: Timestamp,
+) -> Result<(Connector, Value), Skip> {
+    let Some(factory) = factory(family, &row.factory) else {
+        // E-mail and SMS are among them, and providers that Lacre does not know; none of these has tokens.
+        let reason = "Lacre has no such kind of connector";
+        return Err(if row.stores_tokens { Skip::loss(reason) } else { Skip::by_design(reason) });
+    };
+    let id = ConnectorId::parse(&row.id).map_err(|_| Skip::loss(BAD_ID))?;
+    let metadata = json(&row.metadata, "metadata")?;
+    let config = json(&row.config, "config")?;
+    let connector = Connector {
+        target: target_of(factory, family, &id, &metadata).map_err(|error| refused(&error))?,
+        id,
+        family,
+        factory: row.factory,
+        shown: Shown {
+            config: Value::Null,
+            metadata,
+            sync_profile: row.sync_profile,
+            connector_name: row.name,
+            domains: json(&row.domains, "domains")?,
+            branding: json(&row.branding, "branding")?,
+        },
+        stores_tokens: row.stores_tokens,
+        refresh_ahead: 0,
+        breaker: None,
+        created_at: Timestamp::from_micros(row.created_at),
+        updated_at: now,
+    };
+    Ok((connector, config))
+}
+
+/// What the program's own rules say, without the values: these errors have none.
+pub(super) fn refused(error: &TokensError) -> Skip {
+    Skip::loss(error.to_string())
+}
+
+fn json(text: &str, member: &'static str) -> Result<Value, Skip> {
+    serde_json::from_str(text).map_err(|_| Skip::loss(format!("{member}: is not JSON")))
+}
+
+/// A user with what belongs to it.
+pub(super) struct Person {
+    pub(super) account: Account,
+    /// Social ones first.
+    pub(super) identities: Vec<Identity>,
+    /// What stays behind of it.
+    pub(super) told: Vec<Told>,
+}
+
+/// A user and the identities. A name or picture that is not taken is left out, because no one is known by it.
+pub(super) fn person(
+    row: UserRow,
+    sso: &[SsoIdentityRow],
+    connectors: &Connectors,
+    now: Timestamp,
+) -> Result<Person, Skip> {
+    let id = UserId::parse(&row.id).map_err(|_| Skip::loss(BAD_ID))?;
+    let mut told = Vec::new();
+    let mut user = User {
+        id: id.clone(),
+        username: some(row.username),
+        primary_email: some(row.primary_email),
+        primary_phone: some(row.primary_phone),
+        name: some(row.name),
+        avatar: some(row.avatar),
+        profile: json(&row.profile, "profile")?,
+        custom_data: json(&row.custom_data, "customData")?,
+        has_password: false,
+        is_suspended: row.is_suspended,
+        created_at: Timestamp::from_micros(row.created_at),
+        updated_at: now,
+    };
+    while let Err(error) = users::check(&user) {
+        match &error {
+            TokensError::Invalid { field, .. } if field == "name" => user.name = None,
+            TokensError::Invalid { field, .. } if field == "avatar" => user.avatar = None,
+            error => return Err(refused(error)),
+        }
+    }
+    let mut password_hash = some(row.password);
+    if password_hash.as_deref().is_some_and(|hash| !password::is_usable(hash)) {
+        let method = row.password_method.as_deref().unwrap_or("an unknown method");
+        let reason = format!("its hash is made with {method}, not with Argon2");
+        told.push(Told::new(Kind::Passwords, id.as_str(), Skip::loss(reason)));
+        password_hash = None;
+    }
+    user.has_password = password_hash.is_some();
+    let created_at = user.created_at;
+    let mut identities = Vec::new();
+    let mut take = |kind, id: &str, found: Result<Identity, Skip>| match found {
+        Ok(identity) => identities.push(identity),
+        Err(skip) => told.push(Told::new(kind, id, skip)),
+    };
+    for (target, account) in object(&row.identities, "identities")? {
+        let label = format!("{id}/{target}");
+        take(Kind::Identities, &label, social_identity(&id, &target, account, created_at));
+    }
+    for row in sso.iter().filter(|row| row.user_id == id.as_str()) {
+        take(Kind::SsoIdentities, &row.id, sso_identity(&id, row, connectors));
+    }
+    Ok(Person { account: Account { user, password_hash }, identities, told })
+}
+
+fn some(text: Option<String>) -> Option<String> {
+    text.filter(|text| !text.is_empty())
+}
+
+fn object(text: &str, member: &'static str) -> Result<Map<String, Value>, Skip> {
+    match json(text, member)? {
+        Value::Object(members) => Ok(members),
+        _ => Err(Skip::loss(format!("{member}: must be an object"))),
+    }
+}
+
+/// Logto does not know when it was linked: not before the user was made.
+fn social_identity(user: &UserId, target: &str, account: Value, at: Timestamp) -> Result<Identity, Skip> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Account {
+        user_id: String,
+        details: Option<Value>,
+    }
+    let Account { user_id, details } =
+        serde_json::from_value(account).map_err(|_| Skip::loss("userId: must be a text"))?;
+    let connection = Connection::parse(Family::Social, target);
+    let connection = connection.ok_or_else(|| Skip::loss("target: has a form that is not taken"))?;
+    let details = details.filter(|details| !details.is_null()).unwrap_or_else(|| Value::Object(Map::new()));
+    check_account(&user_id, Some(&details)).map_err(|error| refused(&error))?;
+    Ok(Identity {
+        user: user.clone(),
+        family: Family::Social,
+        target: connection.target,
+        id: IdentityId::generate(),
+        issuer: None,
+        identity_id: user_id,
+        details,
+        created_at: at,
+        updated_at: at,
+    })
+}
+
+fn sso_identity(user: &UserId, row: &SsoIdentityRow, connectors: &Connectors) -> Result<Identity, Skip> {
+    let connector = ConnectorId::parse(&row.connector_id).map_err(|_| Skip::loss(NO_CONNECTOR))?;
+    // Why the connector is not there was told with it; without one the identity is nothing (section 6.2).
+    if connectors.get(&connector).is_none_or(|found| found.family != Family::Sso) {
+        return Err(Skip::by_design(NO_CONNECTOR));
+    }
+    let details = json(&row.detail, "detail")?;
+    check_account(&row.identity_id, Some(&details)).map_err(|error| refused(&error))?;
+    Ok(Identity {
+        user: user.clone(),
+        family: Family::Sso,
+        target: connector.into(),
+        id: IdentityId::parse(&row.id).map_err(|_| Skip::loss(BAD_ID))?,
+        issuer: Some(row.issuer.clone()),
+        identity_id: row.identity_id.clone(),
+        details,
+        created_at: Timestamp::from_micros(row.created_at),
+        updated_at: Timestamp::from_micros(row.updated_at),
+    })
+}
+
+/// Whether a secret is a token set, and which.
+pub(super) fn set_id(row: &SecretRow) -> Result<TokenSetId, Skip> {
+    if row.kind != TOKEN_SET {
+        return Err(Skip::by_design("secrets of that type are not known"));
+    }
+    TokenSetId::parse(&row.id).map_err(|_| Skip::loss(BAD_ID))
+}
+
+/// What a token set is kept by, and the bytes to seal.
+pub(super) fn set(
+    row: &SecretRow,
+    kek: &Kek,
+    connectors: &Connectors,
+    missing_users: &HashSet<String>,
+) -> Result<(Set, Zeroizing<Vec<u8>>), Skip> {
+    let id = set_id(row)?;
+    let user = UserId::parse(&row.user_id).ok().filter(|_| !missing_users.contains(&row.user_id));
+    let user = user.ok_or_else(|| Skip::loss(NO_USER))?;
+    let (connection, connector) = connection_of(row, connectors)?;
+    let identity_id = row.identity_id.as_deref().filter(|_| row.is_linked);
+    let identity_id = identity_id.ok_or_else(|| Skip::loss(NOT_LINKED))?;
+    if !connector.stores_tokens {
+        return Err(Skip::loss("its connector does not store tokens"));
+    }
+    let plain = kek.open(&row.encrypted_dek, &row.iv, &row.auth_tag, &row.ciphertext);
+    let plain = plain.map_err(|_| Skip::loss("does not decrypt under the KEK"))?;
+    let tokens = TokenSet::from_json(&plain).map_err(|_| Skip::loss("is not a token set inside"))?;
+    let brought = brought(tokens, row)?;
+    let has_refresh_token = brought.refresh_token.is_some();
+    let payload = brought.payload(&connector.id, identity_id, None);
+    let Brought { scope, token_type, expires_at, issued_at, .. } = brought;
+    let ahead = connector.refresh_ahead;
+    let set = Set {
+        refresh_at: plan::refresh_at(expires_at, issued_at, has_refresh_token, ahead, jitter(&id, 1)),
+        id,
+        user,
+        connector: connector.id.clone(),
+        issuer: row.issuer.clone().filter(|_| connection.family == Family::Sso),
+        connection,
+        identity_id: identity_id.to_owned(),
+        has_refresh_token,
+        scope,
+        token_type,
+        expires_at,
+        issued_at,
+        version: 1,
+        phase: Phase::Idle,
+        epoch: 0,
+        lease_until: Timestamp::from_micros(0),
+        spent: false,
+        failures: 0,
+        last_error: None,
+        retry_at: Timestamp::from_micros(0),
+        created_at: Timestamp::from_micros(row.created_at),
+        updated_at: Timestamp::from_micros(row.updated_at),
+    };
+    Ok((set, payload))
+}
+
+fn connection_of<'a>(
+    row: &SecretRow,
+    connectors: &'a Connectors,
+) -> Result<(Connection, &'a Connector), Skip> {
+    let (family, id, target) = match (&row.social_connector, &row.sso_connector) {
+        (Some(id), None) => (Family::Social, id, row.target.as_ref()),
+        (None, Some(id)) => (Family::Sso, id, Some(id)),
+        _ => return Err(Skip::loss("it is not related to one connector")),
+    };
+    let connector = ConnectorId::parse(id).ok().and_then(|id| connectors.get(&id));
+    let connector = connector.ok_or_else(|| Skip::loss(NO_CONNECTOR))?;
+    let connection = target.and_then(|target| Connection::parse(family, target));
+    let fits = |found: &Connection| connector.family == family && connector.target == found.target;
+    let connection = connection.filter(fits).ok_or_else(|| Skip::loss("its connector has another target"))?;
+    Ok((connection, connector))
+}
+
+/// The tokens with what Logto says of them. When they were issued it does not say: at their last change.
+fn brought(tokens: TokenSet, row: &SecretRow) -> Result<Brought, Skip> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Metadata {
+        scope: Option<String>,
+        token_type: Option<String>,
+        expires_at: Option<i64>,
+    }
+    let metadata: Metadata =
+        serde_json::from_str(&row.metadata).map_err(|_| Skip::loss("metadata: has another form"))?;
+    let TokenSet { access_token, id_token, refresh_token } = tokens;
+    if secrecy::ExposeSecret::expose_secret(&access_token).is_empty() {
+        return Err(Skip::loss("has no access token"));
+    }
+    Ok(Brought {
+        access_token,
+        refresh_token,
+        id_token,
+        scope: metadata.scope,
+        token_type: metadata.token_type,
+        expires_at: metadata.expires_at,
+        issued_at: Timestamp::from_micros(row.updated_at),
+    })
+}
+
+/// What a private key is to Logto.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub enum KeyStatus {
+    /// Published, not in use yet.
+    Next,
+    /// Signs.
+    Current,
+    /// Has signed what may be alive.
+    Previous,
+}
+
+/// A private key of Logto's.
+pub struct PrivateKey {
+    /// Logto's id of it; not the `kid`.
+    pub id: String,
+    /// PKCS#8.
+    pub pem: SecretString,
+    /// What it is.
+    pub status: KeyStatus,
+}
+
+/// The private keys in `oidc.privateKeys` (contract, section 9.1), Previous ones first: if one of them is refused,
+/// nothing has taken over yet. Without statuses the first is Current. `None`: not such a list.
+pub(super) fn private_keys(value: &str) -> Option<Vec<PrivateKey>> {
+    #[derive(Deserialize)]
+    struct Entry {
+        id: String,
+        value: SecretString,
+        status: Option<KeyStatus>,
+    }
+    let entries: Vec<Entry> = serde_json::from_str(value).ok()?;
+    let has_statuses = entries.iter().any(|entry| entry.status.is_some());
+    let status_of = |at, status: Option<KeyStatus>| match status {
+        Some(status) => status,
+        None if at == 0 && !has_statuses => KeyStatus::Current,
+        None => KeyStatus::Previous,
+    };
+    let keys = entries.into_iter().enumerate();
+    let keys = keys.map(|(at, Entry { id, value, status })| PrivateKey {
+        id,
+        pem: value,
+        status: status_of(at, status),
+    });
+    let mut keys: Vec<_> = keys.collect();
+    keys.sort_by_key(|key| key.status == KeyStatus::Current);
+    Some(keys)
+}
+
+/// How many cookie keys are in `oidc.cookieKeys`.
+pub(super) fn cookie_keys(value: &str) -> Vec<String> {
+    #[derive(Deserialize)]
+    struct Entry {
+        id: String,
+    }
+    serde_json::from_str::<Vec<Entry>>(value)
+        .map_or_else(|_| Vec::new(), |keys| keys.into_iter().map(|key| key.id).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use secrecy::ExposeSecret;
+    use serde_json::json;
+
+    use super::*;
+    use crate::tokens::import::report::Fate;
+
+    const NOW: Timestamp = Timestamp::from_micros(9_000_000);
+
+    fn connector_row(factory: &str, config: Value) -> ConnectorRow {
+        ConnectorRow {
+            id: "c0nnector001".to_owned(),
+            factory: factory.to_owned(),
+            name: String::new(),
+            config: config.to_string(),
+            metadata: json!({ "target": "acme" }).to_string(),
+            domains: "[]".to_owned(),
+            branding: "{}".to_owned(),
+            sync_profile: true,
+            stores_tokens: true,
+            created_at: 5_000_000,
+        }
+    }
+
+    fn connectors() -> Connectors {
+        let (mut social, _) = connector(connector_row("oauth2", json!({})), Family::Social, NOW).unwrap();
+        social.refresh_ahead = 60;
+        let sso = ConnectorRow { id: "ssoc0nnector".to_owned(), ..connector_row("OIDC", json!({})) };
+        let (sso, _) = connector(sso, Family::Sso, NOW).unwrap();
+        [social, sso].into_iter().map(|found| (found.id.clone(), found)).collect()
+    }
+
+    fn user_row() -> UserRow {
+        UserRow {
+            id: "us3r00000001".to_owned(),
+            username: Some("ana".to_owned()),
+            primary_email: Some(String::new()),
+            primary_phone: None,
+            name: Some("Ana".to_owned()),
+            avatar: None,
+            profile: "{}".to_owned(),
+            custom_data: "{}".to_owned(),
+            identities: json!({ "acme": { "userId": "a1", "details": { "name": "A" } } }).to_string(),
+            is_suspended: false,
+            password: None,
+            password_method: None,
+            created_at: 4_000_000,
+        }
+    }
+
+    fn sso_row() -> SsoIdentityRow {
+        SsoIdentityRow {
+            id: "ssoidentity0000000001".to_owned(),
+            user_id: "us3r00000001".to_owned(),
+            issuer: "https://idp.example".to_owned(),
+            identity_id: "sub-1".to_owned(),
+            detail: "{}".to_owned(),
+            connector_id: "ssoc0nnector".to_owned(),
+            created_at: 1,
+            updated_at: 2,
+        }
+    }
+
+    /// The row of the contract's vector (section 6.6).
+    fn secret_row() -> SecretRow {
+        let bytes = |text: &str| hex::decode(text).unwrap();
+        SecretRow {
+            id: "s3cret000000000000001".to_owned(),
+            user_id: "us3r00000001".to_owned(),
+            kind: TOKEN_SET.to_owned(),
+            encrypted_dek: bytes(
+                "a0a1a2a3a4a5a6a7a8a9aaab8861dcd1aceb8f9afa5810809a4eb7dde421573b9556df469b7209d94a1902f9d8bbcf97817f12034b61a1a44cab19c0",
+            ),
+            iv: bytes("b0b1b2b3b4b5b6b7b8b9babb"),
+            auth_tag: bytes("6f418834a624ec0a4e17ddf709ba8b07"),
+            ciphertext: bytes(
+                "e2773bc88fa8c82c188cf8c9a833aaf8a65d3dff240ca31737aadd8533e997782771015317f3979a8979d22f5acbe7c6453263a8705e2cd277a81e4429aa0282",
+            ),
+            metadata:
+                json!({ "hasRefreshToken": true, "scope": "a,b", "tokenType": "bearer", "expiresAt": 1000 })
+                    .to_string(),
+            created_at: 7_000_000,
+            updated_at: 8_000_000,
+            social_connector: Some("c0nnector001".to_owned()),
+            target: Some("acme".to_owned()),
+            sso_connector: None,
+            issuer: None,
+            identity_id: Some("a1".to_owned()),
+            is_linked: true,
+        }
+    }
+
+    fn kek() -> Kek {
+        Kek::from_base64(&SecretString::from("DtPWS09unRXGuRScB60qXqCSsrjd22dUlXt/0oZgxSo=")).unwrap()
+    }
+
+    #[test]
+    fn connectors_keep_id_and_age_and_what_is_unknown_stays_behind() {
+        let (found, config) =
+            connector(connector_row("oauth2", json!({ "clientId": "c" })), Family::Social, NOW).unwrap();
+        assert_eq!((found.id.as_str(), found.target.as_str()), ("c0nnector001", "acme"));
+        assert_eq!((found.created_at.as_secs(), found.updated_at), (5, NOW));
+        assert_eq!((config, found.shown.config), (json!({ "clientId": "c" }), Value::Null));
+        let (fixed, _) =
+            connector(connector_row("github-universal", json!({})), Family::Social, NOW).unwrap();
+        assert_eq!(fixed.target, "github");
+        let (sso, _) = connector(connector_row("Okta", json!({})), Family::Sso, NOW).unwrap();
+        assert_eq!(sso.target, "c0nnector001");
+
+        let mail = ConnectorRow { stores_tokens: false, ..connector_row("smtp", json!({})) };
+        assert!(!connector(mail, Family::Social, NOW).unwrap_err().is_loss);
+        type Change = fn(&mut ConnectorRow);
+        let bad: [(Change, &str); 5] = [
+            (|row| row.factory = "smtp".into(), "Lacre has no such kind of connector"),
+            (|row| row.id = "a/b".into(), BAD_ID),
+            (|row| row.metadata = "{}".into(), "metadata.target: Required"),
+            (|row| row.metadata = r#"{"target":"a/b"}"#.into(), "metadata.target: must have 1 to 64"),
+            (|row| row.config = "{".into(), "config: is not JSON"),
+        ];
+        for (change, reason) in bad {
+            let mut row = connector_row("oauth2", json!({}));
+            change(&mut row);
+            let skip = connector(row, Family::Social, NOW).unwrap_err();
+            assert!(skip.is_loss && skip.reason.starts_with(reason), "{skip:?}");
+        }
+    }
+
+    #[test]
+    fn a_person_comes_with_all_identities() {
+        let person = person(user_row(), &[sso_row()], &connectors(), NOW).unwrap();
+        let Person { account, identities, told } = person;
+        assert_eq!((account.user.username.as_deref(), account.user.primary_email), (Some("ana"), None));
+        assert_eq!((account.user.created_at.as_secs(), account.user.has_password), (4, false));
+        let shown: Vec<_> = identities
+            .iter()
+            .map(|one| (one.family, one.target.as_str(), one.identity_id.as_str(), one.issuer.as_deref()))
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                (Family::Social, "acme", "a1", None),
+                (Family::Sso, "ssoc0nnector", "sub-1", Some("https://idp.example")),
+            ]
+        );
+        assert_eq!(identities[1].id.as_str(), "ssoidentity0000000001");
+        assert_eq!(identities[0].details, json!({ "name": "A" }));
+        assert!(told.is_empty());
+    }
+
+    #[test]
+    fn what_is_not_taken_of_a_person_is_told_without_the_value() {
+        type Change = fn(&mut UserRow);
+        let without: [Change; 3] = [
+            |row| row.avatar = Some("javascript:alert(1)".into()),
+            |row| row.name = Some("x\u{7}".into()),
+            |row| (row.name, row.avatar) = (Some("x".repeat(200)), Some("none".into())),
+        ];
+        for change in without {
+            let mut row = user_row();
+            change(&mut row);
+            let person = person(row, &[], &connectors(), NOW).unwrap();
+            assert!(person.told.is_empty() && person.account.user.username.is_some());
+            assert!(person.account.user.name.is_none() || person.account.user.avatar.is_none());
+        }
+        let refused: [(Change, &str); 5] = [
+            (|row| row.id = "a b".into(), BAD_ID),
+            (|row| row.username = Some("no name".into()), "username: must be"),
+            (|row| row.primary_email = Some("nobody".into()), "primaryEmail: must be"),
+            (|row| row.custom_data = "[]".into(), "customData: must be"),
+            (|row| row.identities = "[]".into(), "identities: must be"),
+        ];
+        for (change, reason) in refused {
+            let mut row = user_row();
+            change(&mut row);
+            let skip = person(row, &[], &connectors(), NOW).err().unwrap();
+            assert!(skip.is_loss && skip.reason.starts_with(reason), "{skip:?}");
+        }
+        let mut row = user_row();
+        row.password = Some("$2a$10$N9qo8uLOickgx2ZMRZoMye".to_owned());
+        row.password_method = Some("Bcrypt".to_owned());
+        row.identities = json!({ "a/b": { "userId": "x" }, "acme": { "userId": 1 }, "ok": { "userId": "x", "details": null } })
+            .to_string();
+        let elsewhere = SsoIdentityRow { connector_id: "gone".to_owned(), ..sso_row() };
+        let person = person(row, &[elsewhere], &connectors(), NOW).unwrap();
+        assert_eq!(person.identities.len(), 1);
+        let told: Vec<_> = person.told.iter().map(|told| (told.kind, told.id.as_str())).collect();
+        assert_eq!(
+            told,
+            [
+                (Kind::Passwords, "us3r00000001"),
+                (Kind::Identities, "us3r00000001/a/b"),
+                (Kind::Identities, "us3r00000001/acme"),
+                (Kind::SsoIdentities, "ssoidentity0000000001"),
+            ]
+        );
+        assert!(matches!(&person.told[3].fate, Fate::Skipped(skip) if !skip.is_loss));
+    }
+
+    #[test]
+    fn a_token_set_keeps_id_times_and_metadata() {
+        let (found, payload) = set(&secret_row(), &kek(), &connectors(), &HashSet::new()).unwrap();
+        assert_eq!((found.id.as_str(), found.version), ("s3cret000000000000001", 1));
+        assert_eq!((found.created_at.as_secs(), found.updated_at.as_secs()), (7, 8));
+        assert_eq!((found.scope.as_deref(), found.token_type.as_deref()), (Some("a,b"), Some("bearer")));
+        assert_eq!((found.expires_at, found.has_refresh_token), (Some(1000), true));
+        assert!(found.refresh_at.is_some(), "its connector refreshes ahead");
+        let payload: Value = serde_json::from_slice(&payload).unwrap();
+        let expected = json!({
+            "access_token": "at-1", "id_token": "it-1", "refresh_token": "rt-1",
+            "connector": "c0nnector001", "identity": "a1",
+        });
+        assert_eq!(payload, expected);
+
+        let mut row = secret_row();
+        (row.sso_connector, row.social_connector, row.target) = (Some("ssoc0nnector".into()), None, None);
+        row.issuer = Some("https://idp.example".into());
+        let (found, _) = set(&row, &kek(), &connectors(), &HashSet::new()).unwrap();
+        assert_eq!(
+            (found.connection.family, found.connection.target.as_str()),
+            (Family::Sso, "ssoc0nnector")
+        );
+        assert_eq!(found.issuer.as_deref(), Some("https://idp.example"));
+    }
+
+    #[test]
+    fn a_token_set_that_cannot_be_taken_says_why() {
+        type Change = fn(&mut SecretRow);
+        let table: [(Change, bool, &str); 9] = [
+            (|row| row.kind = "note".into(), false, "secrets of that type are not known"),
+            (|row| row.id = "a/b".into(), true, BAD_ID),
+            (|row| row.user_id = "gone".into(), true, NO_USER),
+            (|row| row.is_linked = false, true, NOT_LINKED),
+            (|row| row.social_connector = Some("gone".into()), true, NO_CONNECTOR),
+            (|row| row.social_connector = None, true, "it is not related to one connector"),
+            (|row| row.target = Some("other".into()), true, "its connector has another target"),
+            (|row| row.auth_tag[3] ^= 1, true, "does not decrypt under the KEK"),
+            (|row| row.metadata = "[]".into(), true, "metadata: has another form"),
+        ];
+        let missing = HashSet::from(["gone".to_owned()]);
+        for (change, is_loss, reason) in table {
+            let mut row = secret_row();
+            change(&mut row);
+            let skip = set(&row, &kek(), &connectors(), &missing).err().unwrap();
+            assert_eq!((skip.reason.as_ref(), skip.is_loss), (reason, is_loss));
+        }
+        let mut off = connectors();
+        off.values_mut().for_each(|connector| connector.stores_tokens = false);
+        let skip = set(&secret_row(), &kek(), &off, &missing).err().unwrap();
+        assert_eq!(skip.reason, "its connector does not store tokens");
+    }
+
+    #[test]
+    fn private_keys_are_told_apart_by_status_or_else_by_place() {
+        let told = |value: Value| {
+            let keys = private_keys(&value.to_string())?;
+            let told = keys.into_iter().map(|key| (key.id, key.status, key.pem.expose_secret().to_owned()));
+            Some(told.map(|(id, status, pem)| format!("{id} {status:?} {pem}")).collect::<Vec<_>>())
+        };
+        let key =
+            |id: &str, status: Value| json!({ "id": id, "value": "P", "createdAt": 1, "status": status });
+        let legacy = json!([key("a", Value::Null), key("b", Value::Null)]);
+        assert_eq!(told(legacy).unwrap(), ["b Previous P", "a Current P"]);
+        let new = json!([key("n", "Next".into()), key("c", "Current".into()), key("p", "Previous".into())]);
+        assert_eq!(told(new).unwrap(), ["n Next P", "p Previous P", "c Current P"]);
+        assert_eq!(told(json!([])).unwrap(), Vec::<String>::new());
+        for bad in [json!({}), json!([{ "id": "a" }]), json!([key("a", "Old".into())])] {
+            assert!(told(bad.clone()).is_none(), "{bad}");
+        }
+        assert_eq!(cookie_keys(r#"[{"id":"k","value":"v","createdAt":1}]"#), ["k"]);
+        assert!(cookie_keys("{}").is_empty());
+    }
+}
