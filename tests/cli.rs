@@ -12,8 +12,17 @@
     reason = "a test fails by panicking"
 )]
 
+#[path = "support/daemon.rs"]
+mod daemon;
+#[path = "cli/import.rs"]
+mod import;
 #[path = "cli/keys.rs"]
 mod keys;
+#[path = "support/postgres.rs"]
+mod postgres;
+#[allow(dead_code, reason = "a part of it is used")]
+#[path = "api/stage.rs"]
+mod stage;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -36,7 +36,9 @@ impl Foreign {
                 Err(reason) => return drop(tell.send(Err(reason))),
             };
             if tell.send(Ok(())).is_ok() {
-                asked.iter().for_each(|query| query(&mut conn));
+                for query in asked {
+                    query(&mut conn);
+                }
             }
         })?;
         match told.await {

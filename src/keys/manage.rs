@@ -69,7 +69,7 @@ impl Keys {
         dry_run: bool,
     ) -> Result<Change, KeysError> {
         self.admit(caller, Scope::SigningKeysAdmin, Action::KeyImport, Use::Jwt.name())?;
-        let (der, (choice, spec, alg)) = readable(&pem)?;
+        let Readable { der, choice, spec, alg } = Readable::of(&pem)?;
         if let Some(change) = self.has_already(caller, &der, dry_run).await? {
             return Ok(change);
         }
@@ -97,7 +97,7 @@ impl Keys {
     /// [`KeysError::Invalid`] for what could not be imported.
     pub async fn has(&self, caller: &Caller, pem: &SecretString) -> Result<bool, KeysError> {
         caller.require(Scope::SigningKeysAdmin)?;
-        let (der, _) = readable(pem)?;
+        let Readable { der, .. } = Readable::of(pem)?;
         Ok(self.has_already(caller, &der, true).await?.is_some())
     }
 
@@ -323,13 +323,22 @@ impl Keys {
 }
 
 /// The key in a PEM and what kind it is.
-fn readable(pem: &SecretString) -> Result<(Zeroizing<Vec<u8>>, (Choice, KeySpec, Alg)), KeysError> {
-    let der = pkcs8::from_pem(pem.expose_secret())
-        .ok_or_else(|| invalid("pem", "must be one PKCS#8 private key"))?;
-    let kind = pkcs8::kind(&der).ok_or_else(|| {
-        invalid("pem", "must be EC P-256 or P-384, RSA with 2048, 3072 or 4096 bits, or Ed25519")
-    })?;
-    Ok((der, kind))
+struct Readable {
+    der: Zeroizing<Vec<u8>>,
+    choice: Choice,
+    spec: KeySpec,
+    alg: Alg,
+}
+
+impl Readable {
+    fn of(pem: &SecretString) -> Result<Self, KeysError> {
+        let der = pkcs8::from_pem(pem.expose_secret())
+            .ok_or_else(|| invalid("pem", "must be one PKCS#8 private key"))?;
+        let (choice, spec, alg) = pkcs8::kind(&der).ok_or_else(|| {
+            invalid("pem", "must be EC P-256 or P-384, RSA with 2048, 3072 or 4096 bits, or Ed25519")
+        })?;
+        Ok(Self { der, choice, spec, alg })
+    }
 }
 
 fn invalid(field: &'static str, reason: &str) -> KeysError {

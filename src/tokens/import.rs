@@ -142,7 +142,7 @@ impl Logto {
 const LIMIT: i64 = PAGE as i64;
 
 /// One import and how far it is.
-struct Run<'a, Tell> {
+struct Import<'a, Tell> {
     tokens: &'a Tokens,
     caller: &'a Caller,
     logto: &'a Logto,
@@ -191,7 +191,7 @@ impl Tokens {
         }
         let connectors = self.known_connectors(&caller.tenant).await?;
         let (report, missing) = (Report::of_rows(total), HashSet::new());
-        let mut run = Run { tokens: self, caller, logto, dry_run, report, connectors, missing, tell };
+        let mut run = Import { tokens: self, caller, logto, dry_run, report, connectors, missing, tell };
         (run.tell)(&run.report);
         run.connectors(Family::Social).await?;
         run.connectors(Family::Sso).await?;
@@ -221,7 +221,7 @@ async fn try_kek(logto: &Logto, kek: &Kek) -> Result<(), ImportError> {
     if first.is_empty() || first.iter().any(opens) { Ok(()) } else { Err(ImportError::WrongKek(first.len())) }
 }
 
-impl<Tell: Fn(&Report)> Run<'_, Tell> {
+impl<Tell: Fn(&Report)> Import<'_, Tell> {
     async fn connectors(&mut self, family: Family) -> Result<(), ImportError> {
         let kind = if family == Family::Social { Kind::Connectors } else { Kind::SsoConnectors };
         let mut after = String::new();
@@ -238,17 +238,16 @@ impl<Tell: Fn(&Report)> Run<'_, Tell> {
                 }
             }
             let (tenant, batch) = (self.caller.tenant.clone(), sealed.clone());
-            let written = self.batch(kind, move |conn| {
+            let told = self.batch(kind, told, move |conn| {
                 batch.iter().map(|ready| write_connector(conn, &tenant, kind, ready)).collect()
             });
-            let written = written.await?;
+            let told = told.await?;
             let taken = |connector: &Connector| {
-                written.iter().any(|told| told.id == connector.id.as_str() && told.fate == Fate::Imported)
+                told.iter().any(|told| told.id == connector.id.as_str() && told.fate == Fate::Imported)
             };
             let new = sealed.into_iter().map(|(connector, _)| connector).filter(taken);
             let new: Vec<_> = new.map(|connector| (connector.id.clone(), connector)).collect();
             self.connectors.extend(new);
-            told.extend(written);
             self.done(told);
         }
     }
@@ -290,14 +289,14 @@ impl<Tell: Fn(&Report)> Run<'_, Tell> {
                 }
             }
             let tenant = self.caller.tenant.clone();
-            let written = self.batch(Kind::Users, move |conn| {
+            let told = self.batch(Kind::Users, told, move |conn| {
                 let mut told = Vec::new();
                 for person in people {
                     write_person(conn, &tenant, person, &mut told)?;
                 }
                 Ok(told)
             });
-            told.extend(written.await?);
+            let told = told.await?;
             let is_missing = |told: &&Told| told.kind == Kind::Users && matches!(told.fate, Fate::Skipped(_));
             self.missing.extend(told.iter().filter(is_missing).map(|told| told.id.clone()));
             self.done(told);
@@ -310,12 +309,12 @@ impl<Tell: Fn(&Report)> Run<'_, Tell> {
             let page = self.logto.secrets(&after).await?;
             let Some(last) = page.last() else { return Ok(()) };
             after.clone_from(&last.id);
-            let (ready, mut told) = self.sealed(page, kek).await?;
+            let (ready, told) = self.sealed(page, kek).await?;
             let (tenant, is_rehearsal) = (self.caller.tenant.clone(), self.dry_run);
-            let written = self.batch(Kind::TokenSets, move |conn| {
+            let told = self.batch(Kind::TokenSets, told, move |conn| {
                 ready.iter().map(|ready| write_set(conn, &tenant, ready, is_rehearsal)).collect()
             });
-            told.extend(written.await?);
+            let told = told.await?;
             self.done(told);
         }
     }
@@ -369,28 +368,37 @@ impl<Tell: Fn(&Report)> Run<'_, Tell> {
         Ok((ready, told))
     }
 
-    /// Writes a page in one transaction, between intent and outcome; or, in a dry run, not.
-    async fn batch<F>(&self, kind: Kind, work: F) -> Result<Vec<Told>, TokensError>
+    /// Writes a page in one transaction, between intent and outcome; or, in a dry run, not. `told` is what of the
+    /// page needs no writing.
+    async fn batch<F>(&self, kind: Kind, mut told: Vec<Told>, work: F) -> Result<Vec<Told>, TokensError>
     where
         F: FnOnce(&mut Conn) -> Result<Vec<Told>, DbError> + Send + 'static,
     {
         let (db, audit) = (&self.tokens.parts().db, &self.tokens.parts().audit);
         if self.dry_run {
-            let rehearsed = db.write(move |conn| Err::<(), _>(Undone::Rehearsed(work(conn)?))).await;
-            return match rehearsed {
-                Ok(()) => Ok(Vec::new()),
-                Err(Undone::Rehearsed(told)) => Ok(told),
-                Err(Undone::Failed(error)) => Err(error.into()),
-            };
+            match db.write(move |conn| Err::<(), _>(Undone::Rehearsed(work(conn)?))).await {
+                Ok(()) => {}
+                Err(Undone::Rehearsed(rehearsed)) => told.extend(rehearsed),
+                Err(Undone::Failed(error)) => return Err(error.into()),
+            }
+            return Ok(told);
         }
         let event = Event::new(Action::LogtoImport, "logto-tenant", self.logto.tenant.as_str())
             .detail("kind", kind.name());
         let written = audit.around(self.caller, event, async |note| {
-            let told = db.write::<_, DbError, _>(work).await?;
-            let count = |is: fn(&Fate) -> bool| told.iter().filter(|told| is(&told.fate)).count().to_string();
-            note.add("imported", count(|fate| *fate == Fate::Imported));
-            note.add("present", count(|fate| *fate == Fate::Present));
-            note.add("skipped", count(|fate| matches!(fate, Fate::Skipped(_))));
+            told.extend(db.write::<_, DbError, _>(work).await?);
+            let count = |of: &[Kind], is: fn(&Fate) -> bool| {
+                let counted = told.iter().filter(|told| of.contains(&told.kind) && is(&told.fate));
+                counted.count().to_string()
+            };
+            note.add("kind", kind.name());
+            note.add("imported", count(&[kind], |fate| *fate == Fate::Imported));
+            note.add("present", count(&[kind], |fate| *fate == Fate::Present));
+            note.add("skipped", count(&[kind], |fate| matches!(fate, Fate::Skipped(_))));
+            if kind == Kind::Users {
+                let both = [Kind::Identities, Kind::SsoIdentities];
+                note.add("identities", count(&both, |fate| *fate == Fate::Imported));
+            }
             Ok::<_, TokensError>(told)
         });
         written.await

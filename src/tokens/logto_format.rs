@@ -70,6 +70,7 @@ pub struct Fresh {
 
 /// The decrypted set.
 #[derive(Deserialize)]
+#[expect(clippy::struct_field_names, reason = "the names of RFC 6749, which the format has")]
 pub(super) struct TokenSet {
     /// May be empty: such a set counts as none.
     pub access_token: SecretString,

@@ -114,7 +114,7 @@ impl Told {
 }
 
 /// Numbers of one kind.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// In Logto's database.
     pub found: u64,

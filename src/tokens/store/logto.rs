@@ -162,7 +162,7 @@ pub(in crate::tokens) fn connectors(
 ) -> Answer<Vec<ConnectorRow>> {
     page(
         conn,
-        "SELECT id::text, connector_id::text AS factory, '' AS name, config::text,
+        "SELECT id::text, connector_id::text AS factory, '' AS name, CAST(config AS text),
                 coalesce(metadata, '{}')::text AS metadata, '[]' AS domains, '{}' AS branding, sync_profile,
                 enable_token_storage AS stores_tokens,
                 (extract(epoch FROM created_at) * 1000000)::bigint AS created_at
@@ -180,7 +180,7 @@ pub(in crate::tokens) fn sso_connectors(
 ) -> Answer<Vec<ConnectorRow>> {
     page(
         conn,
-        "SELECT id::text, provider_name::text AS factory, coalesce(connector_name, '')::text AS name, config::text,
+        "SELECT id::text, provider_name::text AS factory, coalesce(connector_name, '')::text AS name, CAST(config AS text),
                 '{}' AS metadata, coalesce(domains, '[]')::text AS domains,
                 coalesce(branding, '{}')::text AS branding, sync_profile, enable_token_storage AS stores_tokens,
                 (extract(epoch FROM created_at) * 1000000)::bigint AS created_at
