@@ -439,7 +439,8 @@ fn write_person(
     } else if users::find(conn, tenant, id)?.is_some() {
         Fate::Present
     } else {
-        Skip::loss("username, e-mail or phone: another user has it").into()
+        let member = users::taken(conn, tenant, &account.user)?.unwrap_or("id");
+        Skip::loss(format!("{member}: another user has it")).into()
     };
     told.extend(before);
     if account.password_hash.is_some() {
