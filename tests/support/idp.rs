@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use p256::ecdsa::SigningKey;
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::runtime::Runtime;
@@ -32,6 +33,9 @@ use wire::serve;
 
 /// The one client that it knows.
 pub const CLIENT: &str = "lacre-at-the-idp";
+
+/// What its key is made of.
+const KEY: [u8; 32] = [23; 32];
 
 /// How long a test waits for a request before it says that none came.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -285,6 +289,31 @@ impl FakeIdp {
         self.shared.state().is_offline = is_offline;
     }
 
+    /// Every request at `/token` takes so long.
+    pub fn set_pace(&self, time: Duration) {
+        self.shared.state().pace = time;
+    }
+
+    /// The metadata have that member, instead of their own.
+    pub fn say(&self, member: &str, value: Value) {
+        self.shared.state().said.insert(member.to_owned(), value);
+    }
+
+    /// The metadata are its own again.
+    pub fn say_the_truth(&self) {
+        self.shared.state().said.clear();
+    }
+
+    /// The key that ID tokens are signed with.
+    pub fn key(&self) -> Value {
+        self.shared.state().jwks()["keys"][0].clone()
+    }
+
+    /// The document at `/jwks` has these keys, or those that are true.
+    pub fn set_keys(&self, keys: Option<Value>) {
+        self.shared.state().keys = keys.map(|keys| json!({ "keys": keys }));
+    }
+
     /// The next request at `/token` stops when its tokens are made and nothing was sent.
     pub fn pause_before_answer(&self) {
         self.pause(Point::Decided);
@@ -346,6 +375,26 @@ impl FakeIdp {
         self.shared.state().reused.len()
     }
 
+    /// Whose refresh tokens were used, in that order.
+    pub fn refreshed(&self) -> Vec<String> {
+        self.shared.state().order.clone()
+    }
+
+    /// The most requests at `/token` that there were at once.
+    pub fn most_at_once(&self) -> usize {
+        self.shared.state().most_open
+    }
+
+    /// Requests at `/token` by a client that authenticated in the header.
+    pub fn by_header(&self) -> usize {
+        self.shared.state().by_header
+    }
+
+    /// How often the document at that path was fetched.
+    pub fn fetched(&self, path: &str) -> usize {
+        self.shared.state().fetched.get(path).copied().unwrap_or(0)
+    }
+
     /// Tokens that the client has revoked (RFC 7009).
     pub fn revocations(&self) -> Vec<String> {
         self.shared.state().revocations.clone()
@@ -378,6 +427,12 @@ impl FakeIdp {
         let mut state = self.shared.state();
         state.ended = (0..=state.serial).collect();
     }
+}
+
+/// An ID token with that header and those claims, by the provider's key or by another one.
+pub fn id_token(header: &Value, claims: &Value, is_genuine: bool) -> String {
+    let key = if is_genuine { KEY } else { [42; 32] };
+    grants::signed(&SigningKey::from_slice(&key).unwrap(), header, claims)
 }
 
 impl Drop for FakeIdp {

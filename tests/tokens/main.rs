@@ -41,6 +41,7 @@ mod flow;
 mod logto_client;
 mod provider;
 mod refresh;
+mod sso;
 mod stage;
 mod tls;
 mod together;

@@ -1,17 +1,17 @@
 //! What the provider has given out, and what it still stands by.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use p256::ecdsa::signature::Signer;
 use p256::ecdsa::{Signature, SigningKey};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::wire::Request;
-use super::{CLIENT, Fault, Mode};
+use super::{CLIENT, Fault, KEY, Mode};
 
 #[derive(Clone)]
 pub(super) struct Grant {
@@ -52,6 +52,20 @@ pub(super) struct State {
     pub(super) requests: HashMap<String, usize>,
     pub(super) uses: HashMap<String, usize>,
     pub(super) revocations: Vec<String>,
+    /// Whose refresh tokens were used, in that order.
+    pub(super) order: Vec<String>,
+    /// Requests at `/token` that have not ended, and the most of them at once.
+    pub(super) open: usize,
+    pub(super) most_open: usize,
+    /// Requests at `/token` by a client that authenticated in the header.
+    pub(super) by_header: usize,
+    /// Each takes so long.
+    pub(super) pace: Duration,
+    /// How often each document was fetched.
+    pub(super) fetched: HashMap<String, usize>,
+    /// Members of the metadata that are other ones, and other keys.
+    pub(super) said: Map<String, Value>,
+    pub(super) keys: Option<Value>,
     pub(super) faults: VecDeque<Fault>,
     pub(super) hold_next: bool,
 }
@@ -66,7 +80,7 @@ impl State {
             canary: canary.to_owned(),
             issuer: issuer.to_owned(),
             client_secret: client_secret.to_owned(),
-            key: SigningKey::from_slice(&[23; 32]).unwrap(),
+            key: SigningKey::from_slice(&KEY).unwrap(),
             expires_in: 3600,
             is_offline: true,
             serial: 0,
@@ -78,6 +92,14 @@ impl State {
             requests: HashMap::new(),
             uses: HashMap::new(),
             revocations: Vec::new(),
+            order: Vec::new(),
+            open: 0,
+            most_open: 0,
+            by_header: 0,
+            pace: Duration::ZERO,
+            fetched: HashMap::new(),
+            said: Map::new(),
+            keys: None,
             faults: VecDeque::new(),
             hold_next: false,
         }
@@ -99,12 +121,17 @@ impl State {
         (!self.ended.contains(family)).then_some(grant)
     }
 
-    pub(super) fn count(&mut self, form: &HashMap<String, String>) {
+    pub(super) fn count(&mut self, request: &Request) {
+        let form = request.form();
         let of = |name: &str| form.get(name).cloned().unwrap_or_default();
         *self.requests.entry(of("grant_type")).or_default() += 1;
         if let Some(token) = form.get("refresh_token") {
             *self.uses.entry(token.clone()).or_default() += 1;
+            self.order.extend(self.refresh.get(token).map(|known| known.grant.subject.clone()));
         }
+        self.by_header += usize::from(request.header("authorization").is_some());
+        self.open += 1;
+        self.most_open = self.most_open.max(self.open);
     }
 
     pub(super) fn grant(&mut self, request: &Request, keep: Option<bool>) -> Result<Value, Refused> {
@@ -206,10 +233,7 @@ impl State {
         if let Some(nonce) = &grant.nonce {
             claims["nonce"] = json!(nonce);
         }
-        let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
-        let input = format!("{}.{}", part(&header), part(&claims));
-        let signature: Signature = self.key.sign(input.as_bytes());
-        format!("{input}.{}", URL_SAFE_NO_PAD.encode(signature.to_bytes()))
+        signed(&self.key, &header, &claims)
     }
 
     pub(super) fn revoke(&mut self, token: String) {
@@ -221,7 +245,7 @@ impl State {
 
     pub(super) fn metadata(&self) -> Value {
         let at = |path: &str| format!("{}{path}", self.issuer);
-        json!({
+        let mut metadata = json!({
             "issuer": self.issuer,
             "authorization_endpoint": at("/auth"),
             "token_endpoint": at("/token"),
@@ -233,13 +257,26 @@ impl State {
             "id_token_signing_alg_values_supported": ["ES256"],
             "token_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"],
             "code_challenge_methods_supported": ["S256"],
-        })
+        });
+        metadata.as_object_mut().unwrap().extend(self.said.clone());
+        metadata
     }
 
     pub(super) fn jwks(&self) -> Value {
+        if let Some(keys) = &self.keys {
+            return keys.clone();
+        }
         let point = self.key.verifying_key().to_sec1_point(false);
         let [x, y] = [point.x(), point.y()].map(|number| URL_SAFE_NO_PAD.encode(number.unwrap()));
         json!({ "keys": [{ "kty": "EC", "crv": "P-256", "x": x, "y": y, "alg": "ES256", "use": "sig",
                            "kid": "fake-1" }] })
     }
+}
+
+/// A compact JWS by ES256.
+pub(super) fn signed(key: &SigningKey, header: &Value, claims: &Value) -> String {
+    let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    let input = format!("{}.{}", part(header), part(claims));
+    let signature: Signature = key.sign(input.as_bytes());
+    format!("{input}.{}", URL_SAFE_NO_PAD.encode(signature.to_bytes()))
 }

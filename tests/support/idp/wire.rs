@@ -77,6 +77,9 @@ pub(super) fn answer_json(status: u16, body: &Value) -> Vec<u8> {
 /// One connection, one request. `None` when the other side is gone, or was to be left alone.
 pub(super) async fn serve(mut stream: TcpStream, shared: Arc<Shared>) -> Option<()> {
     let request = Request::read(&mut stream).await?;
+    if request.method == "GET" {
+        *shared.state().fetched.entry(request.path.clone()).or_default() += 1;
+    }
     let bytes = match request.path.as_str() {
         "/token" => return token(stream, request, &shared).await,
         "/.well-known/openid-configuration" => answer_json(200, &shared.state().metadata()),
@@ -102,13 +105,16 @@ pub(super) async fn serve(mut stream: TcpStream, shared: Arc<Shared>) -> Option<
 }
 
 pub(super) async fn token(mut stream: TcpStream, request: Request, shared: &Shared) -> Option<()> {
-    let (fault, hold) = {
+    let (fault, hold, pace) = {
         let mut state = shared.state();
-        state.count(&request.form());
+        state.count(&request);
         let is_held = std::mem::take(&mut state.hold_next);
-        (state.faults.pop_front(), is_held.then(|| shared.hold.lock().unwrap().clone()).flatten())
+        let hold = is_held.then(|| shared.hold.lock().unwrap().clone()).flatten();
+        (state.faults.pop_front(), hold, state.pace)
     };
+    let _open = Open(shared);
     let hold = hold.as_ref();
+    tokio::time::sleep(pace).await;
     Hold::at(hold, Point::Received).await?;
     let fault = match fault {
         Some(Fault::Status(status, headers, body)) => {
@@ -147,6 +153,15 @@ pub(super) async fn token(mut stream: TcpStream, request: Request, shared: &Shar
         }
     }
     Hold::at(hold, Point::Sent).await
+}
+
+/// Counts a request until it ends.
+struct Open<'a>(&'a Shared);
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.state().open -= 1;
+    }
 }
 
 pub(super) enum Pace {
