@@ -195,12 +195,20 @@ impl Tokens {
         data: &Map<String, Value>,
     ) -> Result<VerificationId, TokensError> {
         let caller = &person.caller;
-        let callback = Callback::read(data)?;
+        // What is no id is not for the log: it may be anything.
+        let named = VerificationId::parse(record).map(String::from).unwrap_or_default();
+        let refused = Event::new(Action::VerificationVerify, "verification", named);
+        let callback = match Callback::read(data) {
+            Ok(callback) => callback,
+            Err(why) => return self.deny(caller, refused, why).await,
+        };
         let found = self.verification(person, record).await?;
-        let (mut verification, sealed) = found.ok_or(TokensError::NoVerification)?;
-        let is_open = verification.kind == kind_of(family) && !verification.is_verified;
-        let (true, Some(sealed), Some(connector)) = (is_open, sealed, verification.connector.clone()) else {
-            return Err(TokensError::NoVerification);
+        let open = found.filter(|(found, _)| found.kind == kind_of(family) && !found.is_verified);
+        let Some((mut verification, Some(sealed))) = open else {
+            return self.deny(caller, refused, TokensError::NoVerification).await;
+        };
+        let Some(connector) = verification.connector.clone() else {
+            return self.deny(caller, refused, TokensError::NoVerification).await;
         };
         let event = Event::new(Action::VerificationVerify, "verification", verification.id.as_str())
             .detail("connector", connector.as_str());
