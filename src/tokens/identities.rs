@@ -336,7 +336,8 @@ impl Tokens {
                 let (_, identities) = self.account(&caller.tenant, &person.user).await?;
                 let identity = identities.into_iter().find(|one| one.connection() == *connection);
                 // Another account at the same provider never takes this one's place (ID-13).
-                let identity = identity.filter(|one| one.identity_id == proven.identity_id);
+                let identity = identity
+                    .filter(|one| one.identity_id == proven.identity_id && one.issuer == proven.issuer);
                 let identity = identity.ok_or(TokensError::NotLinked)?;
                 let set = self.renew_linked(caller, &proven, &identity).await?;
                 note.add("token_set", set.id.as_str());

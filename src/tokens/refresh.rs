@@ -188,6 +188,11 @@ impl Tokens {
         if !definition.connector.stores_tokens {
             return Err(TokensError::NoTokenStorage);
         }
+        if set.issuer != definition.issuer() {
+            // The connector was moved: what one provider gave is not told to another.
+            let kind = ProviderFault::Config;
+            return Err(TokensError::Provider(ProviderError { kind, retry_after: None }));
+        }
         if let Some((until, _)) = &definition.connector.breaker
             && *until > self.now()
         {

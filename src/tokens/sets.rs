@@ -191,7 +191,9 @@ impl Tokens {
         let found = self.found_set(tenant, &identity.user, &connection).await?;
         let (before, sealed) = found.map_or((None, None), |found| (Some(found.set), found.sealed));
         let same = before.as_ref().filter(|set| {
-            set.identity_id == identity.identity_id && set.connector == definition.connector.id
+            set.identity_id == identity.identity_id
+                && set.issuer == identity.issuer
+                && set.connector == definition.connector.id
         });
         let mut kept = None;
         if let (Some(set), Some(sealed), None) = (same, sealed, &brought.refresh_token)
@@ -331,7 +333,8 @@ impl Tokens {
         let definition = self.definition(caller, set.connection.family, &set.connector).await.ok()?;
         let wants = definition.settings.revocation_endpoint(definition.factory).is_some()
             || definition.connector.family == super::Family::Sso;
-        if !wants {
+        // A connector that was moved leads to another provider, to which these tokens are not told.
+        if !wants || set.issuer != definition.issuer() {
             return None;
         }
         let endpoint = self.endpoints(&definition).await.ok()?.revocation?;
