@@ -38,6 +38,7 @@ mod delete;
 mod exchange;
 mod fake;
 mod flow;
+mod id_tokens;
 mod logto_client;
 mod provider;
 mod refresh;
