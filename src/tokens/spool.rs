@@ -126,16 +126,25 @@ impl Tokens {
         }
     }
 
-    /// Stores what an earlier run had to leave in the spool; what the database does not take stays there.
-    pub(super) async fn replay_spool(&self) {
-        let Ok(mut entries) = fs::read_dir(&self.parts().spool).await else { return };
+    /// The answers that an earlier run had to leave in the spool.
+    pub(super) async fn spooled(&self) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        let Ok(mut entries) = fs::read_dir(&self.parts().spool).await else { return found };
         while let Ok(Some(entry)) = entries.next_entry().await {
             let path = entry.path();
-            if path.extension().is_none_or(|ending| ending != "json") {
+            match path.extension().is_some_and(|ending| ending == "json") {
+                true => found.push(path),
                 // A file that was being written when the process ended: its answer is lost.
-                remove(&path).await;
-                continue;
+                false => remove(&path).await,
             }
+        }
+        found
+    }
+
+    /// Stores what was found in the spool; what the database does not take stays there, and is returned.
+    pub(super) async fn replay(&self, found: Vec<PathBuf>) -> Vec<PathBuf> {
+        let mut left = Vec::new();
+        for path in found {
             let read = fs::read(&path).await.ok();
             let spooled = read.and_then(|bytes| serde_json::from_slice::<Spooled>(&bytes).ok()?.read());
             let Some((tenant, base, set, sealed)) = spooled else {
@@ -148,9 +157,13 @@ impl Tokens {
                     tracing::info!(token_set = %set.id, stored, "an answer came out of the spool");
                     remove(&path).await;
                 }
-                Err(error) => tracing::warn!(%error, "the spool waits for the database"),
+                Err(error) => {
+                    tracing::warn!(%error, "the spool waits for the database");
+                    left.push(path);
+                }
             }
         }
+        left
     }
 }
 

@@ -1,17 +1,19 @@
 //! What happens by itself: refreshes ahead of expiry, the spool, and the end of proofs that nobody used.
 
 use std::collections::HashMap;
+use std::future::ready;
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::stream::{self, FuturesUnordered, StreamExt};
 
 use super::Tokens;
 use super::model::Connector;
 use super::plan;
 use super::sets::jitter;
-use super::store::{sets, verifications};
+use super::store::sets::{self, Set};
+use super::store::verifications;
 use crate::db::{Conn, DbError};
-use crate::ids::TenantId;
+use crate::ids::{ConnectorId, TenantId};
 
 /// How often it is looked for what is due.
 const EVERY: Duration = Duration::from_secs(2);
@@ -23,35 +25,58 @@ const PURGE: i64 = 500;
 impl Tokens {
     /// Runs until the task is dropped.
     pub async fn run(&self, tenant: &TenantId) {
-        self.replay_spool().await;
+        let mut spooled = self.spooled().await;
+        // Connectors whose sets are being refreshed. One that hangs takes minutes, for which no other waits.
+        let (mut busy, mut under_way) = (Vec::new(), FuturesUnordered::new());
         loop {
-            tokio::time::sleep(EVERY).await;
-            if let Err(error) = self.sweep(tenant).await {
-                tracing::warn!(%error, "due refreshes cannot be looked for");
+            spooled = self.replay(spooled).await;
+            let pause = tokio::time::sleep(EVERY);
+            tokio::pin!(pause);
+            loop {
+                tokio::select! {
+                    () = &mut pause => break,
+                    Some(done) = under_way.next() => busy.retain(|connector| *connector != done),
+                }
+            }
+            if !matches!(self.parts().vault.quarantined_at().await, Ok(None)) {
+                continue;
+            }
+            match self.due(tenant, &busy).await {
+                Ok(due) => {
+                    for (connector, sets) in due {
+                        busy.push(connector.clone());
+                        under_way.push(self.refresh_all(tenant, connector, sets));
+                    }
+                }
+                Err(error) => tracing::warn!(%error, "due refreshes cannot be looked for"),
+            }
+            if let Err(error) = self.purge(tenant).await {
+                tracing::warn!(%error, "proofs that are too late cannot be deleted");
             }
         }
     }
 
-    async fn sweep(&self, tenant: &TenantId) -> Result<(), DbError> {
-        if !matches!(self.parts().vault.quarantined_at().await, Ok(None)) {
-            return Ok(());
-        }
-        let (owner, now) = (tenant.clone(), self.now());
-        let due = move |conn: &mut Conn| sets::due(conn, &owner, now, PAGE);
-        let due = self.parts().db.read::<_, DbError, _>(due).await?;
+    /// What is due of connectors that are not busy, the soonest to expire first.
+    async fn due(
+        &self,
+        tenant: &TenantId,
+        busy: &[ConnectorId],
+    ) -> Result<HashMap<ConnectorId, Vec<Set>>, DbError> {
         let mut by_connector = HashMap::<_, Vec<_>>::new();
-        for set in due {
+        let (owner, now, busy) = (tenant.clone(), self.now(), busy.to_vec());
+        let due = move |conn: &mut Conn| sets::due(conn, &owner, &busy, now, PAGE);
+        for set in self.parts().db.read::<_, DbError, _>(due).await? {
             by_connector.entry(set.connector.clone()).or_default().push(set);
         }
-        // The soonest to expire first, some at a time for each provider: after a downtime they all are due.
+        Ok(by_connector)
+    }
+
+    /// Refreshes sets of one connector, in their order and some at a time: after a downtime they all are due.
+    async fn refresh_all(&self, tenant: &TenantId, connector: ConnectorId, sets: Vec<Set>) -> ConnectorId {
         let at_once = self.parts().config.background_at_once.max(1);
-        let refreshes = by_connector.into_values().map(|sets| async move {
-            for some in sets.chunks(at_once) {
-                join_all(some.iter().map(|set| self.refresh(tenant, set))).await;
-            }
-        });
-        join_all(refreshes).await;
-        self.purge(tenant).await
+        let flights = stream::iter(sets).map(|set| async move { self.refresh(tenant, &set).await });
+        flights.buffer_unordered(at_once).for_each(|_| ready(())).await;
+        connector
     }
 
     async fn purge(&self, tenant: &TenantId) -> Result<(), DbError> {

@@ -270,10 +270,11 @@ pub(in crate::tokens) fn of_connector(
     rows.into_iter().map(Set::try_from).collect()
 }
 
-/// Sets whose refresh is due, the soonest to expire first, at most `limit`.
+/// Sets whose refresh is due, but for those of some connectors, the soonest to expire first, at most `limit`.
 pub(in crate::tokens) fn due(
     conn: &mut Conn,
     tenant: &TenantId,
+    without: &[ConnectorId],
     now: Timestamp,
     limit: i64,
 ) -> Result<Vec<Set>, DbError> {
@@ -281,6 +282,7 @@ pub(in crate::tokens) fn due(
         .filter(token_sets::tenant_id.eq(tenant.as_str()))
         .filter(token_sets::refresh_at.le(now.as_micros()).and(token_sets::retry_at.le(now.as_micros())))
         .filter(token_sets::state.eq(Phase::Idle.name()))
+        .filter(token_sets::connector_id.ne_all(without.iter().map(ConnectorId::as_str)))
         .order(token_sets::expires_at)
         .limit(limit);
     let rows: Vec<Row> = with_conn!(conn, |c| query.select(Row::as_select()).load(c))?;
