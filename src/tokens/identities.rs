@@ -203,11 +203,12 @@ impl Tokens {
         how: LinkAs,
     ) -> Result<(), TokensError> {
         let caller = &person.caller;
-        let (tenant, wanted, account) =
-            (caller.tenant.clone(), connection.clone(), proven.identity_id.clone());
-        let owner = move |conn: &mut Conn| store::owner_of(conn, &tenant, &wanted, &account);
-        let owner = self.parts().db.read::<_, DbError, _>(owner).await?;
-        if owner.is_some_and(|owner| owner != person.user) {
+        let (tenant, user, wanted) = (caller.tenant.clone(), person.user.clone(), connection.clone());
+        let (issuer, account) = (proven.issuer.clone(), proven.identity_id.clone());
+        let owner = move |conn: &mut Conn| {
+            store::owner_of(conn, &tenant, &user, &wanted, (issuer.as_deref(), &account))
+        };
+        if self.parts().db.read::<_, DbError, _>(owner).await?.is_some() {
             return Err(TokensError::IdentityInUse { by_caller: false });
         }
         let (_, identities) = self.account(&caller.tenant, &person.user).await?;

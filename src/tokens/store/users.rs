@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::{signed, unsigned};
 use crate::clock::Timestamp;
-use crate::db::schema::{user_identities, users};
+use crate::db::schema::{connectors, user_identities, users};
 use crate::db::{Conn, DbError};
 use crate::ids::{ConnectorId, IdentityId, TenantId, UserId};
 use crate::tokens::model::{Connection, Family, Identity, User, UserQuery};
@@ -349,18 +349,31 @@ pub(in crate::tokens) fn insert_missing_identity(
     Ok(with_conn!(conn, |c| insert.execute(c))? == 1)
 }
 
-/// Whose the account is that a connection leads to.
+/// Whose the account is that a connection leads to, by that one or by another to the same issuer; somebody else than
+/// `user`, if there is one.
 pub(in crate::tokens) fn owner_of(
     conn: &mut Conn,
     tenant: &TenantId,
+    user: &UserId,
     connection: &Connection,
-    identity_id: &str,
+    (issuer, identity_id): (Option<&str>, &str),
 ) -> Result<Option<UserId>, DbError> {
+    // By their names, which the index on accounts begins with.
+    let others = connectors::table
+        .filter(connectors::tenant_id.eq(tenant.as_str()).and(connectors::family.eq(Family::Sso.name())))
+        .select(connectors::target);
+    let mut targets: Vec<String> = match issuer {
+        Some(_) => with_conn!(&mut *conn, |c| others.load(c))?,
+        None => Vec::new(),
+    };
+    targets.push(connection.target.clone());
     let query = user_identities::table
         .filter(user_identities::tenant_id.eq(tenant.as_str()))
         .filter(user_identities::family.eq(connection.family.name()))
-        .filter(user_identities::target.eq(&connection.target))
-        .filter(user_identities::identity_id.eq(identity_id))
+        .filter(user_identities::target.eq_any(targets).and(user_identities::identity_id.eq(identity_id)))
+        // Without an issuer the second comparison is with NULL, which nothing equals.
+        .filter(user_identities::target.eq(&connection.target).or(user_identities::issuer.eq(issuer)))
+        .filter(user_identities::user_id.ne(user.as_str()))
         .select(user_identities::user_id);
     let owner: Option<String> = with_conn!(conn, |c| query.first(c).optional())?;
     owner.map(|id| UserId::parse(&id).map_err(|_| DbError::impossible("user_identities", &id))).transpose()
