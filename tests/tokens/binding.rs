@@ -281,12 +281,67 @@ async fn what_belongs_to_another_tenant_looks_like_what_is_not_there() {
         assert_eq!(theirs, unknown, "{method} {ours}");
         assert_eq!(theirs.0, 404, "{method} {ours}: {}", theirs.1);
     }
+    no_sign_in_of_theirs(&stage, &peer, &there, &ana).await;
     // The user's token is nothing at the other tenant, and is what it was at this one.
     let elsewhere = ana.api.at(&peer.url).get(&path(ACME)).await;
     assert_eq!(elsewhere.status(), 401);
     token_in(stage.read(&ana).await).await;
     assert_eq!(stage.sets(), 1);
     finish(stage, peer, &[there], ana).await;
+}
+
+/// A person of the other tenant brings connectors and sign-ins of this one, and those that are nowhere (ID-11).
+async fn no_sign_in_of_theirs(stage: &Stage, peer: &Peer, there: &Api, ana: &User) {
+    crate::stage::patch(
+        there,
+        "/api/account-center",
+        &json!({ "enabled": true, "fields": { "social": "Edit" } }),
+    )
+    .await;
+    let asked =
+        json!({ "name": "theirs", "kind": "traditional", "scopes": [], "allow_token_exchange": true });
+    let app = body(there.post("/v1/apps", &asked).await, 201).await;
+    let user = body(there.post("/api/users", &json!({ "username": "eve" })).await, 200).await;
+    let subject = body(there.post("/api/subject-tokens", &json!({ "userId": user["id"] })).await, 201).await;
+    let form = [
+        ("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange".to_owned()),
+        ("subject_token", text(&subject["subjectToken"])),
+        ("subject_token_type", "urn:logto:token-type:impersonation_token".to_owned()),
+        ("scope", "openid identities".to_owned()),
+    ];
+    let request = reqwest::Client::new().post(format!("{}/oidc/token", peer.url)).form(&form);
+    let request = request.basic_auth(text(&app["client_id"]), Some(text(&app["client_secret"])));
+    let token = text(&body(request.send().await.unwrap(), 200).await["access_token"]);
+    stage.daemon().hide(&token);
+    let eve = stage.daemon().api_of(&token).at(&peer.url);
+
+    let (pending, uri) = stage.begin(ana, &stage.connector, None).await;
+    let (code, _) = stage.idp.authorize(&uri, "ana");
+    let verified = stage.verified(ana, "ana", None).await;
+    let redeemed = stage.idp.requests("authorization_code");
+    let data = json!({ "code": code, "state": "s-1", "redirectUri": crate::stage::CALLBACK });
+    let nowhere = "000000000000000000000";
+    let start = |id: &str| json!({ "connectorId": id, "state": "s", "redirectUri": crate::stage::CALLBACK });
+    let answer = |id: &str| json!({ "verificationRecordId": id, "connectorData": data });
+    let link = |id: &str| json!({ "newIdentifierVerificationRecordId": id });
+    let write = |id: &str| json!({ "verificationRecordId": id });
+    for (method, at, bodies) in [
+        (Method::POST, "/api/verifications/social", [start(&stage.connector), start("000000000000")]),
+        (Method::POST, "/api/verifications/social/verify", [answer(&pending), answer(nowhere)]),
+        (Method::POST, "/api/my-account/identities", [link(&verified), link(nowhere)]),
+        (Method::PUT, "/api/my-account/identities", [link(&verified), link(nowhere)]),
+        (Method::PUT, &path(ACME), [write(&verified), write(nowhere)]),
+    ] {
+        let ask =
+            async |sent: &Value| said(eve.request(method.clone(), at).json(sent).send().await.unwrap()).await;
+        let [ours, unknown] = [ask(&bodies[0]).await, ask(&bodies[1]).await];
+        assert_eq!(ours, unknown, "{method} {at}");
+        assert!([400, 422].contains(&ours.0), "{method} {at}: {}", ours.1);
+    }
+    assert_eq!(stage.idp.requests("authorization_code"), redeemed, "a token request was sent");
+    // Whose they are has them still.
+    body(stage.verify(ana, &pending, &code).await, 200).await;
+    body(crate::stage::put_token(ana, ACME, &verified).send().await.unwrap(), 200).await;
 }
 
 /// As [`Stage::finish`], which verifies the chain; that of one tenant among several has gaps.

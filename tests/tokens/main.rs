@@ -1,11 +1,13 @@
 //! Federated token sets as their users see them: kept, refreshed once, never lost and never found twice.
 //!
 //! `stage` has a daemon, a fake identity provider (`tests/support/idp.rs`, looked at by `fake`) and what a user does
-//! with them. `flow` and `checks` are the contract's wire behaviour (contracts/logto.md, section 7), `refresh` and `answers` section
-//! 8 with ID-2 to ID-8 and ID-10, `tls` ID-9, `together` MD-1 and MD-2, `crash` ID-1, `delete` what ends a set and
-//! ID-15, `binding` CB-1, CB-5 and AP-2, `exchange` how applications come to a token without its user. `provider` is
-//! the whole with a real OpenID provider, `logto_client` the published client of the Management API. Check ids are
-//! those of reliability.md.
+//! with them. `flow` and `checks` are the contract's wire behaviour (contracts/logto.md, section 7), `sso` the same of
+//! enterprises, `refresh` and `answers` section 8 with ID-2 to ID-8 and ID-10, `background` what is refreshed without being
+//! read, `tls` ID-9, `attacks` ID-11 to ID-13, `id_tokens` the rest of ID-12, `together` MD-1 and MD-2, `crash` ID-1,
+//! `spool` answers that the database does not take, `delete` what ends a set and ID-15, `binding` CB-1, CB-5 and AP-2,
+//! `upkeep` the log, the breaker and other KEKs, `exchange` how applications come to a token without its user.
+//! `provider` is the whole with a real OpenID provider, `logto_client` the published client of the Management API.
+//! Check ids are those of reliability.md.
 
 #![allow(
     clippy::unwrap_used,
@@ -31,6 +33,7 @@ mod postgres;
 mod scripts;
 
 mod answers;
+mod attacks;
 mod binding;
 mod checks;
 mod crash;
