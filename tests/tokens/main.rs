@@ -34,6 +34,7 @@ mod scripts;
 
 mod answers;
 mod attacks;
+mod background;
 mod binding;
 mod checks;
 mod crash;
@@ -45,6 +46,7 @@ mod id_tokens;
 mod logto_client;
 mod provider;
 mod refresh;
+mod spool;
 mod sso;
 mod stage;
 mod tls;
