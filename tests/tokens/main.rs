@@ -51,3 +51,4 @@ mod sso;
 mod stage;
 mod tls;
 mod together;
+mod upkeep;
