@@ -124,6 +124,7 @@ async fn serve(
     let gate = Arc::new(services.gate());
     let (server, certificates) = listeners.server(&services, &health, &gate)?;
     services.record_start().await?;
+    services.tokens.recover(&services.config.tenant).await;
 
     let (fatal, keys_unfit) = oneshot::channel();
     let mut tasks = JoinSet::new();

@@ -36,6 +36,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 
 use crate::audit::{Action, AuditCode, AuditError, AuditLog, Event, Note, Outcome};
 use crate::clock::{Clock, Timestamp};
@@ -48,6 +49,9 @@ pub use logto_format::{Kek as LogtoKek, NotOurs as NotLogtos};
 pub use model::*;
 pub use read::{Release, Released};
 pub use status::Status;
+
+/// Revocations that run at the same time: a connector that is deleted may have many thousand sets.
+const REVOCATIONS: usize = 4;
 
 /// Why something with users, connectors or token sets was refused, sorted by what the caller can do about it.
 #[derive(Debug, thiserror::Error)]
@@ -123,6 +127,9 @@ pub enum TokensError {
     /// The password is wrong.
     #[error("wrong password")]
     WrongPassword,
+    /// Too many wrong passwords: later.
+    #[error("too many wrong passwords")]
+    TooManyTries,
     /// The provider refused or failed.
     #[error("the provider failed")]
     Provider(#[source] ProviderError),
@@ -235,6 +242,7 @@ impl AuditCode for TokensError {
             Self::Callback("iss") => "wrong-issuer",
             Self::Callback(_) => "wrong-redirect-uri",
             Self::WrongPassword => "wrong-password",
+            Self::TooManyTries => "too-many-tries",
             Self::Provider(error) => error.kind.name(),
             Self::Taken(_) => "taken",
             Self::Busy => "busy",
@@ -322,6 +330,9 @@ struct Inner {
     parts: Parts,
     flights: refresh::Flights,
     known: account::Known,
+    tries: password::Tries,
+    /// Revocations that run at the same time.
+    revocations: Semaphore,
     /// Where what outlives a request runs: not on the thread that serves it.
     background: Handle,
 }
@@ -330,7 +341,9 @@ impl Tokens {
     /// Makes the service; calls nothing. Needs a tokio runtime, which its tasks run on.
     pub fn new(parts: Parts) -> Self {
         let (flights, known) = (refresh::Flights::default(), account::Known::new());
-        Self { inner: Arc::new(Inner { parts, flights, known, background: Handle::current() }) }
+        let (tries, revocations) = (password::Tries::new(), Semaphore::new(REVOCATIONS));
+        let background = Handle::current();
+        Self { inner: Arc::new(Inner { parts, flights, known, tries, revocations, background }) }
     }
 
     fn parts(&self) -> &Parts {

@@ -79,6 +79,16 @@ impl Definition {
         }
     }
 
+    /// The origin that tokens are sent to: of the issuer, behind which all else is discovered, or of the token endpoint.
+    pub(super) fn sends_to(&self) -> String {
+        sends_to(self.connector.family, self.factory, &self.settings)
+    }
+
+    /// The origin that revocations are sent to, where that is configured or built in.
+    pub(super) fn revokes_at(&self) -> Option<String> {
+        revokes_at(self.factory, &self.settings)
+    }
+
     pub(super) fn client_auth(&self) -> upstream::ClientAuth {
         match self.settings.auth_method {
             AuthMethod::Post => upstream::ClientAuth::Post,
@@ -98,6 +108,30 @@ impl Definition {
         let issuer = self.settings.issuer(self.factory).map(str::to_owned);
         issuer.filter(|_| self.connector.family == Family::Sso)
     }
+}
+
+pub(super) fn sends_to(family: Family, factory: &Factory, settings: &Settings) -> String {
+    origin(match family {
+        Family::Sso => settings.issuer(factory),
+        Family::Social => settings.token_endpoint(factory),
+    })
+}
+
+fn revokes_at(factory: &Factory, settings: &Settings) -> Option<String> {
+    settings.revocation_endpoint(factory).map(|at| origin(Some(at)))
+}
+
+/// Both, by what is shown of a connector: for tokens that are sealed without a call. If somebody has altered that, they
+/// are sent nowhere, because the definition says something else.
+pub(super) fn destinations(connector: &Connector) -> Option<(String, Option<String>)> {
+    let factory = factory(connector.family, &connector.factory)?;
+    let settings = Settings::read(factory, &connector.shown.config).ok()?;
+    Some((sends_to(connector.family, factory, &settings), revokes_at(factory, &settings)))
+}
+
+fn origin(address: Option<&str>) -> String {
+    let url = address.and_then(|address| Url::parse(address).ok());
+    url.map_or_else(String::new, |url| url.origin().ascii_serialization())
 }
 
 pub(super) fn factory(family: Family, id: &str) -> Option<&'static Factory> {

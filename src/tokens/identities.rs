@@ -284,9 +284,7 @@ impl Tokens {
         let verification = proven.map(|proven| proven.verification);
         let stored = ready.as_ref().map(|ready| ready.set.clone());
         let tenant = caller.tenant.clone();
-        let work = move |conn: &mut Conn| {
-            write(conn, &tenant, &new, is_other, ready.as_ref(), verification.as_ref())
-        };
+        let work = move |conn: &mut Conn| write(conn, &tenant, &new, ready.as_ref(), verification.as_ref());
         let written = self.parts().db.write(work).await;
         match written {
             Ok(()) => {}
@@ -359,6 +357,9 @@ impl Tokens {
             let (tenant, set) = (caller.tenant.clone(), ready.set.clone());
             let (used, linked) = (proven.verification.clone(), identity.clone());
             let work = move |conn: &mut Conn| {
+                if !store::hold(conn, &tenant, &linked.user)? {
+                    return Err(TokensError::NotFound("user"));
+                }
                 // It may have been unlinked since it was looked at.
                 let now = store::identity(conn, &tenant, &linked.user, &linked.connection())?;
                 if now.is_none_or(|now| now.identity_id != linked.identity_id) {
@@ -459,7 +460,6 @@ fn write(
     conn: &mut Conn,
     tenant: &TenantId,
     new: &Identity,
-    is_other: bool,
     ready: Option<&Ready>,
     used: Option<&verifications::Verification>,
 ) -> Result<(), TokensError> {
@@ -468,16 +468,21 @@ fn write(
     {
         return Err(TokensError::NoVerification);
     }
+    if !store::hold(conn, tenant, &new.user)? {
+        return Err(TokensError::NotFound("user"));
+    }
     store::put_identity(conn, tenant, new)?;
     match ready {
         Some(ready) if !ready.store(conn, tenant)? => Err(TokensError::Busy),
-        None if is_other => {
-            if let Some(set) = set_store::find(conn, tenant, &new.user, &new.connection())? {
+        Some(_) => Ok(()),
+        None => {
+            // Tokens of another account are not this one's.
+            let there = set_store::find(conn, tenant, &new.user, &new.connection())?;
+            if let Some(set) = there.filter(|set| set.identity_id != new.identity_id) {
                 set_store::delete(conn, tenant, &set)?;
             }
             Ok(())
         }
-        _ => Ok(()),
     }
 }
 

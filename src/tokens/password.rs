@@ -1,13 +1,48 @@
 //! Passwords of people: Argon2id (RFC 9106), in the form of the PHC string format. Takes tens of milliseconds and 19 MiB,
 //! so it runs on a thread of the database, which may block.
 
+use std::time::Duration;
+
 use argon2::password_hash::SaltString;
 use argon2::{Argon2, PasswordHash, PasswordHasher, PasswordVerifier};
+use moka::sync::Cache;
 use secrecy::{ExposeSecret, SecretString};
+use tokio::sync::Semaphore;
 
 use super::{TokensError, invalid};
 use crate::db::DbError;
-use crate::ids::generate_token;
+use crate::ids::{TenantId, UserId, generate_token};
+
+/// Wrong passwords of one user within [`TRIES_FOR`], on each daemon.
+const TRIES: u32 = 10;
+const TRIES_FOR: Duration = Duration::from_secs(300);
+
+/// How often each user's password was wrong lately, and how many are looked at at the same time: each takes a thread of
+/// the database for tens of milliseconds.
+pub(super) struct Tries {
+    wrong: Cache<(TenantId, UserId), u32>,
+    pub(super) at_once: Semaphore,
+}
+
+impl Tries {
+    pub(super) fn new() -> Self {
+        let wrong = Cache::builder().max_capacity(100_000).time_to_live(TRIES_FOR).build();
+        Self { wrong, at_once: Semaphore::new(1) }
+    }
+
+    /// # Errors
+    /// [`TokensError::TooManyTries`].
+    pub(super) fn allow(&self, tenant: &TenantId, user: &UserId) -> Result<(), TokensError> {
+        let wrong = self.wrong.get(&(tenant.clone(), user.clone())).unwrap_or(0);
+        if wrong < TRIES { Ok(()) } else { Err(TokensError::TooManyTries) }
+    }
+
+    pub(super) fn count(&self, tenant: &TenantId, user: &UserId) {
+        let key = (tenant.clone(), user.clone());
+        let wrong = self.wrong.get(&key).unwrap_or(0);
+        self.wrong.insert(key, wrong.saturating_add(1));
+    }
+}
 
 /// In bytes; a longer one only costs time.
 const LONGEST: usize = 256;

@@ -42,6 +42,8 @@ pub(super) struct Facts {
     pub(super) lease_is_over: bool,
     /// Whether the one more try with an old refresh token is used up.
     pub(super) spent: bool,
+    /// Whether the answer to the last request was lost: the provider may have ended the refresh token.
+    pub(super) is_doubtful: bool,
     /// Until then the provider is not called: a failure before, or its connector's breaker.
     pub(super) wait_until: Timestamp,
 }
@@ -74,6 +76,8 @@ pub(super) fn decide(facts: &Facts, now: Timestamp, leeway: Duration) -> Plan {
         Phase::Refreshing if facts.spent => if_valid(is_valid, Plan::Dead { mark: true }),
         Phase::Refreshing => if_valid(is_valid, or_later(facts, now)),
         Phase::Idle if !facts.has_refresh_token => if_valid(is_valid, Plan::Dead { mark: false }),
+        // A second use of a refresh token may end the whole grant, with the access token that is alive still.
+        Phase::Idle if facts.is_doubtful => if_valid(is_valid, or_later(facts, now)),
         Phase::Idle => match or_later(facts, now) {
             Plan::Refresh => Plan::Refresh,
             later => if_valid(is_valid, later),
@@ -146,6 +150,7 @@ mod tests {
             issued_at: at(0),
             lease_is_over: false,
             spent: false,
+            is_doubtful: false,
             wait_until: at(0),
         }
     }
@@ -206,6 +211,13 @@ mod tests {
         let spent = Facts { spent: true, ..uncertain };
         assert_eq!(plan(&spent, 999), Plan::Serve);
         assert_eq!(plan(&spent, 1000), Plan::Dead { mark: true });
+    }
+
+    #[test]
+    fn while_an_answer_may_be_lost_a_living_token_is_not_put_at_risk() {
+        let doubtful = Facts { is_doubtful: true, ..facts() };
+        assert_eq!(plan(&doubtful, 950), Plan::Serve);
+        assert_eq!(plan(&doubtful, 1000), Plan::Refresh);
     }
 
     #[test]

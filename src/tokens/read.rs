@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::model::{Connection, Family};
 use super::plan::{self, Plan};
-use super::refresh::Ended;
+use super::refresh::{Ended, INTEGRITY};
 use super::sets::Values;
 use super::store::sets::{self as store, Found, Set};
 use super::{ProviderError, ProviderFault, Tokens, TokensError, invalid};
@@ -137,12 +137,15 @@ impl Tokens {
         event: Event,
     ) -> Result<Released, TokensError> {
         let deadline = Instant::now() + self.parts().config.read_deadline;
-        let (mut refreshes, mut ended) = (0, Ended::InTheRow);
+        let (mut refreshes, mut waits, mut ended) = (0, 0_u32, Ended::InTheRow);
         loop {
             let found = self.found_set(&caller.tenant, user, connection).await?;
             let Some(found) = found else {
                 return self.deny(caller, event, TokensError::NothingStored).await;
             };
+            if !found.is_kept {
+                return self.deny(caller, event, TokensError::NothingStored).await;
+            }
             let now = self.now();
             let mut planned = plan::decide(&found.facts(), now, self.parts().config.leeway);
             let is_over = ended != Ended::InTheRow || refreshes == REFRESHES || deadline <= Instant::now();
@@ -165,16 +168,29 @@ impl Tokens {
                     ended = timeout_at(deadline, flight).await.unwrap_or(Ended::InTheRow);
                 }
                 Plan::Wait if Instant::now() < deadline => {
-                    sleep_until((Instant::now() + LOOK_EVERY).min(deadline)).await;
+                    waits = waits.saturating_add(1);
+                    match self.flight_of(&caller.tenant, &found.set.id) {
+                        Some(mut flight) => {
+                            let landed = async { while flight.changed().await.is_ok() {} };
+                            let _ = timeout_at(deadline, landed).await;
+                        }
+                        // Another daemon's: looked for less often as it takes longer.
+                        None => {
+                            sleep_until((Instant::now() + LOOK_EVERY * waits.min(10)).min(deadline)).await
+                        }
+                    }
                 }
                 Plan::Wait => return self.deny(caller, event, TokensError::Busy).await,
+                Plan::Later if found.set.last_error.as_deref() == Some(INTEGRITY) => {
+                    return self.deny(caller, event, VaultError::Integrity.into()).await;
+                }
                 Plan::Later => {
                     let error = TokensError::Provider(later(&found, now));
                     return self.deny(caller, event, error).await;
                 }
                 Plan::Dead { mark } => {
                     if mark {
-                        self.give_up(&caller.tenant, &found.set).await?;
+                        self.give_up(&caller.tenant, &found.set, "uncertain").await?;
                     }
                     return self.deny(caller, event, TokensError::NeedsReauthorization).await;
                 }

@@ -15,20 +15,20 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::connectors::{Definition, Endpoints};
 use super::plan::{self, Phase};
-use super::sets::{Brought, Values, jitter};
+use super::sets::{Bound, Brought, Values, jitter};
 use super::spool;
 use super::store::sets::{self as store, Failure, Set, Stored};
 use super::{ProviderError, ProviderFault, Tokens, TokensError, fault_of};
-use crate::audit::{Action, AuditCode, Event, Outcome};
+use crate::audit::{Action, AuditCode, Event, Note, Outcome};
 use crate::clock::Timestamp;
 use crate::db::{Conn, DbError};
 use crate::identity::Caller;
 use crate::ids::{TenantId, TokenSetId};
-use crate::upstream::TokenFailure;
+use crate::upstream::{Class, TokenFailure};
 use crate::vault::{SealedRecord, VaultError};
 
 /// The part of a lease in which nothing is sent any more: what the provider's answer and its storing may take. Half of
@@ -36,6 +36,8 @@ use crate::vault::{SealedRecord, VaultError};
 const MARGIN: Duration = Duration::from_secs(15);
 /// Between tries to seal or store an answer.
 const TRY_AGAIN: Duration = Duration::from_millis(500);
+/// `last_error` of a set that is not what was stored.
+pub(super) const INTEGRITY: &str = "integrity";
 /// First pause of a connector whose provider refuses it; doubles up to an hour.
 const BREAKER: Duration = Duration::from_secs(60);
 
@@ -74,6 +76,8 @@ struct Begun<'a> {
     set: &'a Set,
     prepared: &'a Prepared,
     epoch: i64,
+    /// By the database's clock: which of two answers is the newer one.
+    begun_at: Timestamp,
     /// Nothing is sent after it.
     send_until: Instant,
 }
@@ -117,6 +121,12 @@ impl Tokens {
             while flight.changed().await.is_ok() {}
             *flight.borrow()
         }
+    }
+
+    /// The refresh of a set that goes on in this daemon, if one does.
+    pub(super) fn flight_of(&self, tenant: &TenantId, set: &TokenSetId) -> Option<watch::Receiver<Ended>> {
+        let flights = self.inner.flights.0.lock().unwrap_or_else(PoisonError::into_inner);
+        flights.get(&(tenant.clone(), set.clone())).cloned()
     }
 
     /// Waits for what goes on, at most as long as a lease: an orderly end loses no answer.
@@ -164,8 +174,7 @@ impl Tokens {
             .detail("version", set.version.to_string())
             .detail("repeats", (set.phase == Phase::Refreshing).to_string());
         let done = self.parts().audit.around(caller, event, async |note| {
-            let end = self.call(&begun).await?;
-            match end {
+            match self.call(&begun, &note).await? {
                 End::Refreshed(version) => note.add("stored", version.to_string()),
                 End::Overtaken(by) => note.add("overtaken", by),
             }
@@ -196,12 +205,17 @@ impl Tokens {
         if let Some((until, _)) = &definition.connector.breaker
             && *until > self.now()
         {
-            let (kind, retry_after) = (ProviderFault::Config, Some(until.since(self.now())));
-            return Err(TokensError::Provider(ProviderError { kind, retry_after }));
+            // Its failures are the connector's, not each user's: nothing is noted about the set, and what is read next
+            // has the breaker beside it.
+            return Err(TokensError::Busy);
         }
         let found = self.found_set(&caller.tenant, &set.user, &set.connection).await?;
         let found = found.filter(|found| found.set.version == set.version && found.set.id == set.id);
         let found = found.ok_or(TokensError::Busy)?;
+        if self.has_spooled(set).await {
+            // Its answer is here already and waits for the database.
+            return Err(TokensError::Busy);
+        }
         let place = store::place(&caller.tenant, &set.user, &set.connection, set.version);
         let vault = &self.parts().vault;
         let Some(sealed) = found.sealed else { return Err(vault.altered_at(caller, &place).await.into()) };
@@ -209,7 +223,15 @@ impl Tokens {
         let Some(values) = Values::new(plain, set) else {
             return Err(vault.altered_at(caller, &place).await.into());
         };
-        let refresh_token = values.refresh_token().ok_or(TokensError::NeedsReauthorization)?;
+        if !values.are_of(&definition) {
+            // The connector sends tokens elsewhere now, and these came from another place.
+            self.give_up(&caller.tenant, set, "provider-moved").await?;
+            return Err(TokensError::NeedsReauthorization);
+        }
+        let Some(refresh_token) = values.refresh_token() else {
+            self.give_up(&caller.tenant, set, "no-refresh-token").await?;
+            return Err(TokensError::NeedsReauthorization);
+        };
         let endpoints = self.endpoints(&definition).await;
         let endpoints = endpoints.map_err(|failure| provider_error(&failure))?;
         Ok(Prepared { definition, endpoints, refresh_token })
@@ -220,9 +242,17 @@ impl Tokens {
         let code = match &error {
             TokensError::Provider(failed) => failed.kind.name(),
             TokensError::NoTokenStorage | TokensError::UnknownConnector => ProviderFault::Config.name(),
+            // Looked at again after a pause; each look is an incident.
+            TokensError::Vault(VaultError::Integrity) => INTEGRITY,
             // Of this host, not of the set: nothing is noted about it.
             _ => return Err(error),
         };
+        if let TokensError::Provider(_) = &error {
+            let event = Event::new(Action::TokenSetRefresh, "token-set", set.id.as_str())
+                .detail("user", set.user.as_str())
+                .detail("connector", set.connector.as_str());
+            self.parts().audit.record_soon(caller, event, Outcome::Failure(code));
+        }
         let failures = set.failures.saturating_add(1);
         let retry_at = self.now().plus(plan::pause(failures, None, jitter(&set.id, failures)));
         let failure = Failure { phase: set.phase, error: code, failures, retry_at, spent: set.spent };
@@ -240,15 +270,15 @@ impl Tokens {
     ) -> Result<Option<Begun<'a>>, TokensError> {
         let lease = self.parts().config.refresh_lease;
         // From before the write: the database's clock starts the lease later than this.
-        let send_until = Instant::now() + lease.saturating_sub(MARGIN.min(lease / 2));
+        let send_until = Instant::now() + lease.saturating_sub(margin(lease));
         let (tenant, row, now) = (caller.tenant.clone(), set.clone(), self.now());
         let work = move |conn: &mut Conn| store::begin_refresh(conn, &tenant, &row, lease, now);
-        let epoch = self.parts().db.write::<_, DbError, _>(work).await?;
-        Ok(epoch.map(|epoch| Begun { caller, set, prepared, epoch, send_until }))
+        let begun = self.parts().db.write::<_, DbError, _>(work).await?;
+        Ok(begun.map(|(epoch, begun_at)| Begun { caller, set, prepared, epoch, begun_at, send_until }))
     }
 
     /// Calls the provider and stores what it says.
-    async fn call(&self, begun: &Begun<'_>) -> Result<End, TokensError> {
+    async fn call(&self, begun: &Begun<'_>, note: &Note) -> Result<End, TokensError> {
         let Prepared { definition, endpoints, refresh_token } = begun.prepared;
         let Some(params) = definition.settings.refresh(definition.factory, refresh_token) else {
             self.end_badly(begun, Phase::NeedsReauth, ProviderFault::Config, None).await?;
@@ -261,45 +291,68 @@ impl Tokens {
             self.back_to_idle(begun, "too-late").await;
             return Ok(End::Overtaken("lease"));
         }
-        let answer = self.parts().upstream.token(request).await;
-        match answer {
+        let margin = margin(self.parts().config.refresh_lease);
+        let answer = timeout(margin, self.parts().upstream.token(request)).await;
+        match answer.unwrap_or_else(|_| Err(out_of_time())) {
             Ok(answer) => {
                 self.untrip(&begun.caller.tenant, definition).await;
                 let brought = Brought::new(answer, issued_at, &self.parts().config);
-                Ok(self.keep(begun, &brought).await)
+                self.keep(begun, brought).await
             }
-            Err(failure) => Err(self.failed(begun, &failure).await?),
+            Err(failure) => {
+                note.add("reason", failure.reason);
+                Err(self.failed(begun, &failure).await?)
+            }
         }
     }
 
     /// Stores what was brought, however long device and database take: it is the only copy there is.
-    async fn keep(&self, begun: &Begun<'_>, brought: &Brought) -> End {
+    async fn keep(&self, begun: &Begun<'_>, mut brought: Brought) -> Result<End, TokensError> {
         let tenant = &begun.caller.tenant;
         let mut base = begun.set.version;
         loop {
-            let set = refreshed(begun, brought, base + 1, self.now());
-            let sealed = self.seal_again(begun, brought, &set).await;
-            match self.store_answer(tenant, base, &set, &sealed).await {
-                Stored::Done => return End::Refreshed(set.version),
-                // The newest answer wins; the provider may have ended what older ones brought.
-                Stored::Overtaken { version, issued_at } if brought.issued_at > issued_at => base = version,
-                Stored::Overtaken { .. } => return End::Overtaken("answer"),
+            let set = refreshed(begun, &brought, base + 1, self.now());
+            let sealed = match self.seal_again(begun, &brought, &set).await {
+                Err(VaultError::TooLarge { .. }) if brought.id_token.take().is_some() => continue,
+                Err(error) => {
+                    self.end_badly(begun, Phase::NeedsReauth, ProviderFault::Protocol, None).await?;
+                    return Err(error.into());
+                }
+                Ok(sealed) => sealed,
+            };
+            match self.store_answer(tenant, base, &set, &sealed).await? {
+                Stored::Done => return Ok(End::Refreshed(set.version)),
+                // The newer answer wins, if it can go on by itself; the provider may have ended what older ones brought.
+                Stored::Overtaken { version, issued_at }
+                    if begun.begun_at > issued_at && brought.refresh_token.is_some() =>
+                {
+                    base = version;
+                }
+                Stored::Overtaken { .. } => return Ok(End::Overtaken("answer")),
                 Stored::Gone => {
                     // Deleted meanwhile: what the provider has just given is to be worth nothing.
-                    self.revoke_brought(begun, brought);
-                    return End::Overtaken("deleted");
+                    self.revoke_brought(begun, &brought);
+                    return Ok(End::Overtaken("deleted"));
                 }
             }
         }
     }
 
-    async fn seal_again(&self, begun: &Begun<'_>, brought: &Brought, set: &Set) -> SealedRecord {
-        let kept = Some(&begun.prepared.refresh_token);
-        let payload = brought.payload(&set.connector, &set.identity_id, kept);
+    /// # Errors
+    /// [`VaultError::TooLarge`]: the one that waiting does not end.
+    async fn seal_again(
+        &self,
+        begun: &Begun<'_>,
+        brought: &Brought,
+        set: &Set,
+    ) -> Result<SealedRecord, VaultError> {
+        let bound = Bound::new(&begun.prepared.definition, &set.identity_id);
+        let payload = brought.payload(&bound, Some(&begun.prepared.refresh_token));
         let place = store::place(&begun.caller.tenant, &set.user, &set.connection, set.version);
         loop {
             match self.parts().vault.seal_record(place.clone(), &payload).await {
-                Ok(sealed) => return sealed,
+                Ok(sealed) => return Ok(sealed),
+                Err(error @ VaultError::TooLarge { .. }) => return Err(error),
                 Err(error) => {
                     tracing::error!(token_set = %set.id, code = error.audit_code(), "a refreshed token set waits to be sealed");
                     sleep(TRY_AGAIN).await;
@@ -309,7 +362,16 @@ impl Tokens {
     }
 
     /// Stores an answer; in the spool first, if the database does not take it at once.
-    async fn store_answer(&self, tenant: &TenantId, base: u64, set: &Set, sealed: &SealedRecord) -> Stored {
+    ///
+    /// # Errors
+    /// If the database refuses it for good: it stays in the spool.
+    async fn store_answer(
+        &self,
+        tenant: &TenantId,
+        base: u64,
+        set: &Set,
+        sealed: &SealedRecord,
+    ) -> Result<Stored, DbError> {
         let mut spooled: Option<PathBuf> = None;
         loop {
             match self.finish(tenant, base, set, sealed).await {
@@ -317,7 +379,10 @@ impl Tokens {
                     if let Some(path) = &spooled {
                         spool::remove(path).await;
                     }
-                    return stored;
+                    return Ok(stored);
+                }
+                Err(error @ (DbError::Refused(_) | DbError::Impossible { .. })) if spooled.is_some() => {
+                    return Err(error);
                 }
                 Err(error) => {
                     tracing::error!(token_set = %set.id, %error, "a refreshed token set waits to be stored");
@@ -361,7 +426,7 @@ impl Tokens {
                 self.end_badly(begun, Phase::NeedsReauth, fault, None).await?;
                 return Ok(TokensError::NeedsReauthorization);
             }
-            ProviderFault::Config => {
+            ProviderFault::Config if refuses_client(failure) => {
                 let doubled = BREAKER.saturating_mul(1 << definition.breaker_failures.min(6));
                 let pause =
                     doubled.max(failure.retry_after.unwrap_or_default()).min(Duration::from_secs(3600));
@@ -370,13 +435,15 @@ impl Tokens {
             }
             _ => {}
         }
-        let is_lost = failure.was_sent && failure.status.is_none();
-        // The one more try after a crash, and nobody knows about it either: there is no third one.
         let phase = match begun.set.phase {
-            Phase::Refreshing if is_lost => Phase::NeedsReauth,
-            _ => Phase::Idle,
+            // The one more try after a crash: there is no third one.
+            Phase::Refreshing if failure.was_sent => Phase::NeedsReauth,
+            phase => phase,
         };
-        self.end_badly(begun, phase, fault, failure.retry_after).await?;
+        let is_ok = failure.status.is_some_and(|status| (200..300).contains(&status));
+        let is_lost = failure.was_sent && (failure.status.is_none() || is_ok);
+        let error = if is_lost { store::LOST } else { fault.name() };
+        self.end_with(begun, phase, error, failure.retry_after).await?;
         Ok(provider_error(failure))
     }
 
@@ -387,14 +454,24 @@ impl Tokens {
         fault: ProviderFault,
         asked: Option<Duration>,
     ) -> Result<(), TokensError> {
+        self.end_with(begun, phase, fault.name(), asked).await
+    }
+
+    async fn end_with(
+        &self,
+        begun: &Begun<'_>,
+        phase: Phase,
+        error: &'static str,
+        asked: Option<Duration>,
+    ) -> Result<(), TokensError> {
         let set = begun.set;
         let failures = set.failures.saturating_add(1);
         let retry_at = self.now().plus(plan::pause(failures, asked, jitter(&set.id, failures)));
-        let failure = Failure { phase, error: fault.name(), failures, retry_at, spent: set.spent };
+        let failure = Failure { phase, error, failures, retry_at, spent: set.spent };
         let written = self.write_failure(begun, failure).await?;
         // Not this refresh's to say any more: a peer has stored an answer, which whoever waits will find.
         if written && phase == Phase::NeedsReauth {
-            self.record_dead(begun.caller, set, fault.name());
+            self.record_dead(begun.caller, set, error);
         }
         Ok(())
     }
@@ -402,7 +479,8 @@ impl Tokens {
     /// Gives the set back: nothing was sent.
     async fn back_to_idle(&self, begun: &Begun<'_>, why: &'static str) {
         let set = begun.set;
-        let phase = Phase::Idle;
+        // What was uncertain before is so still.
+        let phase = set.phase;
         let retry_at = self.now().plus(Duration::from_secs(1));
         let failure = Failure { phase, error: why, failures: set.failures, retry_at, spent: set.spent };
         if let Err(error) = self.write_failure(begun, failure).await {
@@ -416,11 +494,16 @@ impl Tokens {
         self.parts().db.write(work).await
     }
 
-    /// A set whose one more try is used up and was lost too.
-    pub(super) async fn give_up(&self, tenant: &TenantId, set: &Set) -> Result<(), TokensError> {
+    /// A set of which nothing more is to be had: its one more try was lost too, or its connector has moved.
+    pub(super) async fn give_up(
+        &self,
+        tenant: &TenantId,
+        set: &Set,
+        why: &'static str,
+    ) -> Result<(), TokensError> {
         let failure = Failure {
             phase: Phase::NeedsReauth,
-            error: "uncertain",
+            error: why,
             failures: set.failures.saturating_add(1),
             retry_at: set.retry_at,
             spent: true,
@@ -429,7 +512,7 @@ impl Tokens {
         let work = move |conn: &mut Conn| store::fail_refresh(conn, &owner, &row, row.epoch, &failure);
         if self.parts().db.write::<_, DbError, _>(work).await? {
             let caller = Caller::system("token-refresh", tenant.clone());
-            self.record_dead(&caller, set, "uncertain");
+            self.record_dead(&caller, set, why);
         }
         Ok(())
     }
@@ -477,12 +560,28 @@ fn refreshed(begun: &Begun<'_>, brought: &Brought, version: u64, now: Timestamp)
         scope: brought.scope.clone().or_else(|| set.scope.clone()),
         token_type: brought.token_type.clone().or_else(|| set.token_type.clone()),
         expires_at: brought.expires_at,
-        issued_at: brought.issued_at,
+        issued_at: begun.begun_at,
         version,
         refresh_at: plan::refresh_at(brought.expires_at, brought.issued_at, true, ahead, spread),
         updated_at: now,
         ..set.clone()
     }
+}
+
+/// The part of a lease that is left for answer and storing when a request is sent at the last moment.
+fn margin(lease: Duration) -> Duration {
+    MARGIN.min(lease / 2)
+}
+
+const fn out_of_time() -> TokenFailure {
+    let class = Class::Transient;
+    TokenFailure { class, code: None, status: None, retry_after: None, reason: "lease", was_sent: true }
+}
+
+/// Whether it is the client that the provider refuses, and so each of its users.
+fn refuses_client(failure: &TokenFailure) -> bool {
+    let codes = ["invalid_client", "unauthorized_client", "incorrect_client_credentials"];
+    failure.code.as_deref().is_some_and(|code| codes.contains(&code))
 }
 
 fn needs_person(failure: &TokenFailure) -> bool {

@@ -1,15 +1,18 @@
 //! Token sets as they are kept: what is sealed, what is told of it, and how one goes.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep};
 use zeroize::Zeroizing;
 
 use super::connectors::Definition;
 use super::model::{Connection, Identity, TokenSetInfo};
 use super::plan::{self, Phase};
-use super::status::{SetFacts, status};
+use super::status::{SetFacts, Status, status};
+use super::store::connectors as connector_store;
 use super::store::sets::{self as store, Set};
 use super::store::verifications::{self, Which};
 use super::{Config, Tokens, TokensError};
@@ -20,6 +23,12 @@ use crate::identity::{Caller, Scope};
 use crate::ids::{ConnectorId, TenantId, TokenSetId, UserId};
 use crate::upstream::{ExpiresIn, RevokeRequest, TokenAnswer};
 use crate::vault::{Plain, SealedRecord};
+
+/// How often it is looked whether a refresh has ended.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Longest scope and token type that are kept, in bytes.
+const TEXT_MAX: usize = 4096;
 
 /// The plaintext of a set. Connector and account are repeated in it, so that a row cannot point its tokens to another
 /// provider.
@@ -35,6 +44,27 @@ struct Payload<'a> {
     connector: Cow<'a, str>,
     #[serde(borrow)]
     identity: Cow<'a, str>,
+    /// The origin to which the refresh token may be sent, and no other.
+    #[serde(borrow)]
+    sends_to: Cow<'a, str>,
+    /// The origin at which it may be revoked, if that is another one.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    revokes_at: Option<Cow<'a, str>>,
+}
+
+/// Whose tokens they are, and where they may be sent.
+pub(super) struct Bound<'a> {
+    pub(super) connector: &'a ConnectorId,
+    pub(super) identity: &'a str,
+    pub(super) sends_to: String,
+    pub(super) revokes_at: Option<String>,
+}
+
+impl<'a> Bound<'a> {
+    pub(super) fn new(definition: &'a Definition, identity: &'a str) -> Self {
+        let (sends_to, revokes_at) = (definition.sends_to(), definition.revokes_at());
+        Self { connector: &definition.connector.id, identity, sends_to, revokes_at }
+    }
 }
 
 /// Tokens that a provider has just given. Neither Clone nor Debug: it holds secrets.
@@ -60,6 +90,11 @@ impl Brought {
             ExpiresIn::Unreadable => Some(config.default_lifetime.as_secs()),
         };
         let at = |seconds| issued_at.as_secs().saturating_add(i64::try_from(seconds).unwrap_or(i64::MAX));
+        // A row takes any text but a zero byte, and nobody needs a long one.
+        let shown = |text: Option<String>| {
+            text.filter(|text| text.len() <= TEXT_MAX && !text.chars().any(char::is_control))
+        };
+        let (scope, token_type) = (shown(scope), shown(token_type));
         // Zero stands for "never" in the contract; what has no life left is not that.
         let expires_at = seconds.map(|seconds: u64| at(seconds.max(1)));
         Self { access_token, refresh_token, id_token, scope, token_type, expires_at, issued_at }
@@ -68,8 +103,7 @@ impl Brought {
     /// The bytes to seal, in memory of their exact size.
     pub(super) fn payload(
         &self,
-        connector: &ConnectorId,
-        identity: &str,
+        bound: &Bound<'_>,
         kept_refresh_token: Option<&SecretString>,
     ) -> Zeroizing<Vec<u8>> {
         fn shown(secret: &SecretString) -> Cow<'_, str> {
@@ -79,13 +113,15 @@ impl Brought {
             access_token: shown(&self.access_token),
             id_token: self.id_token.as_ref().map(shown),
             refresh_token: self.refresh_token.as_ref().or(kept_refresh_token).map(shown),
-            connector: Cow::Borrowed(connector.as_str()),
-            identity: Cow::Borrowed(identity),
+            connector: Cow::Borrowed(bound.connector.as_str()),
+            identity: Cow::Borrowed(bound.identity),
+            sends_to: Cow::Borrowed(&bound.sends_to),
+            revokes_at: bound.revokes_at.as_deref().map(Cow::Borrowed),
         };
         let len = |text: &Option<Cow<'_, str>>| text.as_ref().map_or(0, |text| text.len());
         let room = payload.access_token.len() + len(&payload.id_token) + len(&payload.refresh_token);
         // Escapes may double what is in quotes; growing would leave a copy behind.
-        let mut bytes = Zeroizing::new(Vec::with_capacity(2 * room + 512));
+        let mut bytes = Zeroizing::new(Vec::with_capacity(2 * room + 1024));
         // Writing to memory does not fail.
         let _ = serde_json::to_writer(&mut *bytes, &payload);
         bytes
@@ -112,6 +148,25 @@ impl Values {
             // Checked when it was made.
             read(payload.as_ref().map_or("", |payload| &payload.access_token))
         })
+    }
+
+    /// Whether the connector sends tokens still to where these came from.
+    pub(super) fn are_of(&self, definition: &Definition) -> bool {
+        self.look(|payload| payload.sends_to == definition.sends_to())
+    }
+
+    /// Whether these may be revoked where the connector says.
+    fn may_be_revoked(&self, definition: &Definition) -> bool {
+        let revokes_at = definition.revokes_at();
+        self.look(|payload| {
+            payload.sends_to == definition.sends_to()
+                && revokes_at
+                    .is_none_or(|at| payload.revokes_at.as_deref() == Some(&at) || payload.sends_to == at)
+        })
+    }
+
+    fn look(&self, is_so: impl FnOnce(&Payload<'_>) -> bool) -> bool {
+        self.0.with(|bytes| serde_json::from_slice(bytes).is_ok_and(|payload| is_so(&payload)))
     }
 
     pub(super) fn refresh_token(&self) -> Option<SecretString> {
@@ -144,9 +199,38 @@ pub(super) fn info(set: &Set, now: Timestamp) -> TokenSetInfo {
         created_at: set.created_at,
         updated_at: set.updated_at,
         status: status(true, Some(facts), now),
-        next_refresh_at: set.refresh_at.filter(|_| set.phase != Phase::NeedsReauth),
-        last_error: set.last_error.clone(),
+        next_refresh_at: set
+            .refresh_at
+            .filter(|_| set.phase != Phase::NeedsReauth)
+            .map(|at| at.max(set.retry_at)),
+        // An intent whose lease is over: nobody knows whether the provider has seen it.
+        last_error: match set.phase {
+            Phase::Refreshing if set.lease_until <= now => Some("uncertain".to_owned()),
+            _ => set.last_error.clone(),
+        },
         failures: set.failures,
+    }
+}
+
+impl Tokens {
+    /// What can be had of a connection's tokens: in the words of the contract, section 7.12.
+    ///
+    /// # Errors
+    /// If the database cannot be read.
+    pub async fn token_status(
+        &self,
+        tenant: &TenantId,
+        connection: &Connection,
+        set: Option<&TokenSetInfo>,
+    ) -> Result<Status, TokensError> {
+        if let Some(set) = set {
+            return Ok(set.status);
+        }
+        let (tenant, family, target) = (tenant.clone(), connection.family, connection.target.clone());
+        let look =
+            move |conn: &mut Conn| connector_store::target_stores_tokens(conn, &tenant, family, &target);
+        let stores_tokens = self.parts().db.read::<_, DbError, _>(look).await?;
+        Ok(status(stores_tokens, None, self.now()))
     }
 }
 
@@ -158,8 +242,11 @@ pub(super) struct Ready {
 }
 
 impl Ready {
-    /// Stores it; `false` if the set that it was made over is another one now.
+    /// Stores it; `false` if the set that it was made over is another one now, or its connector keeps none any more.
     pub(super) fn store(&self, conn: &mut Conn, tenant: &TenantId) -> Result<bool, DbError> {
+        if !connector_store::stores_tokens(conn, tenant, &self.set.connector)? {
+            return Ok(false);
+        }
         if let Some(before) = self.before.as_ref().filter(|before| before.id != self.set.id) {
             store::delete(conn, tenant, before)?;
             return store::put(conn, tenant, &self.set, &self.sealed, None);
@@ -188,7 +275,18 @@ impl Tokens {
         brought: &Brought,
     ) -> Result<Ready, TokensError> {
         let (tenant, connection) = (&caller.tenant, identity.connection());
-        let found = self.found_set(tenant, &identity.user, &connection).await?;
+        let mut found = self.found_set(tenant, &identity.user, &connection).await?;
+        // A refresh that goes on may bring the refresh token that is to be kept.
+        let until = Instant::now() + self.parts().config.read_deadline;
+        while brought.refresh_token.is_none()
+            && found
+                .as_ref()
+                .is_some_and(|found| found.set.phase == Phase::Refreshing && !found.lease_is_over)
+            && Instant::now() < until
+        {
+            sleep(LOOK_EVERY).await;
+            found = self.found_set(tenant, &identity.user, &connection).await?;
+        }
         let (before, sealed) = found.map_or((None, None), |found| (Some(found.set), found.sealed));
         let same = before.as_ref().filter(|set| {
             set.identity_id == identity.identity_id
@@ -226,7 +324,6 @@ impl Tokens {
             scope: brought.scope.clone().or_else(|| same.and_then(|set| set.scope.clone())),
             token_type: brought.token_type.clone().or_else(|| same.and_then(|set| set.token_type.clone())),
             expires_at: brought.expires_at,
-            // By this a refresh that began earlier knows that it was overtaken, by a person.
             issued_at: now,
             version,
             phase: Phase::Idle,
@@ -241,7 +338,7 @@ impl Tokens {
             connection,
         };
         let place = store::place(tenant, &set.user, &set.connection, version);
-        let payload = brought.payload(&set.connector, &set.identity_id, kept.as_ref());
+        let payload = brought.payload(&Bound::new(definition, &set.identity_id), kept.as_ref());
         let sealed = self.parts().vault.seal_record(place, &payload).await?;
         Ok(Ready { set, sealed, before })
     }
@@ -257,7 +354,7 @@ impl Tokens {
         self.parts().db.read(read).await
     }
 
-    /// Deletes a token set by its id, at the provider too if its connector says where.
+    /// Deletes a token set by its id.
     ///
     /// # Errors
     /// [`TokensError::NotFound`].
@@ -268,7 +365,7 @@ impl Tokens {
             let find = move |conn: &mut Conn| store::find_by_id(conn, &tenant, &wanted);
             let found = self.parts().db.read::<_, DbError, _>(find).await?;
             let set = found.ok_or(TokensError::NotFound("secret"))?;
-            let grant = self.grant_of(caller, &set).await;
+            // Local only, as the contract has it (section 7.4): the provider is not told.
             let (tenant, gone) = (caller.tenant.clone(), set);
             let work = move |conn: &mut Conn| {
                 // What is parked would bring it back.
@@ -277,13 +374,12 @@ impl Tokens {
                 store::delete(conn, &tenant, &gone)
             };
             let deleted = self.parts().db.write::<_, DbError, _>(work).await?;
-            self.revoke_soon(caller, grant.into_iter().collect());
             deleted.then_some(()).ok_or(TokensError::NotFound("secret"))
         })
         .await
     }
 
-    /// Deletes all sets of a connector, some at a time.
+    /// Deletes all sets of a connector, some at a time. What a crash leaves of them, the upkeep deletes.
     pub(super) async fn delete_sets_of(
         &self,
         caller: &Caller,
@@ -341,7 +437,7 @@ impl Tokens {
         let found = self.found_set(&caller.tenant, &set.user, &set.connection).await.ok()??;
         let place = store::place(&caller.tenant, &set.user, &set.connection, found.set.version);
         let plain = self.parts().vault.open_record(caller, &place, found.sealed?).await.ok()?;
-        let values = Values::new(plain, &found.set)?;
+        let values = Values::new(plain, &found.set).filter(|values| values.may_be_revoked(&definition))?;
         let (token, token_type_hint) = match values.refresh_token() {
             Some(token) => (token, "refresh_token"),
             None => (SecretString::from(values.with_access_token(str::to_owned)), "access_token"),
@@ -386,11 +482,16 @@ impl Tokens {
         for grant in grants {
             let (tokens, caller) = (self.clone(), caller.clone());
             self.inner.background.spawn(async move {
+                let _place = tokens.inner.revocations.acquire().await;
                 let host = grant.endpoint.host_str().unwrap_or_default().to_owned();
                 let event = Event::new(Action::TokenSetRevoke, "provider", host);
-                let outcome = match tokens.parts().upstream.revoke(grant).await {
-                    Ok(()) => Outcome::Success,
-                    Err(failure) => Outcome::Failure(super::fault_of(&failure).name()),
+                let outcome = match tokens.refuse_in_quarantine().await {
+                    // The grant may be in use elsewhere: this may be a copy.
+                    Err(_) => Outcome::Denied("quarantined"),
+                    Ok(()) => match tokens.parts().upstream.revoke(grant).await {
+                        Ok(()) => Outcome::Success,
+                        Err(failure) => Outcome::Failure(super::fault_of(&failure).name()),
+                    },
                 };
                 tokens.parts().audit.record_soon(&caller, event, outcome);
             });
@@ -427,7 +528,9 @@ mod tests {
     fn a_payload_says_whose_it_is_and_keeps_the_old_refresh_token() {
         let connector = ConnectorId::generate();
         let kept = SecretString::from("rt".to_owned());
-        let bytes = brought(ExpiresIn::Absent).payload(&connector, "sub", Some(&kept));
+        let sends_to = "https://idp.example".to_owned();
+        let bound = Bound { connector: &connector, identity: "sub", sends_to, revokes_at: None };
+        let bytes = brought(ExpiresIn::Absent).payload(&bound, Some(&kept));
         let payload: Payload<'_> = serde_json::from_slice(&bytes).unwrap();
 
         assert_eq!(payload.access_token, "a\"t");

@@ -114,7 +114,7 @@ impl Tokens {
         set: &Set,
         sealed: &SealedRecord,
     ) -> Option<PathBuf> {
-        let path = self.parts().spool.join(format!("{}-{}.json", set.id, set.version));
+        let path = self.spool_of(set, set.version);
         // Texts and numbers always serialise.
         let bytes = serde_json::to_vec(&Spooled::new(tenant, base, set, sealed)).unwrap_or_default();
         match write(&path, &bytes).await {
@@ -124,6 +124,15 @@ impl Tokens {
                 None
             }
         }
+    }
+
+    fn spool_of(&self, set: &Set, version: u64) -> PathBuf {
+        self.parts().spool.join(format!("{}-{version}.json", set.id))
+    }
+
+    /// Whether the next version of a set lies in the spool.
+    pub(super) async fn has_spooled(&self, set: &Set) -> bool {
+        fs::try_exists(self.spool_of(set, set.version + 1)).await.unwrap_or(false)
     }
 
     /// The answers that an earlier run had to leave in the spool.

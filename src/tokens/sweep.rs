@@ -11,8 +11,9 @@ use super::model::Connector;
 use super::plan;
 use super::sets::jitter;
 use super::store::sets::{self, Set};
-use super::store::verifications;
-use crate::db::{Conn, DbError};
+use super::store::{connectors, verifications};
+use crate::db::{Conn, DbError, Engine};
+use crate::identity::Caller;
 use crate::ids::{ConnectorId, TenantId};
 
 /// How often it is looked for what is due.
@@ -23,6 +24,20 @@ const PAGE: i64 = 200;
 const PURGE: i64 = 500;
 
 impl Tokens {
+    /// Takes up what an earlier run has left, before anybody reads: answers in the spool, and on SQLite, which has one
+    /// daemon, leases that nobody holds.
+    pub async fn recover(&self, tenant: &TenantId) {
+        if self.parts().db.engine() == Engine::Sqlite {
+            let owner = tenant.clone();
+            let ended = self.parts().db.write::<_, DbError, _>(move |conn| sets::end_leases(conn, &owner));
+            if let Err(error) = ended.await {
+                tracing::warn!(%error, "the leases of an earlier run end by themselves");
+            }
+        }
+        let spooled = self.spooled().await;
+        self.replay(spooled).await;
+    }
+
     /// Runs until the task is dropped.
     pub async fn run(&self, tenant: &TenantId) {
         let mut spooled = self.spooled().await;
@@ -62,8 +77,21 @@ impl Tokens {
         tenant: &TenantId,
         busy: &[ConnectorId],
     ) -> Result<HashMap<ConnectorId, Vec<Set>>, DbError> {
-        let mut by_connector = HashMap::<_, Vec<_>>::new();
-        let (owner, now, busy) = (tenant.clone(), self.now(), busy.to_vec());
+        let (owner, now) = (tenant.clone(), self.now());
+        let all = self.parts().db.read::<_, DbError, _>(move |conn| connectors::all(conn, &owner, now));
+        let (mut busy, mut by_connector) = (busy.to_vec(), HashMap::<_, Vec<_>>::new());
+        for (connector, stores_tokens, is_paused) in all.await? {
+            if !stores_tokens {
+                // Deleted when it was switched off; this is what a crash has left.
+                let caller = Caller::system("token-upkeep", tenant.clone());
+                if let Err(error) = self.delete_sets_of(&caller, &connector, "storage-off").await {
+                    tracing::warn!(%error, "the token sets of a connector wait to be deleted");
+                }
+            } else if is_paused {
+                busy.push(connector);
+            }
+        }
+        let owner = tenant.clone();
         let due = move |conn: &mut Conn| sets::due(conn, &owner, &busy, now, PAGE);
         for set in self.parts().db.read::<_, DbError, _>(due).await? {
             by_connector.entry(set.connector.clone()).or_default().push(set);

@@ -1,5 +1,7 @@
 //! People: made, found, changed, deleted by administrators.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::model::{Identity, NewUser, User, UserPage, UserPatch, UserQuery};
@@ -54,6 +56,7 @@ impl Tokens {
 
     async fn hashed(&self, new: Option<secrecy::SecretString>) -> Result<Option<String>, TokensError> {
         let Some(new) = new else { return Ok(None) };
+        let _place = self.inner.tries.at_once.acquire().await;
         self.parts().db.read(move |_| password::hash(&new)).await.map(Some)
     }
 
@@ -96,6 +99,10 @@ impl Tokens {
     /// [`TokensError::Forbidden`], [`TokensError::Invalid`].
     pub async fn users(&self, caller: &Caller, query: UserQuery) -> Result<UserPage, TokensError> {
         self.may(caller, Scope::UsersAdmin, Action::UserRead)?;
+        if query.search.as_deref().is_some_and(|text| text.len() > 256 || text.chars().any(char::is_control))
+        {
+            return Err(invalid("search", "must have at most 256 characters, no control characters"));
+        }
         if query.page == 0 || !(1..=PAGE).contains(&query.page_size) {
             return Err(invalid("page_size", format!("pages begin with 1 and have 1 to {PAGE} users")));
         }
@@ -124,6 +131,7 @@ impl Tokens {
         let event = Event::new(Action::UserUpdate, "user", id.as_str());
         self.audited(caller, Scope::UsersAdmin, event, |note| async move {
             let (mut account, identities) = self.account(&caller.tenant, id).await?;
+            let before = account.user.updated_at;
             note.add("members", members(&patch));
             if let Some(hash) = self.hashed(patch.password).await? {
                 account.password_hash = Some(hash);
@@ -143,13 +151,15 @@ impl Tokens {
             user.custom_data = patch.custom_data.unwrap_or_else(|| user.custom_data.clone());
             user.is_suspended = patch.is_suspended.unwrap_or(user.is_suspended);
             user.has_password = account.password_hash.is_some();
-            user.updated_at = self.now();
+            // Never the same twice: by it a change knows that it was overtaken.
+            user.updated_at = self.now().max(before.plus(Duration::from_micros(1)));
             check(user)?;
             let (tenant, row) = (caller.tenant.clone(), account.clone());
-            let work = move |conn: &mut Conn| store::update(conn, &tenant, &row);
+            let work = move |conn: &mut Conn| store::update(conn, &tenant, &row, before);
             match self.parts().db.write::<_, DbError, _>(work).await {
                 Ok(true) => Ok((account.user, identities)),
-                Ok(false) => Err(TokensError::NotFound("user")),
+                // Changed or deleted by somebody else meanwhile.
+                Ok(false) => Err(TokensError::Busy),
                 Err(error) => Err(self.taken(&caller.tenant, account.user, error).await),
             }
         })
@@ -179,13 +189,15 @@ impl Tokens {
             let grants = self.grants_of_user(caller, id).await?;
             let (tenant, id) = (caller.tenant.clone(), id.clone());
             let work = move |conn: &mut Conn| {
+                // The user first: whoever links an account now waits, and then finds nobody.
+                let found = store::delete(conn, &tenant, &id)?;
                 let gone = sets::of_user(conn, &tenant, &id)?;
                 for set in &gone {
                     sets::delete(conn, &tenant, set)?;
                 }
                 let which = verifications::Which::OfUser(id.clone(), None);
                 while verifications::purge(conn, &tenant, &which, 500)? == 500 {}
-                Ok::<_, DbError>((store::delete(conn, &tenant, &id)?, gone))
+                Ok::<_, DbError>((found, gone))
             };
             let (found, gone) = self.parts().db.write(work).await?;
             note.add("token_sets", gone.len().to_string());

@@ -2,51 +2,47 @@
 //! bound to the person, the tenant and the connector; state, nonce and code verifier are good for one answer; what
 //! was brought is parked, sealed, until it is used or too late.
 
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+mod sign_in;
+
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use super::connectors::{Definition, Endpoints, unusable};
 use super::model::{Family, StartVerification, StartedVerification};
-use super::providers::{self, AuthorizationRequest, Profile, ProfileSource};
+use super::providers::{self, Profile, ProfileSource};
 use super::refresh::provider_error;
 use super::sets::Brought;
 use super::store::users as user_store;
 use super::store::verifications::{self as store, Kind, Verification};
-use super::{ProviderError, ProviderFault, Tokens, TokensError, invalid, password};
+use super::{Tokens, TokensError, password};
 use crate::audit::{Action, Event};
 use crate::clock::Timestamp;
 use crate::db::{Conn, DbError};
 use crate::identity::{Caller, UserCaller};
-use crate::ids::{ConnectorId, VerificationId, generate_token};
+use crate::ids::{ConnectorId, VerificationId};
 use crate::upstream::{ExpectedIdToken, ExpiresIn, TokenAnswer, TokenFailure};
+use sign_in::{Asked, Callback, asked, fits};
 
 /// How far a provider's clock may be off.
 const SKEW: std::time::Duration = std::time::Duration::from_secs(60);
-/// Longest text of a callback.
-const TEXT_MAX: usize = 8192;
-
-/// What is sealed while a sign-in goes on.
-#[derive(Serialize, Deserialize)]
-struct Asked {
-    state: String,
-    redirect_uri: String,
-    scope: Option<String>,
-    nonce: Option<String>,
-    code_verifier: Option<String>,
-}
-
 /// What is sealed of a sign-in that came back.
 #[derive(Serialize, Deserialize)]
 struct Parked {
+    connector: ConnectorId,
+    target: String,
+    expires_at: Timestamp,
     identity_id: String,
     issuer: Option<String>,
     details: Value,
     tokens: Option<ParkedTokens>,
+}
+
+/// What is sealed of a proof by password.
+#[derive(Serialize, Deserialize)]
+struct ByPassword {
+    expires_at: Timestamp,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -67,42 +63,6 @@ pub(super) struct Proven {
     pub(super) issuer: Option<String>,
     pub(super) details: Value,
     pub(super) brought: Option<Brought>,
-}
-
-/// The answer of a sign-in as the client passes it on.
-struct Callback {
-    code: String,
-    state: String,
-    redirect_uri: String,
-    iss: Option<String>,
-}
-
-impl Callback {
-    fn read(data: &Map<String, Value>) -> Result<Self, TokensError> {
-        let text = |name: &str| {
-            let text = data.get(name).and_then(Value::as_str).unwrap_or_default();
-            if text.len() <= TEXT_MAX { text.to_owned() } else { String::new() }
-        };
-        if data.get("error").is_some_and(|error| !error.is_null()) {
-            // What the provider says beside it is not for our ears.
-            let kind = ProviderFault::Policy;
-            return Err(TokensError::Provider(ProviderError { kind, retry_after: None }));
-        }
-        let callback = Self {
-            code: text("code"),
-            state: text("state"),
-            redirect_uri: text("redirectUri"),
-            iss: Some(text("iss")).filter(|iss| !iss.is_empty()),
-        };
-        for (member, value) in
-            [("code", &callback.code), ("state", &callback.state), ("redirectUri", &callback.redirect_uri)]
-        {
-            if value.is_empty() {
-                return Err(invalid(format!("connectorData.{member}"), "Required"));
-            }
-        }
-        Ok(callback)
-    }
 }
 
 const fn kind_of(family: Family) -> Kind {
@@ -137,8 +97,8 @@ impl Tokens {
         self.parts()
             .audit
             .around(caller, event, async move |_| {
-                let (asked, authorization_uri) = asked(&definition, &endpoints, &start)?;
                 let expires_at = self.now().plus(self.parts().config.verification_lifetime);
+                let (asked, authorization_uri) = asked(&definition, &endpoints, &start, expires_at)?;
                 let row = Verification {
                     id: id.clone(),
                     user: person.user.clone(),
@@ -219,9 +179,15 @@ impl Tokens {
                     store::place(&caller.tenant, &person.user, &verification.id, verification.version);
                 let vault = &self.parts().vault;
                 let plain = vault.open_record(caller, &place, sealed).await?;
-                let Some(asked) = plain.with(|bytes| serde_json::from_slice::<Asked>(bytes).ok()) else {
+                let asked = plain.with(|bytes| serde_json::from_slice::<Asked>(bytes).ok());
+                // The row only repeats it.
+                let fits_row = |asked: &Asked| {
+                    asked.connector == connector && asked.expires_at == verification.expires_at
+                };
+                let Some(asked) = asked.filter(fits_row) else {
                     return Err(vault.altered_at(caller, &place).await.into());
                 };
+                self.refuse_in_quarantine().await?;
                 self.take(caller, &verification).await?;
                 verification.version += 1;
                 let definition = self.definition_for(caller, family, &connector).await?;
@@ -254,6 +220,9 @@ impl Tokens {
     ) -> Result<(), TokensError> {
         let tokens = definition.connector.stores_tokens.then(|| ParkedTokens::new(&brought));
         let parked = Parked {
+            connector: definition.connector.id.clone(),
+            target: definition.connector.target.clone(),
+            expires_at: taken.expires_at,
             identity_id: profile.id.clone(),
             issuer: definition.issuer(),
             details: profile.details(),
@@ -287,9 +256,11 @@ impl Tokens {
         let request = definition.token_request(&endpoints.token, params, issued_at);
         let mut answer = upstream.token(request).await?;
         if factory.provider == providers::Provider::Facebook {
-            let params = providers::facebook_swap(settings, &answer.access_token);
+            // In a form, not in the address as Facebook's documents have it: there the secret would be in logs.
+            let mut params = providers::facebook_swap(settings, &answer.access_token);
+            params.retain(|(name, _)| name != "client_id");
             let mut request = definition.token_request(&endpoints.token, params, issued_at);
-            // Facebook's parameters name the client themselves.
+            // The secret is among Facebook's parameters.
             request.auth = crate::upstream::ClientAuth::None;
             request.client_secret = None;
             answer = upstream.token(request).await?;
@@ -375,7 +346,12 @@ impl Tokens {
                         user_store::find(conn, &tenant, &user)?.and_then(|found| found.password_hash);
                     Ok::<_, DbError>(password::is_right(&given, stored.as_deref()))
                 };
-                if !self.parts().db.read(check).await? {
+                self.inner.tries.allow(&caller.tenant, &person.user)?;
+                let place = self.inner.tries.at_once.acquire().await;
+                let is_right = self.parts().db.read(check).await?;
+                drop(place);
+                if !is_right {
+                    self.inner.tries.count(&caller.tenant, &person.user);
                     return Err(TokensError::WrongPassword);
                 }
                 let expires_at = self.now().plus(self.parts().config.verification_lifetime);
@@ -389,8 +365,12 @@ impl Tokens {
                     version: 1,
                     expires_at,
                 };
+                // Sealed, so that nobody makes one who can only write to the database.
+                let place = store::place(&caller.tenant, &row.user, &id, row.version);
+                let bytes = serde_json::to_vec(&ByPassword { expires_at }).unwrap_or_default();
+                let sealed = self.parts().vault.seal_record(place, &bytes).await?;
                 let (tenant, now) = (caller.tenant.clone(), self.now());
-                let work = move |conn: &mut Conn| store::insert(conn, &tenant, &row, None, now);
+                let work = move |conn: &mut Conn| store::insert(conn, &tenant, &row, Some(&sealed), now);
                 self.parts().db.write::<_, DbError, _>(work).await?;
                 Ok((id, expires_at))
             })
@@ -422,10 +402,16 @@ impl Tokens {
         let place = store::place(&caller.tenant, &person.user, &verification.id, verification.version);
         let vault = &self.parts().vault;
         let plain = vault.open_record(caller, &place, sealed).await?;
-        let Some(parked) = plain.with(|bytes| serde_json::from_slice::<Parked>(bytes).ok()) else {
+        let parked = plain.with(|bytes| serde_json::from_slice::<Parked>(bytes).ok());
+        let fits_row = |parked: &Parked| {
+            verification.connector.as_ref() == Some(&parked.connector)
+                && verification.target.as_deref() == Some(&parked.target)
+                && verification.expires_at == parked.expires_at
+        };
+        let Some(parked) = parked.filter(fits_row) else {
             return Err(vault.altered_at(caller, &place).await.into());
         };
-        let Parked { identity_id, issuer, details, tokens } = parked;
+        let Parked { identity_id, issuer, details, tokens, .. } = parked;
         let brought = tokens.map(ParkedTokens::into_brought);
         Ok(Proven { verification, identity_id, issuer, details, brought })
     }
@@ -446,69 +432,15 @@ impl Tokens {
             Some(proof) => self.verification(person, proof).await?,
             None => None,
         };
-        match found {
-            Some((found, _)) if found.kind == Kind::Password && found.is_verified => Ok(()),
-            _ => Err(TokensError::ProofNeeded),
+        let found = found.filter(|(found, _)| found.kind == Kind::Password && found.is_verified);
+        let Some((found, Some(sealed))) = found else { return Err(TokensError::ProofNeeded) };
+        let caller = &person.caller;
+        let place = store::place(&caller.tenant, &person.user, &found.id, found.version);
+        let plain = self.parts().vault.open_record(caller, &place, sealed).await?;
+        match plain.with(|bytes| serde_json::from_slice::<ByPassword>(bytes).ok()) {
+            Some(proof) if proof.expires_at == found.expires_at => Ok(()),
+            _ => Err(self.parts().vault.altered_at(caller, &place).await.into()),
         }
-    }
-}
-
-/// What is asked for and where the person goes for it.
-fn asked(
-    definition: &Definition,
-    endpoints: &Endpoints,
-    start: &StartVerification,
-) -> Result<(Asked, String), TokensError> {
-    let Definition { settings, factory, .. } = definition;
-    let random = || match generate_token("") {
-        Ok(token) => Ok(token.expose_secret().to_owned()),
-        // Without randomness nothing can be begun now, as without storage.
-        Err(_) => Err(DbError::Unavailable(None)),
-    };
-    let shown = providers::Endpoints {
-        authorization: &endpoints.authorization,
-        supports_pkce: endpoints.supports_pkce,
-        promises_iss: endpoints.promises_iss,
-    };
-    let nonce = settings.needs_nonce(factory).then(random).transpose()?;
-    let code_verifier = settings.wants_pkce(factory, &shown).then(random).transpose()?;
-    let challenge = code_verifier.as_ref().map(|verifier| URL_SAFE_NO_PAD.encode(Sha256::digest(verifier)));
-    let request = AuthorizationRequest {
-        authorization_endpoint: &endpoints.authorization,
-        state: &start.state,
-        redirect_uri: &start.redirect_uri,
-        scope: start.scope.as_deref(),
-        nonce: nonce.as_deref(),
-        code_challenge: challenge.as_deref(),
-    };
-    let uri = settings.authorization_uri(factory, &request);
-    let uri = uri.map_err(|bad| invalid(bad.member, bad.rule))?;
-    let asked = Asked {
-        state: start.state.clone(),
-        redirect_uri: start.redirect_uri.clone(),
-        scope: start.scope.clone().filter(|scope| !scope.trim().is_empty()),
-        nonce,
-        code_verifier,
-    };
-    Ok((asked, uri))
-}
-
-/// Whether an answer is the one to what was asked (RFC 9700, section 4; RFC 9207).
-fn fits(callback: &Callback, asked: &Asked, endpoints: &Endpoints) -> Result<(), TokensError> {
-    if callback.state != asked.state {
-        return Err(TokensError::Callback("state"));
-    }
-    if callback.redirect_uri != asked.redirect_uri {
-        return Err(TokensError::Callback("redirectUri"));
-    }
-    let shown = providers::Endpoints {
-        authorization: &endpoints.authorization,
-        supports_pkce: endpoints.supports_pkce,
-        promises_iss: endpoints.promises_iss,
-    };
-    match shown.accepts_iss(endpoints.issuer.as_deref(), callback.iss.as_deref()) {
-        true => Ok(()),
-        false => Err(TokensError::Callback("iss")),
     }
 }
 

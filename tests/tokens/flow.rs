@@ -77,7 +77,7 @@ async fn administrators_see_the_metadata_in_the_contracts_form_and_no_value() {
     assert!(answer.headers().contains_key("ETag"), "metadata may be kept");
     let shown = body(answer, 200).await;
 
-    assert_eq!(members(&shown), ["identity", "tokenSecret"]);
+    assert_eq!(members(&shown), ["identity", "tokenSecret", "tokenStatus"]);
     assert_eq!(shown["identity"]["userId"], "ana");
     assert_eq!(shown["identity"]["details"]["id"], "ana");
     let secret = &shown["tokenSecret"];

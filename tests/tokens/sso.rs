@@ -162,7 +162,7 @@ async fn an_administrator_sees_an_enterprises_identity_in_the_contracts_shape() 
     let connector = connect_to(&stage, &stage.idp).await;
     let ana = linked(&stage, &stage.idp, &connector, "ana").await;
     let shown = seen(&stage, &ana, &connector).await.unwrap();
-    assert_eq!(members(&shown), ["ssoIdentity", "tokenSecret"]);
+    assert_eq!(members(&shown), ["ssoIdentity", "tokenSecret", "tokenStatus"]);
 
     let identity = &shown["ssoIdentity"];
     let names = [

@@ -67,7 +67,7 @@ CREATE UNIQUE INDEX connectors_by_target ON connectors (tenant_id, family, targe
 -- Metadata of a token set; its values are the sealed record of this version. expires_at: seconds; other times microseconds.
 -- state: idle, refreshing (its intent is durable; lease_until by the database's clock), needs_reauth. epoch: grows with each
 -- refresh that begins. spent: the one more try with an old refresh token is used up. issued_at: when the request
--- that brought the tokens began. rotates: the provider has replaced a refresh token before.
+-- that brought the tokens began.
 CREATE TABLE token_sets (
     tenant_id TEXT NOT NULL,
     id TEXT NOT NULL,
@@ -115,6 +115,7 @@ CREATE TABLE verification_records (
 );
 CREATE INDEX verification_records_by_expiry ON verification_records (tenant_id, expires_at);
 CREATE INDEX verification_records_by_user ON verification_records (tenant_id, user_id);
+CREATE INDEX verification_records_by_connector ON verification_records (tenant_id, connector_id);
 
 -- The account center's settings: which version of the sealed record `account-center/TENANT` holds.
 CREATE TABLE account_centers (

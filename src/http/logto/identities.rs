@@ -147,8 +147,9 @@ async fn one_social(
     path: Path<(String, String)>,
 ) -> Result<HttpResponse, ApiError> {
     let (identity, set) = one(&caller, &tokens, &request, &path, Family::Social).await?;
-    let shown = json!({ "identity": social(&identity) });
-    Ok(HttpResponse::Ok().json(with_secret(shown, &caller.tenant, set.as_ref())))
+    let shown = with_secret(json!({ "identity": social(&identity) }), &caller.tenant, set.as_ref());
+    Ok(HttpResponse::Ok()
+        .json(with_status(shown, &caller, &tokens, &request, (&identity, set.as_ref())).await?))
 }
 
 async fn one_sso(
@@ -159,7 +160,24 @@ async fn one_sso(
 ) -> Result<HttpResponse, ApiError> {
     let (identity, set) = one(&caller, &tokens, &request, &path, Family::Sso).await?;
     let shown = json!({ "ssoIdentity": sso(&caller.tenant, &identity) });
-    Ok(HttpResponse::Ok().json(with_secret(shown, &caller.tenant, set.as_ref())))
+    let shown = with_secret(shown, &caller.tenant, set.as_ref());
+    Ok(HttpResponse::Ok()
+        .json(with_status(shown, &caller, &tokens, &request, (&identity, set.as_ref())).await?))
+}
+
+/// Adds what can be had of the tokens, Lacre's own, where they are asked for.
+async fn with_status(
+    mut shown: Value,
+    caller: &Caller,
+    tokens: &Tokens,
+    request: &HttpRequest,
+    (identity, set): (&Identity, Option<&TokenSetInfo>),
+) -> Result<Value, TokensError> {
+    if says_yes(request, INCLUDE) {
+        let status = tokens.token_status(&caller.tenant, &identity.connection(), set).await?;
+        shown["tokenStatus"] = json!(status.name());
+    }
+    Ok(shown)
 }
 
 async fn one(

@@ -33,7 +33,7 @@ async fn create(caller: Caller, issuer: Data<Issuer>, body: Body) -> Result<Http
     let user = UserId::parse(&user.unwrap_or_default()).map_err(|_| IssuerError::NoSuchUser)?;
     let made = issuer.issue_subject_token(&caller, &user).await?;
     let token = made.token.expose_secret();
-    let mut json = SecretJson::object(&json!({ "expiresIn": made.expires_in }), token.len());
-    json.name("subjectToken").utf8(token).raw("}");
+    let mut json = SecretJson::object(&json!({}), token.len() + 32);
+    json.name("subjectToken").utf8(token).name("expiresIn").raw(&made.expires_in.to_string()).raw("}");
     Ok(json.finish().respond(HttpResponse::Created(), "application/json"))
 }

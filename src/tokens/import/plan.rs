@@ -10,12 +10,12 @@ use zeroize::Zeroizing;
 use super::report::{Kind, Skip, Told};
 use crate::clock::Timestamp;
 use crate::ids::{ConnectorId, IdentityId, TokenSetId, UserId};
-use crate::tokens::connectors::{factory, target_of};
+use crate::tokens::connectors::{destinations, factory, target_of};
 use crate::tokens::identities::check_account;
 use crate::tokens::logto_format::{Kek, TokenSet};
 use crate::tokens::model::{Connection, Connector, Family, Identity, Shown, User};
 use crate::tokens::plan::{self, Phase};
-use crate::tokens::sets::{Brought, jitter};
+use crate::tokens::sets::{Bound, Brought, jitter};
 use crate::tokens::store::logto::{ConnectorRow, SecretRow, SsoIdentityRow, UserRow};
 use crate::tokens::store::sets::Set;
 use crate::tokens::store::users::Account;
@@ -228,7 +228,11 @@ pub(super) fn set(
     let tokens = TokenSet::from_json(&plain).map_err(|_| Skip::loss("is not a token set inside"))?;
     let brought = brought(tokens, row)?;
     let has_refresh_token = brought.refresh_token.is_some();
-    let payload = brought.payload(&connector.id, identity_id, None);
+    let destinations = destinations(connector);
+    let (sends_to, revokes_at) =
+        destinations.ok_or_else(|| Skip::loss("its connector has no configuration"))?;
+    let bound = Bound { connector: &connector.id, identity: identity_id, sends_to, revokes_at };
+    let payload = brought.payload(&bound, None);
     let Brought { scope, token_type, expires_at, issued_at, .. } = brought;
     let ahead = connector.refresh_ahead;
     let set = Set {

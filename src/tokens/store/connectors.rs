@@ -96,16 +96,71 @@ fn found(conn: &mut Conn, tenant: &TenantId, row: Option<Row>) -> Result<Option<
     Ok(Some(Found { connector, version, breaker_failures, sealed }))
 }
 
-/// The connector of that id.
+/// The connector of that id. Each statement sees a moment of its own: one that was changed between row and definition
+/// is read again.
 pub(in crate::tokens) fn find(
     conn: &mut Conn,
     tenant: &TenantId,
     id: &ConnectorId,
 ) -> Result<Option<Found>, DbError> {
+    match find_once(conn, tenant, id)? {
+        Some(Found { sealed: None, .. }) => find_once(conn, tenant, id),
+        found => Ok(found),
+    }
+}
+
+fn find_once(conn: &mut Conn, tenant: &TenantId, id: &ConnectorId) -> Result<Option<Found>, DbError> {
     let query = connectors::table
         .filter(connectors::tenant_id.eq(tenant.as_str()).and(connectors::id.eq(id.as_str())));
     let row: Option<Row> = with_conn!(&mut *conn, |c| query.select(Row::as_select()).first(c).optional())?;
     found(conn, tenant, row)
+}
+
+/// Whether a connector is there and keeps tokens.
+pub(in crate::tokens) fn stores_tokens(
+    conn: &mut Conn,
+    tenant: &TenantId,
+    id: &ConnectorId,
+) -> Result<bool, DbError> {
+    let query = connectors::table
+        .filter(connectors::tenant_id.eq(tenant.as_str()).and(connectors::id.eq(id.as_str())))
+        .select(connectors::stores_tokens);
+    let stores: Option<i64> = with_conn!(conn, |c| query.first(c).optional())?;
+    Ok(stores == Some(1))
+}
+
+/// Whether the connector of a connection is there and keeps tokens.
+pub(in crate::tokens) fn target_stores_tokens(
+    conn: &mut Conn,
+    tenant: &TenantId,
+    family: Family,
+    target: &str,
+) -> Result<bool, DbError> {
+    let query = connectors::table
+        .filter(connectors::tenant_id.eq(tenant.as_str()).and(connectors::target.eq(target)))
+        .filter(connectors::family.eq(family.name()))
+        .select(connectors::stores_tokens);
+    let stores: Option<i64> = with_conn!(conn, |c| query.first(c).optional())?;
+    Ok(stores == Some(1))
+}
+
+/// Connectors of which the upkeep has to know: `(id, whether it keeps tokens, whether its provider is left alone)`.
+pub(in crate::tokens) fn all(
+    conn: &mut Conn,
+    tenant: &TenantId,
+    now: Timestamp,
+) -> Result<Vec<(ConnectorId, bool, bool)>, DbError> {
+    let query = connectors::table.filter(connectors::tenant_id.eq(tenant.as_str())).select((
+        connectors::id,
+        connectors::stores_tokens,
+        connectors::breaker_until,
+    ));
+    let rows: Vec<(String, i64, i64)> = with_conn!(conn, |c| query.load(c))?;
+    let read = |(id, stores, until): (String, i64, i64)| {
+        let id = ConnectorId::parse(&id).map_err(|_| DbError::impossible("connectors", &id))?;
+        Ok((id, stores != 0, until > now.as_micros()))
+    };
+    rows.into_iter().map(read).collect()
 }
 
 /// The tenant's connectors of a family, oldest first.
@@ -235,11 +290,18 @@ pub(in crate::tokens) fn settings_place(tenant: &TenantId, version: u64) -> Plac
     Place::new(RecordKind::AccountCenter, tenant, &["settings"], version)
 }
 
+/// Settings as they were read.
+type Settings = Option<(u64, Option<UnopenedRecord>)>;
+
 /// The account center's settings and their version; `None` if nobody has set them.
-pub(in crate::tokens) fn settings(
-    conn: &mut Conn,
-    tenant: &TenantId,
-) -> Result<Option<(u64, Option<UnopenedRecord>)>, DbError> {
+pub(in crate::tokens) fn settings(conn: &mut Conn, tenant: &TenantId) -> Result<Settings, DbError> {
+    match settings_once(conn, tenant)? {
+        Some((_, None)) => settings_once(conn, tenant),
+        found => Ok(found),
+    }
+}
+
+fn settings_once(conn: &mut Conn, tenant: &TenantId) -> Result<Settings, DbError> {
     let query = account_centers::table.find(tenant.as_str()).select(account_centers::version);
     let version: Option<i64> = with_conn!(&mut *conn, |c| query.first(c).optional())?;
     let Some(version) = version else { return Ok(None) };

@@ -50,11 +50,16 @@ pub(in crate::tokens) fn place(
     Place::new(RecordKind::TokenSet, tenant, &parts, version)
 }
 
+/// `last_error` of a set whose last request at the provider may have been received: the answer was lost.
+pub(in crate::tokens) const LOST: &str = "provider-lost";
+
 /// A set with all that a read needs, of one moment.
 pub(in crate::tokens) struct Found {
     pub(in crate::tokens) set: Set,
     /// `None`: the row is there and its values are not, which no crash leaves.
     pub(in crate::tokens) sealed: Option<UnopenedRecord>,
+    /// Whether its connector is there and keeps tokens; else the set is about to be deleted.
+    pub(in crate::tokens) is_kept: bool,
     pub(in crate::tokens) lease_is_over: bool,
     pub(in crate::tokens) breaker_until: Timestamp,
     pub(in crate::tokens) breaker_reason: Option<String>,
@@ -71,6 +76,7 @@ impl Found {
             issued_at: set.issued_at,
             lease_is_over: self.lease_is_over,
             spent: set.spent,
+            is_doubtful: set.last_error.as_deref() == Some(LOST),
             wait_until: set.retry_at.max(self.breaker_until),
         }
     }
@@ -200,8 +206,8 @@ pub(in crate::tokens) fn find(
     row.map(Set::try_from).transpose()
 }
 
-/// `breaker_until` and `breaker_reason` of the connector, if that is there.
-type Breaker = (Option<i64>, Option<String>);
+/// `breaker_until`, `breaker_reason` and `stores_tokens` of the connector, if that is there.
+type OfConnector = (Option<i64>, Option<String>, Option<i64>);
 
 /// The set of a user's connection with all that a read needs.
 pub(in crate::tokens) fn find_with_values(
@@ -217,16 +223,27 @@ pub(in crate::tokens) fn find_with_values(
         .filter(token_sets::tenant_id.eq(tenant.as_str()).and(token_sets::user_id.eq(user.as_str())))
         .filter(token_sets::family.eq(connection.family.name()))
         .filter(token_sets::target.eq(&connection.target));
-    let breaker = (connectors::breaker_until.nullable(), connectors::breaker_reason.nullable());
-    let row: Option<(Row, Breaker)> =
-        with_conn!(&mut *conn, |c| query.select((Row::as_select(), breaker)).first(c).optional())?;
-    let Some((row, (breaker, breaker_reason))) = row else { return Ok(None) };
-    let set = Set::try_from(row)?;
-    let sealed = vault::load_record(conn, &place(tenant, user, connection, set.version))?;
+    let of_connector = (
+        connectors::breaker_until.nullable(),
+        connectors::breaker_reason.nullable(),
+        connectors::stores_tokens.nullable(),
+    );
+    let row: Option<(Row, OfConnector)> =
+        with_conn!(&mut *conn, |c| query.select((Row::as_select(), of_connector)).first(c).optional())?;
+    let Some((row, (breaker, breaker_reason, stores_tokens))) = row else { return Ok(None) };
+    let mut set = Set::try_from(row)?;
+    let mut sealed = vault::load_record(conn, &place(tenant, user, connection, set.version))?;
+    if sealed.is_none() {
+        // Each statement sees a moment of its own: the set may have been refreshed in between.
+        let Some(now) = find(conn, tenant, user, connection)? else { return Ok(None) };
+        sealed = vault::load_record(conn, &place(tenant, user, connection, now.version))?;
+        set = now;
+    }
     // The database's clock is asked only where it decides.
     let lease_is_over = set.phase == Phase::Refreshing && set.lease_until <= clock(conn, now)?;
     let breaker_until = Timestamp::from_micros(breaker.unwrap_or(0));
-    Ok(Some(Found { set, sealed, lease_is_over, breaker_until, breaker_reason }))
+    let is_kept = stores_tokens.is_some_and(|stores| stores != 0);
+    Ok(Some(Found { set, sealed, is_kept, lease_is_over, breaker_until, breaker_reason }))
 }
 
 /// The set of that id.
@@ -282,6 +299,8 @@ pub(in crate::tokens) fn due(
         .filter(token_sets::tenant_id.eq(tenant.as_str()))
         .filter(token_sets::refresh_at.le(now.as_micros()).and(token_sets::retry_at.le(now.as_micros())))
         .filter(token_sets::state.eq(Phase::Idle.name()))
+        // Nobody knows whether the provider has taken their refresh tokens: they wait for a reader.
+        .filter(token_sets::last_error.is_null().or(token_sets::last_error.ne(LOST)))
         .filter(token_sets::connector_id.ne_all(without.iter().map(ConnectorId::as_str)))
         .order(token_sets::expires_at)
         .limit(limit);
@@ -297,7 +316,9 @@ pub(in crate::tokens) fn put(
     sealed: &SealedRecord,
     before: Option<&Set>,
 ) -> Result<bool, DbError> {
-    let row = Row::of(tenant, set);
+    let mut row = Row::of(tenant, set);
+    // By this a refresh that began earlier knows that it was overtaken, by a person.
+    row.issued_at = clock(conn, set.updated_at)?.as_micros();
     let written = match before {
         Some(before) => {
             let update = diesel::update(token_sets::table)
@@ -318,14 +339,14 @@ pub(in crate::tokens) fn put(
 }
 
 /// The intent of a refresh: this daemon does it, until `lease` from now by the database's clock. `None`: somebody
-/// else was first, or the set is another one now.
+/// else was first, or the set is another one now. Else the epoch, and when it began by that clock.
 pub(in crate::tokens) fn begin_refresh(
     conn: &mut Conn,
     tenant: &TenantId,
     set: &Set,
     lease: std::time::Duration,
     now: Timestamp,
-) -> Result<Option<i64>, DbError> {
+) -> Result<Option<(i64, Timestamp)>, DbError> {
     let now = clock(conn, now)?;
     let epoch = set.epoch.saturating_add(1);
     let repeats = set.phase == Phase::Refreshing;
@@ -341,7 +362,7 @@ pub(in crate::tokens) fn begin_refresh(
             token_sets::lease_until.eq(now.plus(lease).as_micros()),
             token_sets::spent.eq(i64::from(repeats)),
         ));
-    Ok((with_conn!(conn, |c| update.execute(c))? == 1).then_some(epoch))
+    Ok((with_conn!(conn, |c| update.execute(c))? == 1).then_some((epoch, now)))
 }
 
 /// What came of storing an answer.
@@ -429,7 +450,20 @@ pub(in crate::tokens) fn fail_refresh(
             token_sets::spent.eq(i64::from(failure.spent)),
             token_sets::lease_until.eq(0),
         ));
-    Ok(with_conn!(conn, |c| update.execute(c))? == 1)
+    let written = with_conn!(&mut *conn, |c| update.execute(c))? == 1;
+    if written && failure.phase == Phase::NeedsReauth {
+        schedule(conn, tenant, set, None)?;
+    }
+    Ok(written)
+}
+
+/// Ends the leases that an earlier run of the only daemon has left.
+pub(in crate::tokens) fn end_leases(conn: &mut Conn, tenant: &TenantId) -> Result<(), DbError> {
+    let left = token_sets::table
+        .filter(token_sets::tenant_id.eq(tenant.as_str()))
+        .filter(token_sets::state.eq(Phase::Refreshing.name()));
+    with_conn!(conn, |c| diesel::update(left).set(token_sets::lease_until.eq(0)).execute(c))?;
+    Ok(())
 }
 
 /// Deletes a set and its values; the set that was there.
@@ -437,7 +471,10 @@ pub(in crate::tokens) fn delete(conn: &mut Conn, tenant: &TenantId, set: &Set) -
     let rows = token_sets::table
         .filter(token_sets::tenant_id.eq(tenant.as_str()).and(token_sets::id.eq(set.id.as_str())));
     let deleted = with_conn!(&mut *conn, |c| diesel::delete(rows).execute(c))? == 1;
-    vault::delete_record(conn, &place(tenant, &set.user, &set.connection, set.version))?;
+    if deleted {
+        // Else another set may stand there by now.
+        vault::delete_record(conn, &place(tenant, &set.user, &set.connection, set.version))?;
+    }
     Ok(deleted)
 }
 

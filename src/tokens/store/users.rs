@@ -11,6 +11,11 @@ use crate::ids::{ConnectorId, IdentityId, TenantId, UserId};
 use crate::tokens::model::{Connection, Family, Identity, User, UserQuery};
 use crate::with_conn;
 
+diesel::define_sql_function! {
+    /// The text in lower case: SQLite's LIKE has no case for ASCII, PostgreSQL's has.
+    fn lower(text: diesel::sql_types::Nullable<diesel::sql_types::Text>) -> diesel::sql_types::Nullable<diesel::sql_types::Text>;
+}
+
 /// A user with what proves the password.
 #[derive(Clone)]
 pub(in crate::tokens) struct Account {
@@ -125,13 +130,13 @@ pub(in crate::tokens) fn list(
             .into_boxed();
         if let Some(pattern) = &pattern {
             let matches = || {
-                users::id
+                lower(users::id.nullable())
                     .like(pattern)
                     .escape('\\')
-                    .or(users::name.like(pattern).escape('\\').assume_not_null())
-                    .or(users::username.like(pattern).escape('\\').assume_not_null())
-                    .or(users::primary_email.like(pattern).escape('\\').assume_not_null())
-                    .or(users::primary_phone.like(pattern).escape('\\').assume_not_null())
+                    .or(lower(users::name).like(pattern).escape('\\').assume_not_null())
+                    .or(lower(users::username).like(pattern).escape('\\').assume_not_null())
+                    .or(lower(users::primary_email).like(pattern).escape('\\').assume_not_null())
+                    .or(lower(users::primary_phone).like(pattern).escape('\\').assume_not_null())
             };
             rows = rows.filter(matches());
             count = count.filter(matches());
@@ -145,7 +150,7 @@ pub(in crate::tokens) fn list(
 
 /// `%` stands for anything; without one the text may be anywhere. An underscore is no wildcard.
 fn pattern(search: &str) -> String {
-    let escaped = search.replace('\\', "\\\\").replace('_', "\\_");
+    let escaped = search.to_lowercase().replace('\\', "\\\\").replace('_', "\\_");
     if escaped.contains('%') { escaped } else { format!("%{escaped}%") }
 }
 
@@ -194,7 +199,14 @@ pub(in crate::tokens) fn insert_missing(
     Ok(with_conn!(conn, |c| insert.execute(c))? == 1)
 }
 
-/// Replaces a user; `false` if it is gone.
+/// Holds a user's row until the transaction ends, so that nobody deletes it meanwhile; `false` if it is gone.
+pub(in crate::tokens) fn hold(conn: &mut Conn, tenant: &TenantId, id: &UserId) -> Result<bool, DbError> {
+    let rows = users::table.filter(users::tenant_id.eq(tenant.as_str()).and(users::id.eq(id.as_str())));
+    let update = diesel::update(rows).set(users::updated_at.eq(users::updated_at));
+    Ok(with_conn!(conn, |c| update.execute(c))? == 1)
+}
+
+/// Replaces a user that has not changed since `before`; `false` if it has, or is gone.
 ///
 /// # Errors
 /// [`DbError::Duplicate`] as [`insert`].
@@ -202,20 +214,24 @@ pub(in crate::tokens) fn update(
     conn: &mut Conn,
     tenant: &TenantId,
     account: &Account,
+    before: Timestamp,
 ) -> Result<bool, DbError> {
     let update = diesel::update(users::table)
         .filter(users::tenant_id.eq(tenant.as_str()).and(users::id.eq(account.user.id.as_str())))
+        .filter(users::updated_at.eq(before.as_micros()))
         .set(Row::of(tenant, account));
     Ok(with_conn!(conn, |c| update.execute(c))? == 1)
 }
 
-/// Deletes a user and the identities; `false` if there was none. Token sets and proofs are the caller's to delete.
+/// Deletes a user and the identities; `false` if there was none. Token sets and proofs are the caller's to delete, after
+/// this: whoever adds one holds the row.
 pub(in crate::tokens) fn delete(conn: &mut Conn, tenant: &TenantId, id: &UserId) -> Result<bool, DbError> {
+    let rows = users::table.filter(users::tenant_id.eq(tenant.as_str()).and(users::id.eq(id.as_str())));
+    let found = with_conn!(&mut *conn, |c| diesel::delete(rows).execute(c))? == 1;
     let identities = user_identities::table
         .filter(user_identities::tenant_id.eq(tenant.as_str()).and(user_identities::user_id.eq(id.as_str())));
-    with_conn!(&mut *conn, |c| diesel::delete(identities).execute(c))?;
-    let rows = users::table.filter(users::tenant_id.eq(tenant.as_str()).and(users::id.eq(id.as_str())));
-    Ok(with_conn!(conn, |c| diesel::delete(rows).execute(c))? == 1)
+    with_conn!(conn, |c| diesel::delete(identities).execute(c))?;
+    Ok(found)
 }
 
 #[derive(Queryable, Selectable, Insertable, AsChangeset)]

@@ -122,6 +122,10 @@ fn plain(error: &TokensError) -> ApiError {
             let message = format!("The answer's {part} is not the one that was asked for.");
             return ApiError::new(BAD_REQUEST, "connector.invalid_request_parameters", message);
         }
+        TokensError::TooManyTries => {
+            let code = "session.verification_blocked_too_many_attempts";
+            (StatusCode::TOO_MANY_REQUESTS, code, "Too many wrong passwords.")
+        }
         TokensError::WrongPassword => {
             (UNPROCESSABLE, "session.invalid_credentials", "The password is not right.")
         }
