@@ -325,8 +325,12 @@ async fn a_connector_that_is_moved_to_another_provider_takes_no_tokens_there() {
     patch(&stage.admin, &at, &json!({ "config": config })).await;
 
     stage.expire();
-    let answer = ana.api.get(&token_of(&connector)).await;
-    assert!(answer.status().is_client_error(), "{}", answer.text().await.unwrap());
+    refused(ana.api.get(&token_of(&connector)).await, 401, REFUSED).await;
+    // Who has the same name there is another account.
+    let record = verified(&other, &ana, &connector, "ana").await;
+    let asked = json!({ "verificationRecordId": record });
+    let answer = ana.api.request(Method::PUT, &token_of(&connector)).json(&asked).send().await.unwrap();
+    refused(answer, 422, NOT_THEIRS).await;
     assert_eq!((other.refreshes(), other.revocations().len()), (0, 0), "a token was sent elsewhere");
     // Neither does a deletion tell it one.
     assert_eq!(ana.api.delete(&format!("/api/my-account/sso-identities/{connector}")).await.status(), 204);
