@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::idp::{CLIENT, FakeIdp, Fault, Mode, id_token};
 use crate::sso::{begin, connect_to, link, token_of, verified, verify};
-use crate::stage::{Stage, USED, User, body, now, refused, text, token_in};
+use crate::stage::{Stage, USED, User, now, refused, text, token_in};
 
 const INVALID: &str = "connector.invalid_response";
 
