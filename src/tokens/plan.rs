@@ -31,6 +31,7 @@ impl Phase {
 
 /// What a decision goes by.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "facts that are each a yes or a no")]
 pub(super) struct Facts {
     pub(super) phase: Phase,
     pub(super) has_refresh_token: bool,

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::model::{Connection, Family};
 use super::plan::{self, Plan};
-use super::refresh::{Ended, INTEGRITY};
+use super::refresh::Ended;
 use super::sets::Values;
 use super::store::sets::{self as store, Found, Set};
 use super::{ProviderError, ProviderFault, Tokens, TokensError, invalid};
@@ -176,14 +176,11 @@ impl Tokens {
                         }
                         // Another daemon's: looked for less often as it takes longer.
                         None => {
-                            sleep_until((Instant::now() + LOOK_EVERY * waits.min(10)).min(deadline)).await
+                            sleep_until((Instant::now() + LOOK_EVERY * waits.min(10)).min(deadline)).await;
                         }
                     }
                 }
                 Plan::Wait => return self.deny(caller, event, TokensError::Busy).await,
-                Plan::Later if found.set.last_error.as_deref() == Some(INTEGRITY) => {
-                    return self.deny(caller, event, VaultError::Integrity.into()).await;
-                }
                 Plan::Later => {
                     let error = TokensError::Provider(later(&found, now));
                     return self.deny(caller, event, error).await;
@@ -225,7 +222,10 @@ fn later(found: &Found, now: Timestamp) -> ProviderError {
     let retry_after = Some(until.since(now)).filter(|wait| !wait.is_zero());
     let named = found.breaker_reason.as_deref().filter(|_| found.breaker_until > now);
     let named = named.or(found.set.last_error.as_deref()).unwrap_or_default();
-    let kind = ProviderFault::parse(named).unwrap_or(ProviderFault::Transient);
+    let kind = match named {
+        store::UNREADABLE => ProviderFault::Protocol,
+        named => ProviderFault::parse(named).unwrap_or(ProviderFault::Transient),
+    };
     ProviderError { kind, retry_after }
 }
 

@@ -77,7 +77,7 @@ struct Begun<'a> {
     prepared: &'a Prepared,
     epoch: i64,
     /// By the database's clock: which of two answers is the newer one.
-    begun_at: Timestamp,
+    since: Timestamp,
     /// Nothing is sent after it.
     send_until: Instant,
 }
@@ -274,7 +274,7 @@ impl Tokens {
         let (tenant, row, now) = (caller.tenant.clone(), set.clone(), self.now());
         let work = move |conn: &mut Conn| store::begin_refresh(conn, &tenant, &row, lease, now);
         let begun = self.parts().db.write::<_, DbError, _>(work).await?;
-        Ok(begun.map(|(epoch, begun_at)| Begun { caller, set, prepared, epoch, begun_at, send_until }))
+        Ok(begun.map(|(epoch, since)| Begun { caller, set, prepared, epoch, since, send_until }))
     }
 
     /// Calls the provider and stores what it says.
@@ -324,7 +324,7 @@ impl Tokens {
                 Stored::Done => return Ok(End::Refreshed(set.version)),
                 // The newer answer wins, if it can go on by itself; the provider may have ended what older ones brought.
                 Stored::Overtaken { version, issued_at }
-                    if begun.begun_at > issued_at && brought.refresh_token.is_some() =>
+                    if begun.since > issued_at && brought.refresh_token.is_some() =>
                 {
                     base = version;
                 }
@@ -441,8 +441,11 @@ impl Tokens {
             phase => phase,
         };
         let is_ok = failure.status.is_some_and(|status| (200..300).contains(&status));
-        let is_lost = failure.was_sent && (failure.status.is_none() || is_ok);
-        let error = if is_lost { store::LOST } else { fault.name() };
+        let error = match failure.status {
+            None if failure.was_sent => store::LOST,
+            Some(_) if is_ok && failure.class == Class::Protocol => store::UNREADABLE,
+            _ => fault.name(),
+        };
         self.end_with(begun, phase, error, failure.retry_after).await?;
         Ok(provider_error(failure))
     }
@@ -560,7 +563,7 @@ fn refreshed(begun: &Begun<'_>, brought: &Brought, version: u64, now: Timestamp)
         scope: brought.scope.clone().or_else(|| set.scope.clone()),
         token_type: brought.token_type.clone().or_else(|| set.token_type.clone()),
         expires_at: brought.expires_at,
-        issued_at: begun.begun_at,
+        issued_at: begun.since,
         version,
         refresh_at: plan::refresh_at(brought.expires_at, brought.issued_at, true, ahead, spread),
         updated_at: now,

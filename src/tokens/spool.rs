@@ -135,29 +135,21 @@ impl Tokens {
         fs::try_exists(self.spool_of(set, set.version + 1)).await.unwrap_or(false)
     }
 
-    /// The answers that an earlier run had to leave in the spool.
-    pub(super) async fn spooled(&self) -> Vec<PathBuf> {
-        let mut found = Vec::new();
-        let Ok(mut entries) = fs::read_dir(&self.parts().spool).await else { return found };
+    /// Stores what lies in the spool; what the database does not take stays there.
+    pub(super) async fn replay_spool(&self) {
+        let Ok(mut entries) = fs::read_dir(&self.parts().spool).await else { return };
         while let Ok(Some(entry)) = entries.next_entry().await {
             let path = entry.path();
-            match path.extension().is_some_and(|ending| ending == "json") {
-                true => found.push(path),
-                // A file that was being written when the process ended: its answer is lost.
-                false => remove(&path).await,
+            if path.extension().is_none_or(|ending| ending != "json") {
+                continue;
             }
-        }
-        found
-    }
-
-    /// Stores what was found in the spool; what the database does not take stays there, and is returned.
-    pub(super) async fn replay(&self, found: Vec<PathBuf>) -> Vec<PathBuf> {
-        let mut left = Vec::new();
-        for path in found {
             let read = fs::read(&path).await.ok();
             let spooled = read.and_then(|bytes| serde_json::from_slice::<Spooled>(&bytes).ok()?.read());
             let Some((tenant, base, set, sealed)) = spooled else {
-                tracing::error!(path = %path.display(), "a file of the spool is not understood and stays there");
+                tracing::error!(path = %path.display(), "a file of the spool is not understood and is put aside");
+                if let Err(error) = fs::rename(&path, path.with_extension("bad")).await {
+                    tracing::warn!(%error, "it cannot be put aside");
+                }
                 continue;
             };
             match self.finish(&tenant, base, &set, &sealed).await {
@@ -166,13 +158,9 @@ impl Tokens {
                     tracing::info!(token_set = %set.id, stored, "an answer came out of the spool");
                     remove(&path).await;
                 }
-                Err(error) => {
-                    tracing::warn!(%error, "the spool waits for the database");
-                    left.push(path);
-                }
+                Err(error) => tracing::warn!(%error, "the spool waits for the database"),
             }
         }
-        left
     }
 }
 
@@ -191,7 +179,9 @@ async fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 /// Removes a file of the spool; one that stays is found to be stored already at the next start.
 pub(super) async fn remove(path: &Path) {
-    if let Err(error) = fs::remove_file(path).await {
+    if let Err(error) = fs::remove_file(path).await
+        && error.kind() != io::ErrorKind::NotFound
+    {
         tracing::warn!(%error, path = %path.display(), "a file stays in the spool");
     }
 }

@@ -34,17 +34,16 @@ impl Tokens {
                 tracing::warn!(%error, "the leases of an earlier run end by themselves");
             }
         }
-        let spooled = self.spooled().await;
-        self.replay(spooled).await;
+        self.replay_spool().await;
     }
 
     /// Runs until the task is dropped.
     pub async fn run(&self, tenant: &TenantId) {
-        let mut spooled = self.spooled().await;
         // Connectors whose sets are being refreshed. One that hangs takes minutes, for which no other waits.
         let (mut busy, mut under_way) = (Vec::new(), FuturesUnordered::new());
         loop {
-            spooled = self.replay(spooled).await;
+            // Also what this run had to leave, because the database refused it.
+            self.replay_spool().await;
             let pause = tokio::time::sleep(EVERY);
             tokio::pin!(pause);
             loop {

@@ -182,6 +182,10 @@ async fn a_real_providers_set_is_kept_alive_revoked_and_unlinked() {
     refused(ana.api.get(&path(TARGET)).await, 404, NOTHING).await;
     let report = provider.report().await;
     assert_eq!((&report["reused"], report["refused"].as_array().unwrap().len()), (&json!(0), 1), "{report}");
+    until("the end of the grant at the provider", Duration::from_secs(10), async || {
+        provider.report().await["revoked"].as_u64().unwrap() > 0
+    })
+    .await;
     assert_eq!((stage.sets(), stage.idp.connections()), (0, 0));
     stage.finish().await;
 }

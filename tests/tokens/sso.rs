@@ -385,7 +385,8 @@ async fn an_enterprises_connector_without_storage_keeps_identities_and_no_tokens
     assert_eq!(stage.sets(), 0);
     refused(ana.api.get(&token_of(&connector)).await, 404, NOTHING).await;
     let shown = seen(&stage, &ana, &connector).await.unwrap();
-    assert_eq!(members(&shown), ["ssoIdentity"], "the identity stays and its tokens do not");
+    assert_eq!(members(&shown), ["ssoIdentity", "tokenStatus"], "the identity stays and its tokens do not");
+    assert_eq!(shown["tokenStatus"], "not_applicable");
     refused(renew(&ana, &connector, Method::PUT, "verificationRecordId", &parked).await, 400, USED).await;
     let record = verified(&stage.idp, &ana, &connector, "ana").await;
     let none = "verification_record.social_verification.token_response_not_found";

@@ -83,6 +83,9 @@ async fn the_log_tells_what_became_of_a_set() {
     let deleted = stage.admin.delete(&format!("/api/secrets/{}", text(&shown["id"]))).await;
     assert_eq!(deleted.status(), 204);
     is_told(&stage, "token-set.delete", "token-set", 1, "success").await;
+    // That was local. Who unlinks takes the grant back at the provider too.
+    body(stage.reauthorise(&ana, "ana").await, 200).await;
+    assert_eq!(ana.api.delete(&format!("/api/my-account/identities/{ACME}")).await.status(), 204);
     is_told(&stage, "token-set.revoke", "provider", 1, "success").await;
     body(stage.reauthorise(&ana, "ana").await, 200).await;
     assert_eq!(ana.api.delete("/api/my-account/identities/acme").await.status(), 204);

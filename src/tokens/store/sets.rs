@@ -9,6 +9,7 @@ use crate::db::{self, Conn, DbError};
 use crate::ids::{ConnectorId, TenantId, TokenSetId, UserId};
 use crate::tokens::model::{Connection, Family};
 use crate::tokens::plan::{Facts, Phase};
+use crate::tokens::refresh::INTEGRITY;
 use crate::vault::{self, Place, RecordKind, SealedRecord, UnopenedRecord};
 use crate::with_conn;
 
@@ -52,6 +53,8 @@ pub(in crate::tokens) fn place(
 
 /// `last_error` of a set whose last request at the provider may have been received: the answer was lost.
 pub(in crate::tokens) const LOST: &str = "provider-lost";
+/// The same of an answer that came and says nothing.
+pub(in crate::tokens) const UNREADABLE: &str = "provider-unreadable";
 
 /// A set with all that a read needs, of one moment.
 pub(in crate::tokens) struct Found {
@@ -76,8 +79,12 @@ impl Found {
             issued_at: set.issued_at,
             lease_is_over: self.lease_is_over,
             spent: set.spent,
-            is_doubtful: set.last_error.as_deref() == Some(LOST),
-            wait_until: set.retry_at.max(self.breaker_until),
+            is_doubtful: matches!(set.last_error.as_deref(), Some(LOST | UNREADABLE)),
+            wait_until: match set.last_error.as_deref() {
+                // The pause is for the upkeep: who reads is told what it is.
+                Some(INTEGRITY) => self.breaker_until,
+                _ => set.retry_at.max(self.breaker_until),
+            },
         }
     }
 }
@@ -300,7 +307,7 @@ pub(in crate::tokens) fn due(
         .filter(token_sets::refresh_at.le(now.as_micros()).and(token_sets::retry_at.le(now.as_micros())))
         .filter(token_sets::state.eq(Phase::Idle.name()))
         // Nobody knows whether the provider has taken their refresh tokens: they wait for a reader.
-        .filter(token_sets::last_error.is_null().or(token_sets::last_error.ne(LOST)))
+        .filter(token_sets::last_error.is_null().or(token_sets::last_error.ne_all([LOST, UNREADABLE])))
         .filter(token_sets::connector_id.ne_all(without.iter().map(ConnectorId::as_str)))
         .order(token_sets::expires_at)
         .limit(limit);
