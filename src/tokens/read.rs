@@ -138,6 +138,7 @@ impl Tokens {
     ) -> Result<Released, TokensError> {
         let deadline = Instant::now() + self.parts().config.read_deadline;
         let (mut refreshes, mut waits, mut ended) = (0, 0_u32, Ended::InTheRow);
+        let mut failures = u64::MAX;
         loop {
             let found = self.found_set(&caller.tenant, user, connection).await?;
             let Some(found) = found else {
@@ -148,7 +149,12 @@ impl Tokens {
             }
             let now = self.now();
             let mut planned = plan::decide(&found.facts(), now, self.parts().config.leeway);
+            // Failed just now: one read asks the provider once.
+            let has_failed = found.set.failures > failures;
             let is_over = ended != Ended::InTheRow || refreshes == REFRESHES || deadline <= Instant::now();
+            if planned == Plan::Refresh && has_failed {
+                planned = if plan::is_valid(found.set.expires_at, now) { Plan::Serve } else { Plan::Later };
+            }
             if planned == Plan::Refresh && is_over {
                 if !plan::is_valid(found.set.expires_at, now) {
                     let why = match ended {
@@ -162,7 +168,7 @@ impl Tokens {
             match planned {
                 Plan::Serve => return self.serve(caller, found, event).await,
                 Plan::Refresh => {
-                    refreshes += 1;
+                    (refreshes, failures) = (refreshes + 1, found.set.failures);
                     let flight = self.refresh(&caller.tenant, &found.set);
                     // Late: the flight goes on without this read.
                     ended = timeout_at(deadline, flight).await.unwrap_or(Ended::InTheRow);

@@ -135,6 +135,16 @@ impl Tokens {
         fs::try_exists(self.spool_of(set, set.version + 1)).await.unwrap_or(false)
     }
 
+    /// Removes files that were being written when the process ended: their answers are lost. Before anything is written.
+    pub(super) async fn clear_unfinished(&self) {
+        let Ok(mut entries) = fs::read_dir(&self.parts().spool).await else { return };
+        while let Ok(Some(entry)) = entries.next_entry().await {
+            if entry.path().extension().is_some_and(|ending| ending == "new") {
+                remove(&entry.path()).await;
+            }
+        }
+    }
+
     /// Stores what lies in the spool; what the database does not take stays there.
     pub(super) async fn replay_spool(&self) {
         let Ok(mut entries) = fs::read_dir(&self.parts().spool).await else { return };

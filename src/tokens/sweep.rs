@@ -34,6 +34,7 @@ impl Tokens {
                 tracing::warn!(%error, "the leases of an earlier run end by themselves");
             }
         }
+        self.clear_unfinished().await;
         self.replay_spool().await;
     }
 
