@@ -59,6 +59,7 @@ bench: ## Print the figures: device and daemon, each beside the raw device of th
 	cargo bench --locked --bench signing
 	cargo bench --locked --bench latency
 	cargo bench --locked --bench sealer
+	cargo bench --locked --bench tokens
 
 capabilities: ## Put what the devices of the tests can do into README.md
 	@scripts/deps.sh test

@@ -1,4 +1,4 @@
-//! What both benches share: flags, medians, plain tables.
+//! What the benches share: flags, medians, plain tables.
 
 #![allow(dead_code, reason = "each bench uses a part of it")]
 

@@ -1,5 +1,7 @@
 //! What the device does without Lacre: one thread, one session, cached handles, keys of the session.
 
+#![allow(dead_code, reason = "each bench uses a part of it")]
+
 use std::time::{Duration, Instant};
 
 use cryptoki_sys::{

@@ -35,7 +35,7 @@ pub struct Between {
     pub module: Option<PathBuf>,
     /// The module's environment.
     pub env: Vec<(&'static str, PathBuf)>,
-    /// Lines of `[seal]`.
+    /// Lines of `[seal]`, and sections after it.
     pub seal: &'static str,
 }
 
@@ -114,8 +114,6 @@ impl Installation {
         if rows == 0 {
             return 0;
         }
-        let file = self.token.dir.join("lacre.db");
-        let mut database = SqliteConnection::establish(file.to_str().unwrap()).unwrap();
         let id = "printf('%08x-0000-7000-8000-%012x', n, n)";
         let numbers = format!(
             "WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {rows})"
@@ -132,8 +130,18 @@ impl Installation {
                  created_at FROM (SELECT * FROM secret_versions LIMIT 1), numbers;
              COMMIT; PRAGMA wal_checkpoint(TRUNCATE);"
         );
-        database.batch_execute(&statements).unwrap();
+        self.sqlite().batch_execute(&statements).unwrap();
         rows
+    }
+
+    /// The SQLite file, for while the daemon does not run.
+    pub fn sqlite(&self) -> SqliteConnection {
+        SqliteConnection::establish(self.sqlite_file().to_str().unwrap()).unwrap()
+    }
+
+    /// Where it is.
+    pub fn sqlite_file(&self) -> PathBuf {
+        self.token.dir.join("lacre.db")
     }
 }
 
@@ -206,11 +214,20 @@ impl Daemon {
         load
     }
 
-    /// Its resident memory.
+    /// Its resident memory, without that of its sealer process.
     pub fn memory_kib(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse().unwrap()
+        resident_kib(&status).unwrap()
+    }
+
+    /// The resident memory of its sealer process; 0 if it has none.
+    pub fn sealer_memory_kib(&self) -> u64 {
+        let parent = format!("PPid:\t{}", self.process.id());
+        let processes = fs::read_dir("/proc").unwrap().flatten();
+        // Others may end while they are looked at.
+        let statuses = processes.filter_map(|entry| fs::read_to_string(entry.path().join("status")).ok());
+        let children = statuses.filter(|status| status.lines().any(|line| line == parent));
+        children.filter_map(|status| resident_kib(&status)).sum()
     }
 
     /// Ends it as systemd does.
@@ -227,4 +244,10 @@ impl Drop for Daemon {
         // After a failed assertion; after stop() there is nothing left to kill.
         let _ = self.process.kill();
     }
+}
+
+/// The resident memory in a `/proc/PID/status`.
+fn resident_kib(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().trim_end_matches(" kB").parse().ok()
 }
