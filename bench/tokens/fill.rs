@@ -4,6 +4,8 @@
 //! indexes are as large as they would be: users, identities, token sets and sealed records, under ids scattered as
 //! random ones are. The real rows are moved to lie scattered among the others, as those of any thousand users do.
 
+use std::fs::File;
+
 use diesel::connection::SimpleConnection;
 use diesel::sql_types::Text;
 use diesel::{QueryableByName, RunQueryDsl, SqliteConnection};
@@ -80,6 +82,8 @@ pub fn around(installation: &Installation, users: u64, sets: u64) {
             from = to + 1;
         }
     }
+    // Else the first audit records wait until the kernel has written all this.
+    File::open(installation.sqlite_file()).unwrap().sync_all().unwrap();
 }
 
 /// Moves the users' rows to the multiples of `step`, and all others out of the way.
