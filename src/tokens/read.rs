@@ -152,7 +152,7 @@ impl Tokens {
             // Failed just now: one read asks the provider once.
             let has_failed = found.set.failures > failures;
             let is_over = ended != Ended::InTheRow || refreshes == REFRESHES || deadline <= Instant::now();
-            if planned == Plan::Refresh && has_failed {
+            if planned == Plan::Refresh && has_failed && ended == Ended::InTheRow {
                 planned = if plan::is_valid(found.set.expires_at, now) { Plan::Serve } else { Plan::Later };
             }
             if planned == Plan::Refresh && is_over {
