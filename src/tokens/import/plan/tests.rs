@@ -28,8 +28,15 @@ fn connector_row(factory: &str, config: Value) -> ConnectorRow {
 fn connectors() -> Connectors {
     let (mut social, _) = connector(connector_row("oauth2", json!({})), Family::Social, NOW).unwrap();
     social.refresh_ahead = 60;
+    // As sealing leaves it.
+    social.shown.config = json!({
+        "authorizationEndpoint": "https://idp.example/auth", "tokenEndpoint": "https://idp.example/token",
+        "userInfoEndpoint": "https://idp.example/me", "clientId": "c", "clientSecret": "********",
+    });
     let sso = ConnectorRow { id: "ssoc0nnector".to_owned(), ..connector_row("OIDC", json!({})) };
-    let (sso, _) = connector(sso, Family::Sso, NOW).unwrap();
+    let (mut sso, _) = connector(sso, Family::Sso, NOW).unwrap();
+    sso.shown.config =
+        json!({ "issuer": "https://idp.example", "clientId": "c", "clientSecret": "********" });
     [social, sso].into_iter().map(|found| (found.id.clone(), found)).collect()
 }
 
@@ -207,7 +214,7 @@ fn a_token_set_keeps_id_times_and_metadata() {
     let payload: Value = serde_json::from_slice(&payload).unwrap();
     let expected = json!({
         "access_token": "at-1", "id_token": "it-1", "refresh_token": "rt-1",
-        "connector": "c0nnector001", "identity": "a1",
+        "connector": "c0nnector001", "identity": "a1", "sends_to": "https://idp.example",
     });
     assert_eq!(payload, expected);
 
