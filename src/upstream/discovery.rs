@@ -1,7 +1,7 @@
 //! A provider's metadata (OpenID Connect Discovery 1.0, RFC 8414).
 //!
 //! Metadata name the places that get client secrets and tokens, so they are believed only about the issuer that
-//! was configured, and only about hosts that are its own or were named by the operator.
+//! was configured, and only about hosts that are its own or are known to be the provider's.
 
 use url::Url;
 
