@@ -94,7 +94,7 @@ impl Kek {
     /// Reads standard base64, with or without padding, and white space around it.
     ///
     /// # Errors
-    /// [`BadKek`] unless it is the form of 32 bytes. Logto notices that at first use only.
+    /// `BadKek` unless it is the form of 32 bytes. Logto notices that at first use only.
     pub fn from_base64(text: &SecretString) -> Result<Self, BadKek> {
         let bytes = Zeroizing::new(LENIENT.decode(text.expose_secret().trim()).map_err(|_| BadKek)?);
         let mut key = Zeroizing::new([0; KEY_LEN]);
@@ -105,10 +105,10 @@ impl Kek {
         Ok(Self(key))
     }
 
-    /// Decrypts a row: the UTF-8 JSON that [`TokenSet::from_json`] reads.
+    /// Decrypts a row: the UTF-8 JSON that `TokenSet::from_json` reads.
     ///
     /// # Errors
-    /// [`NotOurs`] for other keys, other lengths and any altered bit.
+    /// `NotOurs` for other keys, other lengths and any altered bit.
     pub fn open(
         &self,
         encrypted_dek: &[u8],
@@ -128,7 +128,7 @@ impl Kek {
     /// Encrypts a row for Logto.
     ///
     /// # Errors
-    /// [`BadTokenSet`] for a plaintext longer than AES-GCM can take.
+    /// `BadTokenSet` for a plaintext longer than AES-GCM can take.
     pub fn seal(&self, plaintext: &[u8], fresh: &Fresh) -> Result<SealedSet, BadTokenSet> {
         let (wrapped, wrap_tag) = encrypt(self.0.as_slice(), fresh.wrap_iv, fresh.dek.as_slice())?;
         let (ciphertext, auth_tag) = encrypt(fresh.dek.as_slice(), fresh.data_iv, plaintext)?;
@@ -145,7 +145,7 @@ impl SealedSet {
     /// Reads the member `encryptedTokenSetBase64`.
     ///
     /// # Errors
-    /// [`BadTokenSet`] for anything but the base64 of that JSON.
+    /// `BadTokenSet` for anything but the base64 of that JSON.
     pub fn from_transport(text: &str) -> Result<Self, BadTokenSet> {
         let bytes = |text: &str| STANDARD.decode(text).map_err(|_| BadTokenSet);
         let transport: Transport = serde_json::from_slice(&bytes(text)?).map_err(|_| BadTokenSet)?;
@@ -178,7 +178,7 @@ impl TokenSet {
     /// Reads the plaintext of a row.
     ///
     /// # Errors
-    /// [`BadTokenSet`] if it is not such a JSON. The cause is left out: it could quote a token.
+    /// `BadTokenSet` if it is not such a JSON. The cause is left out: it could quote a token.
     pub(super) fn from_json(plaintext: &[u8]) -> Result<Self, BadTokenSet> {
         serde_json::from_slice(plaintext).map_err(|_| BadTokenSet)
     }
