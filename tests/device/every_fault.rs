@@ -216,8 +216,7 @@ async fn run(what: What, faults: Vec<Fault>) {
     for (answer, count) in &all.refused {
         println!("{count:5} x {answer}");
     }
-    // 413 to 421 of 459 on two cores, by how busy they are.
-    assert!(all.fired * 20 >= faults.len() * 17, "too many faults met no call");
+    assert!(all.fired * 10 >= faults.len() * 9, "too many faults met no call");
 }
 
 /// Whether a function's failure after its effect is a case of its own.
